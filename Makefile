@@ -1,0 +1,38 @@
+# `make demo` and `make test` set everything up by themselves; nothing but Python 3.11 or newer and make is needed.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check format docs proofs clean
+
+# One finished stamp per set of requirements: an interrupted set-up is done again, a finished one is not.
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "regard needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[compare,dev]'
+	@touch $@
+
+demo: .venv/ready
+	$(BIN)/regard compare se cbam --data fashion --seeds 8 --out runs/demo
+
+test: .venv/ready
+	$(BIN)/python -m pytest -n 2
+
+check: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+proofs: .venv/ready
+	$(BIN)/python -m pytest -m slow
+
+format: .venv/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: .venv/ready
+	$(BIN)/python -m regard.pages docs
+
+clean:
+	rm -rf .venv runs build dist

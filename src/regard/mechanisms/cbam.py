@@ -1,0 +1,158 @@
+"""Convolutional Block Attention Module (Woo et al. 2018): https://arxiv.org/abs/1807.06521"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regard import ops
+from regard.errors import UserError, near
+from regard.norm import BatchNorm
+from regard.registry import Translation, register
+from regard.tap import Tap, fade_in
+
+ARRANGEMENTS = ("channel-spatial", "spatial-channel", "parallel", "channel", "spatial")
+SQUEEZES = ("avg", "max", "lp", "lse")
+
+
+def _squeezes(squeeze: str | Sequence[str]) -> tuple[str, ...]:
+    words = squeeze.split("+") if isinstance(squeeze, str) else squeeze
+    kinds = tuple(kind for word in words for kind in (("avg", "max") if word == "both" else (word,)))
+    if not kinds or any(kind not in SQUEEZES for kind in kinds):
+        raise UserError(f"cbam: squeeze is 'both' or any of {', '.join(SQUEEZES)} joined by '+', got {squeeze!r}")
+    return kinds
+
+
+def _parameters(
+    channels: int,
+    *,
+    reduction: int = 16,
+    kernel_size: int = 7,
+    squeeze: str | Sequence[str] = "both",
+    arrangement: str = "channel-spatial",
+    spatial_dims: int = 2,
+) -> int:
+    hidden = max(1, channels // reduction)
+    channel = 2 * channels * hidden + channels + hidden
+    spatial = 2 * kernel_size**spatial_dims + 2
+    return (arrangement != "spatial") * channel + (arrangement != "channel") * spatial
+
+
+def _translate(tensors: Mapping[str, Tensor], channels: int | None, **args: Any) -> Translation:
+    hidden, inferred = tensors["ChannelGate.mlp.1.weight"].shape
+    channels = args.get("gate_channels", channels) or inferred
+    options = {
+        "reduction": args.get("reduction_ratio", channels // hidden),
+        "squeeze": args.get("pool_types", ("avg", "max")),
+        "arrangement": "channel" if args.get("no_spatial") else "channel-spatial",
+    }
+    names = {"ChannelGate.mlp.1": "down", "ChannelGate.mlp.3": "up"}
+    return channels, options, names | {"SpatialGate.spatial.conv": "conv", "SpatialGate.spatial.bn": "norm"}
+
+
+def _translate_spatial(tensors: Mapping[str, Tensor], channels: int | None, **args: Any) -> Translation:
+    options = {"arrangement": "spatial", "kernel_size": tensors["spatial.conv.weight"].shape[-1]}
+    return channels or 1, options, {"spatial.conv": "conv", "spatial.bn": "norm"}
+
+
+def _start_as_identity(cbam: nn.Module) -> None:
+    fade_in(cbam)
+    # The authors' zero in the norm is a second closed door before the convolution: with both it would learn nothing
+    # in the first steps.
+    if isinstance(getattr(cbam, "norm", None), BatchNorm):
+        nn.init.ones_(cbam.norm.weight)  # type: ignore[union-attr,arg-type]
+
+
+@register(
+    "cbam",
+    category="channel and spatial",
+    paper="Woo et al. 2018, arXiv 1807.06521",
+    place="branches",
+    parameters=_parameters,
+    identity=_start_as_identity,
+    official={"cbam": _translate, "cbam_channel": _translate, "cbam_spatial": _translate_spatial},
+)
+class CBAM(nn.Module):
+    """Weigh the channels by their averages and maxima, then the pixels by theirs.
+
+    Paper:    Woo et al. 2018, CBAM, arXiv 1807.06521, sections 3 and 4.1.
+    Category: channel and spatial; one number per channel, then one per pixel.
+    Formula:  g = sigmoid(mlp(mean_HW(x)) + mlp(max_HW(x)));  x' = x * g;
+              m = sigmoid(norm(conv_k([max_C(x'), mean_C(x')])));  y = x' * m
+    Shape:    x, y: (B, C, *spatial);  g: (B, C, 1, ...);  m: (B, 1, *spatial)
+    Cost:     2 C^2 / r + C + C / r + 2 k^2 + 2 parameters; reads the map six times, writes it twice.
+    Place:    branches: the end of each residual branch, before the addition.
+    Differs:  As the released code, not the paper: the mask has a batch norm (momentum 0.01) whose weight starts at 0, so
+              that the mask starts at exactly 0.5; the maximum comes before the mean; the small network has biases.
+              Fewer channels than `reduction` leave the authors no hidden unit; here at least one stays. The paper does
+              not say how its parallel form joins the two: here both read x and both multiply it. Starting as the
+              identity sets the norm's weight to 1. Popular copies drop the biases, the norm or the hidden activation,
+              add the input a second time, or use a 49x49 kernel.
+    Maps:     `gate`, channel, values in (0, 1); `mask`, spatial, values in (0, 1).
+
+    Args:
+        channels: C.
+        reduction: r, how many times narrower the hidden layer is.
+        kernel_size: k, odd; the paper compares 3 and 7.
+        squeeze: what the channel part sees of each channel: ``"both"`` (average and maximum), or any of ``"avg"``,
+            ``"max"``, ``"lp"`` (root of the sum of squares), ``"lse"`` (log of the sum of exponentials), joined by
+            ``+`` or as a sequence.
+        arrangement: ``"channel-spatial"``, ``"spatial-channel"``, ``"parallel"``, ``"channel"`` or ``"spatial"``.
+        spatial_dims: number of spatial axes of the map: 1, 2 or 3.
+
+    Example:
+        >>> import regard, torch
+        >>> regard.create("cbam", 64, arrangement="parallel")(torch.randn(2, 64, 7, 7)).shape
+        torch.Size([2, 64, 7, 7])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 16,
+        kernel_size: int = 7,
+        squeeze: str | Sequence[str] = "both",
+        arrangement: str = "channel-spatial",
+        spatial_dims: int = 2,
+    ) -> None:
+        super().__init__()
+        if arrangement not in ARRANGEMENTS:
+            hint = near(arrangement, ARRANGEMENTS) or f": it is one of {', '.join(ARRANGEMENTS)}"
+            raise UserError(f"cbam has no arrangement {arrangement!r}{hint}")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise UserError(f"cbam: kernel_size is an odd number, so that the mask fits the map, got {kernel_size}")
+        self.squeeze, self.arrangement = _squeezes(squeeze), arrangement
+        if arrangement != "spatial":
+            hidden = max(1, channels // reduction)
+            self.down = nn.Linear(channels, hidden)
+            self.up = nn.Linear(hidden, channels)
+            nn.init.zeros_(self.down.bias)
+            nn.init.zeros_(self.up.bias)
+            self.gate = Tap("channel")
+        if arrangement != "channel":
+            conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[spatial_dims]
+            self.conv = conv(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+            nn.init.kaiming_normal_(self.conv.weight, mode="fan_out")
+            self.norm = BatchNorm(1, momentum=0.01)
+            nn.init.zeros_(self.norm.weight)
+            self.mask = Tap("spatial")
+
+    def weigh_channels(self, x: Tensor) -> Tensor:
+        squeezed = ops.squeeze(x, tuple(range(2, x.dim())), self.squeeze)
+        logits = torch.stack([self.up(torch.relu(self.down(s.flatten(1)))) for s in squeezed]).sum(0)
+        return self.gate(torch.sigmoid(logits).view(squeezed[0].shape))
+
+    def weigh_pixels(self, x: Tensor) -> Tensor:
+        return self.mask(torch.sigmoid(self.norm(self.conv(torch.cat(ops.squeeze(x, (1,), ("max", "avg")), dim=1)))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.arrangement == "parallel":
+            return ops.gate(x, self.weigh_channels(x), self.weigh_pixels(x))
+        for part in self.arrangement.split("-"):
+            x = ops.gate(x, self.weigh_channels(x) if part == "channel" else self.weigh_pixels(x))
+        return x
+
+    def extra_repr(self) -> str:
+        return f"squeeze={'+'.join(self.squeeze)}, arrangement={self.arrangement}"

@@ -1,0 +1,87 @@
+"""Coordinate Attention (Hou et al. 2021): https://arxiv.org/abs/2103.02907"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from regard import ops
+from regard.norm import BatchNorm
+from regard.registry import Translation, register
+from regard.tap import Tap
+
+
+def _parameters(channels: int, *, reduction: int = 32, min_width: int = 8, spatial_dims: int = 2) -> int:
+    hidden = max(min_width, channels // reduction)
+    return hidden * (channels + 1) + 2 * hidden + spatial_dims * channels * (hidden + 1)
+
+
+def _translate(tensors: Mapping[str, Tensor], channels: int | None, **args: Any) -> Translation:
+    hidden, inferred = tensors["conv1.weight"].shape[:2]
+    channels = args.get("inp", channels) or inferred
+    options = {"reduction": args.get("reduction", max(1, channels // hidden))}
+    return channels, options, {"conv1": "down", "bn1": "norm", "conv_h": "up.0", "conv_w": "up.1"}
+
+
+@register(
+    "coordinate",
+    category="channel and spatial",
+    paper="Hou et al. 2021, arXiv 2103.02907",
+    place="branches",
+    parameters=_parameters,
+    official={"coord_attention": _translate},
+)
+class Coordinate(nn.Module):
+    """Weigh each channel along each axis of the map by a small network that sees its averages across the others.
+
+    Paper:    Hou et al. 2021, Coordinate Attention, arXiv 2103.02907, section 3.2.
+    Category: channel and spatial; one number per channel and row, one per channel and column.
+    Formula:  f = hswish(norm(W1 [mean_W(x), mean_H(x)] + b1));  a = sigmoid(Wh f_h + bh);  b = sigmoid(Ww f_w + bw);
+              y = x * a * b;  hswish(t) = t relu6(t + 3) / 6
+    Shape:    x, y: (B, C, *spatial);  f: (B, M, H + W) with M = max(8, C / r);  a: (B, C, H, 1);  b: (B, C, 1, W)
+    Cost:     M (C + 3) + 2 C (M + 1) parameters; reads x three times, writes it once.
+    Place:    branches: the end of each residual branch, before the addition. The authors put it on the expanded
+              features of MobileNetV2's inverted residuals, after the depthwise convolution.
+    Differs:  Nothing from the released code; the paper does not mention the biases or the least width of 8. Maps with
+              one or three spatial axes are treated alike, an axis at a time, which is ours. Popular copies drop the
+              biases or round the width otherwise.
+    Maps:     `gate.0` (rows), `gate.1` (columns), axis, values in (0, 1).
+
+    Args:
+        channels: C.
+        reduction: r, how many times narrower the hidden layer is.
+        min_width: least width of the hidden layer.
+        spatial_dims: number of spatial axes of the map: 1, 2 or 3.
+
+    Example:
+        >>> import regard, torch
+        >>> regard.create("coordinate", 64)(torch.randn(2, 64, 7, 9)).shape
+        torch.Size([2, 64, 7, 9])
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 32, min_width: int = 8, spatial_dims: int = 2) -> None:
+        super().__init__()
+        hidden = max(min_width, channels // reduction)
+        self.down = nn.Conv1d(channels, hidden, 1)
+        self.norm = BatchNorm(hidden)
+        self.up = nn.ModuleList(nn.Conv1d(hidden, channels, 1) for _ in range(spatial_dims))
+        self.gate = nn.ModuleList(Tap("axis") for _ in range(spatial_dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        axes = range(2, x.dim())
+        profiles = [_profile(x, axis) for axis in axes]
+        f = F.hardswish(self.norm(self.down(torch.cat([profile.flatten(2) for profile in profiles], dim=2))))
+        parts = f.split([x.shape[axis] for axis in axes], dim=2)
+        gates = [
+            tap(torch.sigmoid(up(part)).view(profile.shape))
+            for tap, up, part, profile in zip(self.gate, self.up, parts, profiles, strict=True)
+        ]
+        return ops.gate(x, *gates)
+
+
+def _profile(x: Tensor, axis: int) -> Tensor:
+    """The mean over every spatial axis but one."""
+    others = tuple(other for other in range(2, x.dim()) if other != axis)
+    return ops.squeeze(x, others)[0] if others else x

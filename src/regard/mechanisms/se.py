@@ -1,0 +1,71 @@
+"""Squeeze-and-Excitation (Hu et al. 2018): https://arxiv.org/abs/1709.01507"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regard import ops
+from regard.registry import Translation, register
+from regard.tap import Tap
+
+
+def _parameters(channels: int, *, reduction: int = 16, bias: bool = True) -> int:
+    hidden = max(1, channels // reduction)
+    return 2 * channels * hidden + bias * (channels + hidden)
+
+
+def _translate(tensors: Mapping[str, Tensor], channels: int | None, **args: Any) -> Translation:
+    hidden, inferred = tensors["fc.0.weight"].shape[:2]
+    channels = args.get("channel", channels) or inferred
+    options = {"reduction": args.get("reduction", channels // hidden), "bias": "fc.0.bias" in tensors}
+    return channels, options, {"fc.0": "down", "fc.2": "up"}
+
+
+@register(
+    "se",
+    category="channel",
+    paper="Hu et al. 2018, arXiv 1709.01507",
+    place="branches",
+    parameters=_parameters,
+    official={"se": _translate, "se_nobias": _translate},
+)
+class SE(nn.Module):
+    """Weigh each channel by a small network that sees every channel's average.
+
+    Paper:    Hu et al. 2018, Squeeze-and-Excitation Networks, arXiv 1709.01507, sections 3.1-3.2.
+    Category: channel; one number per channel and image, the same at every pixel.
+    Formula:  s = mean_HW(x);  z = relu(W1 s + b1);  y = x * sigmoid(W2 z + b2)
+    Shape:    x, y: (B, C, *spatial);  s, gate: (B, C, 1, ...)
+    Cost:     2 C^2 / r + C + C / r parameters; reads x twice, writes it once.
+    Place:    branches: the end of each residual branch, before the addition.
+    Differs:  The paper's equations show no biases, the authors' released networks have them; so has this one, and
+              `bias=False` gives the paper's form. Fewer channels than `reduction` leave the authors' formula no hidden
+              unit at all (the gate is then a constant); here at least one stays. Popular copies drop the biases, round
+              the width to multiples of 8, or swap the names of the two activations.
+    Maps:     `gate`, channel, values in (0, 1).
+
+    Args:
+        channels: C.
+        reduction: r, how many times narrower the hidden layer is.
+        bias: whether the two layers have biases.
+
+    Example:
+        >>> import regard, torch
+        >>> regard.create("se", 64)(torch.randn(2, 64, 7, 7)).shape
+        torch.Size([2, 64, 7, 7])
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 16, bias: bool = True) -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.down = nn.Linear(channels, hidden, bias=bias)
+        self.up = nn.Linear(hidden, channels, bias=bias)
+        self.gate = Tap("channel")
+
+    def forward(self, x: Tensor) -> Tensor:
+        (s,) = ops.squeeze(x, tuple(range(2, x.dim())))
+        z = torch.relu(self.down(s.flatten(1)))
+        gate = torch.sigmoid(self.up(z)).view(s.shape)
+        return ops.gate(x, self.gate(gate))

@@ -1,0 +1,24 @@
+"""Batch normalisation as the mechanisms need it."""
+
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class BatchNorm(_BatchNorm):
+    """Batch norm over (B, C, *any), which also trains on a single value per channel.
+
+    One value has no variance: torch refuses it, and its running variance would become NaN. Here such a batch is
+    normalised by the running statistics, which stay as they are. Everything else is ``torch.nn.BatchNorm2d``.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"BatchNorm needs (B, C, ...), got {input.dim()} dimensions")
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and input.numel() == input.shape[1]:
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        return super().forward(input)

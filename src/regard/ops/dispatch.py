@@ -1,0 +1,120 @@
+"""Which implementation of an op runs: the whole choice, in one sitting.
+
+An op is a folder: ``reference.py`` is the law; ``cpu.py`` and ``triton.py`` may stand beside it, each with
+``why_not(*args) -> str | None`` (a reason, or None when it can run) and ``run(*args)``. A missing file is a missing
+implementation.
+
+``auto`` takes the first fast implementation without a reason against it, else the reference. An implementation asked
+for by name runs, or raises with its reason; it never falls back in silence.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regard.errors import UserError, near
+
+FAST = ("triton", "cpu")
+NAMES = ("auto", "reference", *FAST)
+
+_asked = "auto"
+
+
+@contextmanager
+def use_impl(name: str) -> Iterator[None]:
+    """Run every op inside the block by one implementation, in this whole process.
+
+    Args:
+        name: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``.
+
+    Raises:
+        UserError: the name is unknown; inside the block, an op that the implementation cannot run says why.
+
+    Example:
+        >>> import torch, regard
+        >>> with regard.use_impl("reference"):
+        ...     y = regard.create("se", 16)(torch.randn(1, 16, 4, 4))
+    """
+    global _asked
+    if name not in NAMES:
+        raise UserError(f"there is no implementation {name!r}: the names are {', '.join(NAMES)}{near(name, NAMES)}")
+    before, _asked = _asked, name
+    try:
+        yield
+    finally:
+        _asked = before
+
+
+def not_plain(*args: Any) -> str | None:
+    """The guard before every fast implementation: why these arguments may only meet the reference, or None.
+
+    A native function given a meta tensor crashes the process, and inside a tracer it bakes in a constant.
+    """
+    if torch.compiler.is_compiling():
+        return "inside torch.compile or torch.export"
+    if torch.jit.is_tracing() or torch.jit.is_scripting():
+        return "inside torch.jit"
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "inside a torch.func transform"
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return "inside a dispatch mode"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "inside forward-mode differentiation"
+    for tensor in args:
+        if isinstance(tensor, Tensor):
+            if type(tensor) not in (Tensor, torch.nn.Parameter):
+                return f"needs plain tensors, got {type(tensor).__name__}"
+            if tensor.device.type == "meta" or tensor.layout != torch.strided:
+                return f"needs strided tensors with memory, got {tensor.layout} on {tensor.device}"
+    return None
+
+
+class Op:
+    """One op and its implementations.
+
+    Args:
+        package: the op's folder, e.g. ``"regard.ops.gating"``.
+        reference: its plain implementation, imported statically (a lazy import inside a call breaks tracing).
+    """
+
+    def __init__(self, package: str, reference: Callable[..., Any]) -> None:
+        self.name = package.rpartition(".")[2]
+        self.package = package
+        self.reference = reference
+        here = files(package)
+        self.fast = tuple(name for name in FAST if here.joinpath(f"{name}.py").is_file())
+
+    def __call__(self, *args: Any) -> Any:
+        asked = _asked
+        if asked == "reference" or (asked == "auto" and not self.fast):
+            return self.reference(*args)
+        if asked == "auto":
+            asked = next((name for name in self.fast if self.why_not(name, *args) is None), "reference")
+            return self.reference(*args) if asked == "reference" else self._implementation(asked).run(*args)
+        reason = self.why_not(asked, *args)
+        if reason is not None:
+            raise UserError(f"{self.name}[{asked}]: {reason}")
+        return self._implementation(asked).run(*args)
+
+    def why_not(self, name: str, *args: Any) -> str | None:
+        """Why an implementation cannot run these arguments, or None when it can."""
+        if name == "reference":
+            return None
+        if name not in self.fast:
+            return "not implemented"
+        return not_plain(*args) or self._implementation(name).why_not(*args)
+
+    def explain(self, *args: Any) -> dict[str, str | None]:
+        """For every implementation, why ``auto`` would pass it over, or None; ``auto`` takes the first None."""
+        return {name: self.why_not(name, *args) for name in (*FAST, "reference")}
+
+    def _implementation(self, name: str) -> ModuleType:
+        return importlib.import_module(f"{self.package}.{name}")

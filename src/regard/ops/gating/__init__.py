@@ -1,0 +1,1 @@
+"""gate: a map times its gates."""

@@ -1,0 +1,1 @@
+"""squeeze: what stands along some axes, in one number."""

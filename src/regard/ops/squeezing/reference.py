@@ -1,0 +1,26 @@
+"""The law of `squeeze`: plain torch, any device, dtype and rank."""
+
+import torch
+from torch import Tensor
+
+KINDS = ("avg", "max", "lp", "lse")
+
+
+def run(x: Tensor, dims: tuple[int, ...], kinds: tuple[str, ...]) -> tuple[Tensor, ...]:
+    return tuple(_squeeze(x, dims, kind) for kind in kinds)
+
+
+def _squeeze(x: Tensor, dims: tuple[int, ...], kind: str) -> Tensor:
+    if kind == "avg":
+        return x.mean(dims, keepdim=True)
+    if kind == "max":
+        # one axis after the other, the last one first: among equal maxima the first in memory order gets the whole
+        # gradient, as in max pooling; `amax` would share it among them
+        for dim in sorted(dims, reverse=True):
+            x = x.max(dim, keepdim=True).values
+        return x
+    if kind == "lp":
+        return torch.linalg.vector_norm(x, dim=dims, keepdim=True)
+    if kind == "lse":
+        return x.logsumexp(dims, keepdim=True)
+    raise ValueError(f"squeeze kind {kind!r}: the kinds are {', '.join(KINDS)}")

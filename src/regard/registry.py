@@ -1,0 +1,269 @@
+"""The mechanisms by name: what is known of each, and how to build one."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from regard.errors import UserError, near
+from regard.tap import fade_in
+
+SLOTS = ("Paper", "Category", "Formula", "Shape", "Cost", "Place", "Differs", "Maps")
+
+# What the authors' checkpoint asks for: our channels, our options, and their names for our parameters.
+Translation = tuple[int, dict[str, Any], dict[str, str]]
+Factory = TypeVar("Factory", bound=Callable[..., nn.Module])
+
+
+@dataclass(frozen=True)
+class Info:
+    """What is known of a mechanism.
+
+    Attributes:
+        name: registered name; also the file, the test id and the docs page.
+        factory: ``factory(channels, **options) -> nn.Module``.
+        category: channel, spatial, channel and spatial, ...
+        paper: first author, year, arXiv number.
+        place: the word that ``at="auto"`` stands for.
+        parameters: published formula, ``parameters(channels, **options) -> int``.
+        identity: what makes a fresh module the identity, exactly; None when it is so by itself.
+        official: golden key -> ``(tensors, channels, **their_args) -> Translation``.
+        options: option name -> default value.
+        slots: the docstring's slots, by name, and ``"Summary"``.
+    """
+
+    name: str
+    factory: Callable[..., nn.Module]
+    category: str
+    paper: str
+    place: str
+    parameters: Callable[..., int]
+    identity: Callable[[nn.Module], None] | None
+    official: Mapping[str, Callable[..., Translation]]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    slots: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        lines = [f"{self.name}: {self.slots.get('Summary', '')}", ""]
+        for slot in SLOTS:
+            text = self.slots.get(slot, "").replace("\n", "\n" + " " * 12)
+            lines.append(f"  {slot + ':':<10}{text}")
+        return "\n".join([*lines, f"  {'Options:':<10}{options}"])
+
+
+_registry: dict[str, Info] = {}
+
+
+def register(
+    name: str,
+    *,
+    category: str,
+    paper: str,
+    place: str,
+    parameters: Callable[..., int],
+    identity: Callable[[nn.Module], None] | None = fade_in,
+    official: Mapping[str, Callable[..., Translation]] | None = None,
+) -> Callable[[Factory], Factory]:
+    """Make a mechanism known under a name; a decorator for its class or factory function.
+
+    Args:
+        name: lower-case identifier.
+        category, paper, place, parameters, identity, official: see `Info`. Most gates can leave ``identity`` alone.
+
+    Raises:
+        UserError: the name is taken by another mechanism or is no lower-case identifier.
+
+    Example:
+        >>> import regard, torch
+        >>> @regard.register("half", category="channel", paper="-", place="branches", parameters=lambda channels: 0)
+        ... class Half(torch.nn.Module):
+        ...     def __init__(self, channels): super().__init__()
+        ...     def forward(self, x): return x / 2
+        >>> regard.create("half", 8)
+        Half()
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise UserError(f"a mechanism's name is a lower-case identifier such as 'se', got {name!r}")
+
+    def add(factory: Factory) -> Factory:
+        known = _registry.get(name)
+        if known and (known.factory.__module__, known.factory.__qualname__) != (
+            factory.__module__,
+            factory.__qualname__,
+        ):
+            where = f"{known.factory.__module__}.{known.factory.__qualname__}"
+            raise UserError(f"the name {name!r} is taken by {where}: register this one under another name")
+        options = {
+            parameter.name: parameter.default
+            for parameter in list(inspect.signature(factory).parameters.values())[1:]
+            if parameter.kind is parameter.KEYWORD_ONLY
+        }
+        _registry[name] = Info(
+            name, factory, category, paper, place, parameters, identity, official or {}, options, _slots(factory)
+        )
+        return factory
+
+    return add
+
+
+def names(category: str | None = None) -> list[str]:
+    """The registered names, sorted; of one category if given."""
+    return sorted(name for name, known in _registry.items() if category in (None, known.category))
+
+
+def info(name: str) -> Info:
+    """What is known of a mechanism; ``print(info("cbam"))`` shows its card."""
+    if name not in _registry:
+        raise UserError(
+            f"there is no mechanism {name!r}{near(name, names()) or ': the names are ' + ', '.join(names())}"
+        )
+    return _registry[name]
+
+
+def create(
+    name: str,
+    channels: int,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Build a mechanism as its authors start it.
+
+    Args:
+        name: a registered name, see `names`.
+        channels: channels of the map it will see.
+        device, dtype: of its parameters; torch's defaults otherwise.
+        options: the mechanism's own, see ``info(name).options``.
+
+    Raises:
+        UserError: unknown name or option, or a value the mechanism cannot take.
+
+    Example:
+        >>> import regard, torch
+        >>> cbam = regard.create("cbam", 256, reduction=8)
+        >>> cbam(torch.randn(2, 256, 14, 14)).shape
+        torch.Size([2, 256, 14, 14])
+    """
+    known = info(name)
+    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
+        raise UserError(f"{name}: channels is a positive whole number, got {channels!r}")
+    for option in options:
+        if option not in known.options:
+            hint = near(option, list(known.options)) or f": its options are {', '.join(known.options)}"
+            raise UserError(f"{name} has no option {option!r}{hint}")
+    return known.factory(channels, **options).to(device=device, dtype=dtype)
+
+
+def load_official(
+    key: str, tensors: Mapping[str, Tensor], *, channels: int | None = None, **their_args: Any
+) -> nn.Module:
+    """Build our module from the authors' own weights; it computes their function.
+
+    Args:
+        key: name of the authors' module, e.g. ``"cbam"``, ``"se_nobias"``, ``"coord_attention"``.
+        tensors: their state dict.
+        channels: where neither the tensors nor the arguments tell it.
+        their_args: their own constructor's arguments, under their own names.
+
+    Returns:
+        The module, with the dtype and on the device of the tensors, in training mode.
+
+    Raises:
+        UserError: unknown key, missing or left-over tensors, or shapes that do not fit.
+    """
+    translators = {key: (known, translate) for known in _registry.values() for key, translate in known.official.items()}
+    if key not in translators:
+        known_keys = sorted(translators)
+        raise UserError(f"there is no official key {key!r}{near(key, known_keys) or ': ' + ', '.join(known_keys)}")
+    known, translate = translators[key]
+    theirs = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    try:
+        channels, options, renamed = translate(theirs, channels, **their_args)
+    except TypeError as error:
+        raise UserError(f"load_official({key!r}): {error}") from error
+    except KeyError as error:
+        raise UserError(f"load_official({key!r}): the tensors lack {error}; they have {', '.join(theirs)}") from error
+    if channels is None:
+        raise UserError(
+            f"load_official({key!r}): neither the tensors nor the arguments tell the channels: pass channels="
+        )
+    module = create(known.name, channels, **options)
+    floating = next((tensor for tensor in theirs.values() if tensor.is_floating_point()), None)
+    if floating is not None:
+        module.to(device=floating.device, dtype=floating.dtype)
+    own = module.state_dict()
+    for name, tensor in theirs.items():
+        ours = _rename(name, renamed)
+        if ours not in own:
+            raise UserError(f"load_official({key!r}): tensor {name!r} has no place in {known.name}")
+        if tensor.numel() != own[ours].numel():
+            raise UserError(
+                f"load_official({key!r}): {name!r} has shape {tuple(tensor.shape)}, "
+                f"{known.name} with {channels} channels needs {tuple(own[ours].shape)}: check their arguments"
+            )
+        # a 1x1 convolution of theirs may be a linear layer of ours
+        own[ours] = tensor.reshape(own[ours].shape)
+    missing = set(module.state_dict()) - {_rename(name, renamed) for name in theirs}
+    # checkpoints older than torch 0.4.1 lack the counter
+    missing = {name for name in missing if not name.endswith("num_batches_tracked")}
+    if missing:
+        raise UserError(f"load_official({key!r}): the tensors do not give {', '.join(sorted(missing))}")
+    module.load_state_dict(own)
+    return module
+
+
+def parse(text: str) -> tuple[str, dict[str, Any]]:
+    """Read ``name[option=value,...]``: numbers, ``true``, ``false`` and ``none`` become what they say, else text.
+
+    Example:
+        >>> parse("cbam[squeeze=max,reduction=8]")
+        ('cbam', {'squeeze': 'max', 'reduction': 8})
+    """
+    match = re.fullmatch(r"\s*([A-Za-z0-9_]+)\s*(?:\[(.*)\])?\s*", text)
+    if not match:
+        raise UserError(f"cannot read the arm {text!r}: write a name, or name[option=value,option=value]")
+    options: dict[str, Any] = {}
+    for part in filter(None, map(str.strip, (match[2] or "").split(","))):
+        option, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not option or not value:
+            raise UserError(f"cannot read {part!r} in the arm {text!r}: write option=value")
+        if option in options:
+            raise UserError(f"the arm {text!r} gives {option!r} twice")
+        options[option] = _value(value)
+    return match[1], options
+
+
+def _value(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text) if re.fullmatch(r"[-+.\deE]+", text) else text
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _rename(name: str, renamed: Mapping[str, str]) -> str:
+    for theirs in sorted(renamed, key=len, reverse=True):
+        if name == theirs or name.startswith(theirs + "."):
+            return renamed[theirs] + name[len(theirs) :]
+    return name
+
+
+def _slots(factory: Callable[..., Any]) -> dict[str, str]:
+    text = inspect.cleandoc(factory.__doc__ or "")
+    summary = text.partition("\n\n")[0]
+    slots = {"Summary": " ".join(summary.split())}
+    for match in re.finditer(r"^(\w+):[ \t]+(.*(?:\n[ \t]+.*)*)", text, re.MULTILINE):
+        if match[1] in SLOTS:
+            slots[match[1]] = inspect.cleandoc(match[2])
+    return slots

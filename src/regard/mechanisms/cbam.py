@@ -83,8 +83,8 @@ class CBAM(nn.Module):
     Shape:    x, y: (B, C, *spatial);  g: (B, C, 1, ...);  m: (B, 1, *spatial)
     Cost:     2 C^2 / r + C + C / r + 2 k^2 + 2 parameters; reads the map six times, writes it twice.
     Place:    branches: the end of each residual branch, before the addition.
-    Differs:  As the released code, not the paper: the mask has a batch norm (momentum 0.01) whose weight starts at 0, so
-              that the mask starts at exactly 0.5; the maximum comes before the mean; the small network has biases.
+    Differs:  As the released code, not the paper: the mask has a batch norm (momentum 0.01) whose weight starts at 0,
+              so that the mask starts at exactly 0.5; the maximum comes before the mean; the network has biases.
               Fewer channels than `reduction` leave the authors no hidden unit; here at least one stays. The paper does
               not say how its parallel form joins the two: here both read x and both multiply it. Starting as the
               identity sets the norm's weight to 1. Popular copies drop the biases, the norm or the hidden activation,

@@ -60,8 +60,8 @@ def not_plain(*args: Any) -> str | None:
     """
     if torch.compiler.is_compiling():
         return "inside torch.compile or torch.export"
-    if torch.jit.is_tracing() or torch.jit.is_scripting():
-        return "inside torch.jit"
+    if torch._C._get_tracing_state() is not None:
+        return "inside torch.jit.trace"
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "inside a torch.func transform"
     if torch._C._len_torch_dispatch_stack() > 0:

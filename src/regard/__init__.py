@@ -4,21 +4,23 @@ from typing import TYPE_CHECKING, Any
 
 from regard import mechanisms as _mechanisms  # noqa: F401  (registers them)
 from regard.errors import UserError
-from regard.insertion import Attached, Site, attach, attached, load, sites
+from regard.insertion import Attached, attach, attached, load
 from regard.ops import use_impl
 from regard.recording import record
 from regard.registry import Info, create, info, load_official, names, register
+from regard.survey import Site, sites
 
 if TYPE_CHECKING:
-    from regard.comparison import Comparison, compare
+    from regard.comparison.question import compare
+    from regard.comparison.results import Comparison
     from regard.drawing import overlay, sheet
 
 __version__ = "0.1.0"
 
 # these need the extra `compare`, and load it when first asked for
 _LATER = {
-    "Comparison": "regard.comparison",
-    "compare": "regard.comparison",
+    "Comparison": "regard.comparison.results",
+    "compare": "regard.comparison.question",
     "overlay": "regard.drawing",
     "sheet": "regard.drawing",
 }

@@ -1,4 +1,4 @@
-"""Sites in a user's model, and mechanisms attached to them.
+"""Mechanisms attached to a user's model, taken out again, saved and loaded.
 
 The user's model is borrowed: a site gets one child, ``site.regard``, and one forward hook that sends the site's output
 through it. No key is renamed, no mode flipped, no buffer or random state moved.
@@ -8,422 +8,19 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import re
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
 from regard.errors import UserError, near
+from regard.files import whole
 from regard.registry import create, info
-
-CHILD = "regard"
-WORDS = ("auto", "branches", "blocks", "stages")
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-At = str | Sequence[str] | Callable[[str, nn.Module, tuple[int, ...]], bool]
-
-
-@dataclass(frozen=True)
-class Site:
-    """A place in a model where a mechanism can go.
-
-    Attributes:
-        name: dotted name of the module whose output is weighed.
-        kind: its class.
-        shape: of its output in the dry run, (B, C, *spatial).
-        calls: how often one forward pass calls it.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    calls: int
-
-
-# --- the dry run ------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _borrowed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every mode, buffer and random state is as it was."""
-    modes = {module: module.training for module in model.modules()}
-    buffers = [
-        (module, name, buffer, buffer._version, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    try:
-        for module in modes:
-            module.training = False  # the attribute: a model's own train() may do more
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        with torch.no_grad():
-            for module, name, buffer, version, copy in buffers:
-                module._buffers[name] = buffer
-                if buffer._version != version:
-                    buffer.copy_(copy)
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])  # noqa: NPY002
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
-
-
-@dataclass
-class _Origin:
-    """Where a tensor of the dry run comes from."""
-
-    depth: int = 0  # operations on the longest way from the input
-    ancestors: int = 0  # a bit for every tensor it was computed from
-    bit: int = 0
-    source: tuple[str, int] | None = None  # the last module with parameters on its way, and when that was called
-    width: int | None = None  # of its last axis, when that module works on the last axis
-
-
-@dataclass
-class _Call:
-    name: str
-    entered: int
-    inputs: int = 0  # bits of the tensors that came in
-
-
-@dataclass
-class _Survey(TorchFunctionMode):
-    """One forward pass, watched: every module's outputs, and every addition of a branch to its shortcut."""
-
-    outputs: dict[str, list[Any]] = field(default_factory=dict)
-    order: list[str] = field(default_factory=list)
-    branches: list[str] = field(default_factory=list)
-    blocks: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        super().__init__()
-        self._origins: Any = WeakIdKeyDictionary()
-        self._stack: list[_Call] = []
-        self._clock = 0
-        self._projected: dict[int, tuple[str, str]] = {}
-
-    def enter(self, name: str, inputs: Any) -> None:
-        self._clock += 1
-        bits = 0
-        for tensor in _tensors(inputs):
-            bits |= self._origin(tensor).bit
-        self._stack.append(_Call(name, self._clock, bits))
-
-    def leave(self, name: str, module: nn.Module, output: Any) -> None:
-        call = self._stack.pop()
-        addition = self._projected.pop(call.entered, None)
-        if addition:
-            self._add(*addition)
-        self.order.append(name)
-        if isinstance(output, Tensor):
-            origin = self._origin(output)
-            if module._parameters:
-                origin.source, origin.width = (name, call.entered), _width(module)
-            self.outputs.setdefault(name, []).append(_describe(output, origin.width))
-        else:
-            self.outputs.setdefault(name, []).append(f"a {type(output).__name__}")
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        incoming = [self._origin(tensor) for tensor in _tensors((args, kwargs))]
-        if getattr(func, "__name__", "") in ("add", "add_", "__add__", "__radd__", "__iadd__") and len(args) > 1:
-            self._see_addition(args[0], args[1])
-        result = func(*args, **(kwargs or {}))
-        outgoing = _tensors(result) if incoming else []
-        if outgoing:
-            deepest = max(incoming, key=lambda origin: origin.depth)
-            ancestors = 0
-            for origin in incoming:
-                ancestors |= origin.ancestors | origin.bit
-            for tensor in outgoing:
-                self._origins[tensor] = _Origin(deepest.depth + 1, ancestors, self._bit(), deepest.source, deepest.width)
-        return result
-
-    def _see_addition(self, left: Any, right: Any) -> None:
-        """A residual addition: two maps of one shape, one of them computed from the other or from its block's input."""
-        if not (isinstance(left, Tensor) and isinstance(right, Tensor)) or left.shape != right.shape:
-            return
-        if left.dim() < 3 or not self._stack:
-            return
-        shortcut, branch = sorted((self._origin(left), self._origin(right)), key=lambda origin: origin.depth)
-        block = self._stack[-1]
-        if branch.source is None or branch.source[1] <= block.entered:
-            return
-        if branch.ancestors & shortcut.bit:
-            self._projected.pop(block.entered, None)
-            self._add(block.name, branch.source[0])
-        elif branch.ancestors & block.inputs and (shortcut.ancestors | shortcut.bit) & block.inputs:
-            # a projected shortcut; of several such additions in one block only the last is the residual one
-            self._projected[block.entered] = block.name, branch.source[0]
-
-    def _add(self, block: str, branch: str) -> None:
-        self.branches.append(branch)
-        if block:
-            self.blocks.append(block)
-
-    def _origin(self, tensor: Tensor) -> _Origin:
-        if tensor not in self._origins:
-            self._origins[tensor] = _Origin(bit=self._bit())
-        return self._origins[tensor]
-
-    def _bit(self) -> int:
-        self._clock += 1
-        return 1 << self._clock
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and not isinstance(leaf, nn.Parameter)]
-
-
-def _width(module: nn.Module) -> int | None:
-    """How wide the last axis is of what a module makes that works on the last axis."""
-    if isinstance(module, nn.Linear):
-        return module.out_features
-    return module.normalized_shape[-1] if type(module) is nn.LayerNorm else None
-
-
-def _describe(output: Tensor, width: int | None) -> tuple[int, ...] | str:
-    """The shape of a feature map (B, C, *spatial), or what stands in its place."""
-    shape = tuple(output.shape)
-    if not output.is_floating_point() or not 3 <= output.dim() <= 5:
-        return f"a tensor of shape {shape}, {str(output.dtype).removeprefix('torch.')}"
-    if width == shape[-1] != shape[1]:
-        return f"{shape} with the channels in the last axis"
-    return shape
-
-
-def _run(model: nn.Module, example: Any) -> Any:
-    if isinstance(example, tuple):
-        return model(*example)
-    if isinstance(example, Mapping):
-        return model(**example)
-    return model(example)
-
-
-def _survey(model: nn.Module, example: Any) -> _Survey:
-    survey = _Survey()
-    handles = []
-    modules = {name: module for name, module in model.named_modules() if CHILD not in name.split(".")}
-    try:
-        for name, module in modules.items():
-            enter = lambda _, inputs, name=name: survey.enter(name, inputs)  # noqa: E731
-            leave = lambda module, _, output, name=name: survey.leave(name, module, output)  # noqa: E731
-            handles.append(module.register_forward_pre_hook(enter))
-            handles.append(module.register_forward_hook(leave))
-        with _borrowed(model), torch.no_grad(), survey:
-            try:
-                _run(model, example)
-            except Exception as error:
-                raise UserError(
-                    f"the dry run failed ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}): "
-                    "pass an `example` that the model accepts (a tuple is several arguments, a dict keyword arguments)"
-                ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    return survey
-
-
-# --- choosing sites ---------------------------------------------------------------------------------------------------
-
-
-def sites(model: nn.Module, at: At = "auto", *, example: Any) -> list[Site]:
-    """Find the places of a model where a mechanism can go, by one dry run.
-
-    Args:
-        model: any module; it is left exactly as it was.
-        at: ``"branches"`` (the end of each residual branch, before the addition: its last norm, where it has one),
-            ``"blocks"`` (each residual block), ``"stages"`` (the last block of each resolution and width), ``"auto"``
-            (branches, or stages where there are none); a glob over dotted names (``*`` stays within a dot, ``**``
-            crosses); a list of names; or a function ``(name, module, shape) -> bool``.
-        example: input of the dry run; a tuple is positional arguments, a dict keyword arguments, anything else one.
-
-    Returns:
-        The sites in the order of the forward pass.
-
-    Raises:
-        UserError: the model is compiled, the dry run fails, or nothing matches.
-
-    Example:
-        >>> import regard, torch
-        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
-        >>> [site.name for site in regard.sites(net, "1", example=torch.randn(1, 3, 9, 9))]
-        ['1']
-    """
-    _refuse_unhookable(model)
-    return _choose(model, at, _survey(model, example))
-
-
-def _refuse_unhookable(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        where = f"{name!r}" if name else "the model"
-        if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
-            raise UserError(
-                f"{where} is already compiled, and torch ignores hooks added after that: attach first, compile then"
-            )
-        if isinstance(module, torch.jit.ScriptModule):
-            raise UserError(f"{where} is a TorchScript module, which takes no hooks: attach to the Python model")
-        if isinstance(module, nn.parallel.DistributedDataParallel):
-            raise UserError("the model is wrapped in DistributedDataParallel already: attach first, wrap then")
-
-
-def _choose(model: nn.Module, at: At, survey: _Survey) -> list[Site]:
-    modules = dict(model.named_modules())
-    if isinstance(at, str) and at in WORDS:
-        found = _find(at, modules, survey)
-        if not found:
-            missing = {"branches": "residual additions", "blocks": "residual additions"}.get(at, "stacked convolutions")
-            raise UserError(
-                f"at={at!r} finds nothing in this {type(model).__name__}: the dry run saw no {missing} of feature maps "
-                f"(B, C, ...); give names or a pattern, such as {_some(survey)}"
-            )
-    elif isinstance(at, str):
-        pattern = _glob(at)
-        found = [name for name in survey.outputs if name and pattern.fullmatch(name)]
-        if not found:
-            uncalled = [name for name in modules if name and pattern.fullmatch(name)]
-            if uncalled:
-                raise UserError(f"at={at!r} matches {uncalled[0]!r}, but the dry run never called it: try another site")
-            raise UserError(f"at={at!r} matches no module{_near(at, survey) or '; there are ' + _some(survey)}")
-    elif callable(at):
-        found = [
-            name
-            for name, outputs in survey.outputs.items()
-            if name and isinstance(outputs[0], tuple) and at(name, modules[name], outputs[0])
-        ]
-        if not found:
-            raise UserError(f"the function given as `at` chose none of the modules, such as {_some(survey)}")
-    else:
-        found = list(dict.fromkeys(at))
-        for name in found:
-            if name not in modules or not name:
-                raise UserError(f"there is no module {name!r}{_near(name, survey) or '; there are ' + _some(survey)}")
-            if name not in survey.outputs:
-                raise UserError(f"the dry run never called {name!r}: try another site")
-        if not found:
-            raise UserError("`at` is an empty list: name at least one site")
-    found = list(dict.fromkeys(_innermost(name, modules) for name in found))
-    return [_site(name, modules, survey) for name in sorted(found, key=survey.order.index)]
-
-
-def _site(name: str, modules: Mapping[str, nn.Module], survey: _Survey) -> Site:
-    outputs = survey.outputs[name]
-    kind = type(modules[name]).__name__
-    for output in outputs:
-        if isinstance(output, str):
-            raise UserError(f"site {name!r} ({kind}) gives {output}, not a feature map (B, C, ...): choose another site")
-        if len(output) == 3 and not any(isinstance(module, nn.Conv1d) for module in modules.values()):
-            raise UserError(
-                f"site {name!r} ({kind}) gives {output}, which looks like tokens (B, N, C), not a feature map "
-                "(B, C, ...): choose another site"
-            )
-    return Site(name, kind, outputs[0], len(outputs))
-
-
-def _innermost(name: str, modules: Mapping[str, nn.Module]) -> str:
-    """A Sequential would run the new child as one of its own: its last child stands for it."""
-    while type(modules[name]).forward is nn.Sequential.forward and len(modules[name]._modules):
-        children = [child for child in modules[name]._modules if child != CHILD]
-        name = f"{name}.{children[-1]}"
-    return name
-
-
-def _find(word: str, modules: Mapping[str, nn.Module], survey: _Survey) -> list[str]:
-    if word == "auto":
-        return _find("branches", modules, survey) or _find("stages", modules, survey)
-    if word == "branches":
-        return [name for name in dict.fromkeys(survey.branches) if _is_map(name, survey, modules)]
-    blocks = set(survey.blocks)
-    kinds = {type(modules[name]) for name in blocks}
-    blocks |= {name for name in survey.outputs if type(modules[name]) in kinds and name}
-    in_order = [name for name in dict.fromkeys(survey.order) if name in blocks and _is_map(name, survey, modules)]
-    if word == "blocks":
-        return in_order
-    if in_order:
-        groups = _runs(in_order, key=lambda name: survey.outputs[name][0][1:])
-    else:
-        units = [name for name in _units("", modules, survey) if _is_map(name, survey, modules)]
-        units = [name for name in units if max(survey.outputs[name][0][2:]) > 1]
-        groups = _runs(units, key=lambda name: survey.outputs[name][0][2:])
-        groups = [group for group in groups if _convolutions(group, modules)]
-        if _convolutions(units, modules) < 2:  # the patch embedding of a transformer is no stage
-            groups = []
-    return [group[-1] for group in groups]
-
-
-def _units(name: str, modules: Mapping[str, nn.Module], survey: _Survey) -> list[str]:
-    """What a network without residual blocks is made of: its parts, each seen as a whole while it stays at one or two
-    resolutions."""
-    units = []
-    for child, module in modules[name].named_children():
-        inside = f"{name}.{child}".removeprefix(".")
-        sizes = {
-            output[2:]
-            for called, outputs in survey.outputs.items()
-            for output in outputs
-            if called.startswith(inside + ".") and isinstance(output, tuple)
-        }
-        whole = inside in survey.outputs and type(module).forward is not nn.Sequential.forward and len(sizes) <= 2
-        units += [inside] if whole or not module._modules else _units(inside, modules, survey)
-    called = [unit for unit in units if unit in survey.outputs]
-    return sorted(called, key=survey.order.index)
-
-
-def _convolutions(names: list[str], modules: Mapping[str, nn.Module]) -> int:
-    return sum(isinstance(module, CONVOLUTIONS) for name in names for module in modules[name].modules())
-
-
-def _is_map(name: str, survey: _Survey, modules: Mapping[str, nn.Module]) -> bool:
-    output = survey.outputs[name][0]
-    ranks = {len(convolution.kernel_size) + 2 for convolution in modules.values() if isinstance(convolution, CONVOLUTIONS)}
-    return isinstance(output, tuple) and len(output) in ranks
-
-
-def _runs(items: list[str], key: Callable[[str], Any]) -> list[list[str]]:
-    groups: list[list[str]] = []
-    for item in items:
-        if groups and key(groups[-1][-1]) == key(item):
-            groups[-1].append(item)
-        else:
-            groups.append([item])
-    return groups
-
-
-def _glob(pattern: str) -> re.Pattern[str]:
-    """``*`` and ``?`` stay within a dot, ``**`` crosses dots, ``[ab]`` is a set."""
-    pieces = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
-    parts = re.split(r"(\*\*|\*|\?|\[[^\]]+\])", pattern)
-    return re.compile("".join(pieces.get(part, part if part.startswith("[") else re.escape(part)) for part in parts))
-
-
-def _near(pattern: str, survey: _Survey) -> str:
-    return near(pattern, [name for name in survey.outputs if name])
-
-
-def _some(survey: _Survey) -> str:
-    names = [name for name, outputs in survey.outputs.items() if name and isinstance(outputs[0], tuple)]
-    return ", ".join(repr(name) for name in names[:: max(1, len(names) // 4)][:5]) or "(none that gives a feature map)"
-
-
-# --- what is attached -------------------------------------------------------------------------------------------------
+from regard.survey import CHILD, At, Survey, borrowed, call, choose, dry_run, find, refuse_unhookable
 
 
 class Inserted(nn.Module):
@@ -441,7 +38,7 @@ class Inserted(nn.Module):
 
 def _send_through(site: nn.Module, args: Any, output: Tensor) -> Tensor:
     """The one hook, at every site."""
-    return site.regard(output)
+    return site._modules[CHILD](output)  # type: ignore[misc]
 
 
 class Attached:
@@ -530,17 +127,10 @@ class Attached:
             "start": self.start,
             "channels": self._channels,
         }
-        path = Path(path)
         tensors = {name: tensor.detach().clone().contiguous() for name, tensor in self.state_dict().items()}
         try:
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            os.close(handle)
-            try:
+            with whole(path) as temporary:
                 save_file(tensors, temporary, metadata={"format": "pt", "regard": json.dumps(header)})
-                os.replace(temporary, path)
-            except BaseException:
-                os.unlink(temporary)
-                raise
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -601,11 +191,11 @@ def attach(
         raise UserError(f"a label is an identifier such as 'se' or 'second', got {label!r}")
     if start not in ("identity", "paper"):
         raise UserError(f"start is 'identity' or 'paper', got {start!r}")
-    _refuse_unhookable(model)
-    survey = _survey(model, example)
+    refuse_unhookable(model)
+    survey = dry_run(model, example)
     if at == "auto":
-        at = known.place if _find(known.place, dict(model.named_modules()), survey) else "auto"
-    chosen = _choose(model, at, survey)
+        at = known.place if find(known.place, dict(model.named_modules()), survey) else "auto"
+    chosen = choose(model, at, survey)
     modules = dict(model.named_modules())
     for site in chosen:
         shapes = list(dict.fromkeys(survey.outputs[site.name]))
@@ -660,7 +250,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> Attached:
         UserError: the file is missing, broken or not ours, or the host does not have its sites.
     """
     path = Path(path)
-    _refuse_unhookable(model)
+    refuse_unhookable(model)
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["regard"])
@@ -702,7 +292,9 @@ def _build(record: dict[str, Any], ranks: Mapping[str, int], seed: int | None) -
     try:
         torch.default_generator.manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
         with torch.device("cpu"):
-            built = {site: create(known.name, channels, **record["options"]) for site, channels in record["channels"].items()}
+            built = {
+                site: create(known.name, channels, **record["options"]) for site, channels in record["channels"].items()
+            }
     finally:
         torch.set_rng_state(state)
     if record["start"] == "identity" and known.identity is not None:
@@ -713,7 +305,7 @@ def _build(record: dict[str, Any], ranks: Mapping[str, int], seed: int | None) -
 
 def _insert(model: nn.Module, label: str, record: dict[str, Any], built: Mapping[str, nn.Module]) -> Attached:
     modules = dict(model.named_modules())
-    for name, mechanism in built.items():
+    for name in built:
         site = modules[name]
         if hasattr(site, CHILD) and not isinstance(getattr(site, CHILD), Inserted):
             raise UserError(f"site {name!r} has an attribute {CHILD!r} of its own: choose another site")
@@ -740,7 +332,7 @@ def _reference_tensor(site: nn.Module, model: nn.Module) -> Tensor | None:
     return None
 
 
-def _check_calls(model: nn.Module, example: Any, attached: Attached, before: _Survey) -> None:
+def _check_calls(model: nn.Module, example: Any, attached: Attached, before: Survey) -> None:
     """A module that runs all its children would run ours once too often: seen by running."""
     calls = dict.fromkeys(attached.modules, 0)
 
@@ -752,8 +344,8 @@ def _check_calls(model: nn.Module, example: Any, attached: Attached, before: _Su
 
     handles = [module.register_forward_hook(count(name)) for name, module in attached.modules.items()]
     try:
-        with _borrowed(model), torch.no_grad():
-            _run(model, example)
+        with borrowed(model), torch.no_grad():
+            call(model, example)
     finally:
         for handle in handles:
             handle.remove()

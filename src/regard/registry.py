@@ -242,6 +242,21 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     return match[1], options
 
 
+def spell(name: str, options: Mapping[str, Any]) -> str:
+    """The one way to write a mechanism with its options, which `parse` reads.
+
+    Example:
+        >>> spell("cbam", {"squeeze": "max", "reduction": 8})
+        'cbam[reduction=8,squeeze=max]'
+    """
+    words = {True: "true", False: "false", None: "none"}
+    parts = [
+        f"{option}={words[value] if value is None or isinstance(value, bool) else value}"
+        for option, value in sorted(options.items())
+    ]
+    return f"{name}[{','.join(parts)}]" if parts else name
+
+
 def _value(text: str) -> Any:
     words = {"true": True, "false": False, "none": None}
     if text.lower() in words:

@@ -1,0 +1,1 @@
+"""Compare arms fairly on images: data, hosts, training, grid, statistics, report; `question` leads through them."""

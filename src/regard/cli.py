@@ -1,0 +1,289 @@
+"""The command line: parse and call, no logic. Torch is imported by the commands that need it, not for `--help`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one sentence on standard error and exit status 2."""
+    debug = "--debug" in sys.argv[1:]
+    words = [word for word in sys.argv[1:] if word != "--debug"]
+    try:
+        import cyclopts
+    except ModuleNotFoundError as error:
+        sys.exit(_complain(f"the command line needs the package {error.name!r}: pip install 'regard[compare]'"))
+
+    from regard.errors import UserError
+
+    try:
+        _app(cyclopts)(words, exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as error:
+        if debug:
+            raise
+        sys.exit(_complain(" ".join(str(error).split()) + " (regard --help shows what there is)"))
+    except UserError as error:
+        if debug:
+            raise
+        sys.exit(_complain(str(error)))
+    except ModuleNotFoundError as error:
+        if debug or (error.name or "").startswith("regard"):
+            raise
+        sys.exit(_complain(f"this command needs the package {error.name!r}: pip install 'regard[compare]'"))
+    except KeyboardInterrupt:
+        print("\nStopped; nothing finished is lost. The same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `regard list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _complain(sentence: str) -> int:
+    print(f"regard: {sentence}", file=sys.stderr)
+    return 2
+
+
+def _app(cyclopts: Any) -> Any:
+    from importlib.metadata import version
+
+    app = cyclopts.App(
+        name="regard",
+        help="""Visual attention for PyTorch: which mechanism helps on your images, and what it costs.
+
+Examples:
+
+    regard list
+    regard info cbam
+    regard compare se eca "cbam[squeeze=max,arrangement=parallel]" --data photos/ --model resnet18 --seeds 8
+    regard report runs/mine
+
+--debug with any command shows the traceback of an error. Exit status: 0 done, 2 a mistake in the question or the files,
+130 stopped by Ctrl-C.""",
+        version=version("regard"),
+        help_format="plaintext",
+        default_parameter=cyclopts.Parameter(consume_multiple=True, negative=""),
+    )
+    app.command(list_, name="list")
+    app.command(info)
+    app.command(compare)
+    app.command(report)
+    return app
+
+
+def list_(*, category: str | None = None, json: bool = False) -> None:
+    """Show the mechanisms: name, category, paper, parameters at 256 channels.
+
+    Parameters
+    ----------
+    category
+        Only those of one category, e.g. channel.
+    json
+        Print JSON instead of a table.
+
+    Examples
+    --------
+    regard list --category channel
+    """
+    import regard
+
+    found = [regard.info(name) for name in regard.names(category)]
+    if not found:
+        known = sorted({regard.info(name).category for name in regard.names()})
+        raise regard.UserError(f"there is no category {category!r}: the categories are {', '.join(known)}")
+    rows = [
+        {"name": i.name, "category": i.category, "paper": i.paper, "parameters_at_256": i.parameters(256)}
+        for i in found
+    ]
+    if json:
+        _print_json(rows)
+        return
+    columns = {"name": "name", "category": "category", "parameters_at_256": "parameters at C=256", "paper": "paper"}
+    cells = [list(columns.values())] + [
+        [f"{row[key]:,}" if key == "parameters_at_256" else str(row[key]) for key in columns] for row in rows
+    ]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(columns))]
+    for row in cells:
+        padded = [c.rjust(w) if i == 2 else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        print("  ".join(padded).rstrip())
+
+
+def info(name: str, /, *, json: bool = False) -> None:
+    """Show a mechanism's card: formula, shapes, cost, placement, how it differs from the paper and the authors' code.
+
+    Parameters
+    ----------
+    name
+        A registered name; `regard list` shows them.
+    json
+        Print JSON instead of text.
+
+    Examples
+    --------
+    regard info cbam
+    """
+    import regard
+
+    known = regard.info(name)
+    if json:
+        options = dict(known.options)
+        shown = {"name": known.name, "category": known.category, "paper": known.paper, "place": known.place}
+        _print_json(shown | {"options": options, "parameters_at_256": known.parameters(256), "card": dict(known.slots)})
+    else:
+        print(known)
+
+
+def compare(
+    *arms: str,
+    data: str = "fashion",
+    model: str = "small_resnet",
+    seeds: int = 8,
+    seed_list: str | None = None,
+    epochs: int | None = None,
+    size: int | None = None,
+    batch: int = 128,
+    learning_rate: float | None = None,
+    at: str = "auto",
+    start: Literal["paper", "identity"] | None = None,
+    margin: float = 0.01,
+    pretrained: bool = False,
+    weights: Path | None = None,
+    control: Literal["wider"] | None = None,
+    out: Path | None = None,
+    skip_broken: bool = False,
+    keep: Literal["first", "all", "none"] = "first",
+    workers: int | None = None,
+    device: str | None = None,
+    json: bool = False,
+) -> None:
+    """Train a network with and without attention on the same images; say whether it helps and what it costs.
+
+    Every arm is compared with `none`, the network without attention, seed by seed. Stopped in any way, the same command
+    goes on where it was; a finished run is never done again.
+
+    Parameters
+    ----------
+    arms
+        Mechanisms, with options where wanted: se, "cbam[squeeze=max,arrangement=parallel]".
+    data
+        fashion or cluttered (inside the package), or a folder of class folders, with or without train/ and val/.
+    model
+        small_resnet, or any network of timm, with options where wanted: "resnet18[zero_init_last=false]".
+    seeds
+        How many seeds, counted from 0. Fewer than 6 can never show a difference.
+    seed_list
+        Which seeds instead, e.g. 3,4,5.
+    epochs
+        Of every run: 3 for fashion, 5 for cluttered, else 20, or 8 from pretrained weights.
+    size
+        Side of the images in pixels.
+    batch
+        Images in one step.
+    learning_rate
+        Of AdamW at its height.
+    at
+        Sites: auto, branches, blocks, stages, a pattern such as "layer4.*.bn2", or names joined by commas.
+    start
+        paper: as the authors start it; identity: the network computes at first what it did without.
+    margin
+        A difference below this fraction of the test images is not worth having.
+    pretrained
+        Start from timm's pretrained weights.
+    weights
+        Start from this checkpoint of the model (safetensors, or a plain state dict).
+    control
+        wider: also the plain network, widened until it is as slow as the dearest arm.
+    out
+        Folder of the results; by default one below runs/ that depends on the question.
+    skip_broken
+        Leave out images that cannot be read, and list them in the report.
+    keep
+        Trained weights of which seeds to keep.
+    workers
+        Processes that train side by side.
+    device
+        cpu or cuda.
+    json
+        Print the result as JSON instead of text.
+
+    Examples
+    --------
+    regard compare se cbam
+
+    regard compare se "cbam[squeeze=max]" --data photos/ --model resnet18 --seeds 8 --out runs/mine
+    """
+    _show_a_sign_of_life(json)
+    from regard.comparison.question import compare as ask
+    from regard.errors import UserError
+
+    chosen: Any = seeds
+    if seed_list is not None:
+        try:
+            chosen = [int(word) for word in seed_list.split(",")]
+        except ValueError:
+            raise UserError(f"--seed-list is numbers joined by commas, such as 3,4,5, got {seed_list!r}") from None
+    comparison = ask(
+        arms,
+        data=data,
+        model=model,
+        seeds=chosen,
+        epochs=epochs,
+        size=size,
+        batch=batch,
+        learning_rate=learning_rate,
+        at=at.split(",") if "," in at else at,
+        start=start,
+        margin=margin,
+        pretrained=pretrained,
+        weights=weights,
+        control=control,
+        out=out,
+        skip_broken=skip_broken,
+        keep=keep,
+        workers=workers,
+        device=device,
+    )
+    _show(comparison, json)
+
+
+def report(folder: Path, /, *, json: bool = False) -> None:
+    """Write the report of a comparison again, from its stored runs, and print the result.
+
+    Parameters
+    ----------
+    folder
+        What `regard compare` wrote, e.g. runs/mine.
+    json
+        Print the result as JSON instead of text.
+
+    Examples
+    --------
+    regard report runs/mine
+    """
+    from regard.comparison import report as page
+    from regard.comparison.results import Comparison
+
+    comparison = Comparison.load(folder)
+    comparison.save()
+    page.write(comparison)
+    _show(comparison, json)
+
+
+def _show(comparison: Any, as_json: bool) -> None:
+    if as_json:
+        _print_json(comparison.to_json())
+    else:
+        print(f"\n{comparison}\n\nReport: {comparison.folder / 'report.html'}")
+
+
+def _show_a_sign_of_life(silent: bool) -> None:
+    """Importing torch takes seconds: say that something happens."""
+    if not silent:
+        print("Loading ...", file=sys.stderr, end="\r" if sys.stderr.isatty() else "\n", flush=True)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False))

@@ -1,0 +1,192 @@
+"""The networks that arms are compared in."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from regard.errors import UserError, near
+from regard.registry import parse
+
+SMALL = "small_resnet"
+
+
+def _zoo() -> Any:
+    """timm takes seconds to import, in every worker, and the small host does not need it."""
+    import timm
+
+    return timm
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and their sum with the input."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or channels != width:
+            self.shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        return F.relu(branch + self.shortcut(x))
+
+
+class SmallResNet(nn.Module):
+    """A residual network for small images: a stem that halves the sides, then three stages.
+
+    Shape: (B, channels, H, W) -> (B, classes)
+
+    Args:
+        classes: width of the output.
+        channels: of the images.
+        width: of the first stage; the second has twice, the third four times as many.
+        depth: blocks in each stage.
+    """
+
+    def __init__(self, classes: int, channels: int = 3, *, width: int = 16, depth: int = 1) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        stages = []
+        for stage in range(3):
+            entering = width * 2 ** max(0, stage - 1)
+            blocks = [Block(entering, width * 2**stage, stride=2 if stage else 1)]
+            blocks += [Block(width * 2**stage, width * 2**stage, stride=1) for _ in range(depth - 1)]
+            stages.append(nn.Sequential(*blocks))
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Linear(4 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stages(self.stem(x)).mean((2, 3)))
+
+
+def build(
+    model: str,
+    classes: int,
+    channels: int,
+    *,
+    seed: int,
+    pretrained: bool = False,
+    weights: Path | None = None,
+    widening: float = 1.0,
+) -> nn.Module:
+    """Build a host; its own weights are drawn from `seed`, and torch's global random state stays as it was.
+
+    Args:
+        model: ``"small_resnet"`` or any name of timm, with options where wanted: ``"resnet18[zero_init_last=false]"``.
+        classes: width of the output.
+        channels: of the images.
+        seed: of the initial weights.
+        pretrained: timm's pretrained weights.
+        weights: a checkpoint of this model, safetensors or what ``torch.load(weights_only=True)`` reads; a classifier
+            of another width is left out.
+        widening: every width is multiplied by this.
+
+    Raises:
+        UserError: unknown model or option, weights that cannot be had or do not fit, a model that cannot be widened.
+    """
+    name, options = parse(model)
+    state = torch.get_rng_state()
+    try:
+        torch.default_generator.manual_seed(seed)
+        if name == SMALL:
+            if pretrained:
+                raise UserError(f"{SMALL} has no pretrained weights: take a model of timm, or --weights FILE")
+            host = _small(classes, channels, options, widening)
+        else:
+            host = _timm(name, classes, channels, options, pretrained, widening)
+    finally:
+        torch.set_rng_state(state)
+    if weights is not None:
+        _load(host, weights)
+    return host
+
+
+def image_size(model: str) -> int | None:
+    """The side in pixels that a timm model expects, or None for the small host, which takes any."""
+    name, _ = parse(model)
+    if name == SMALL:
+        return None
+    config = _zoo().get_pretrained_cfg(name)
+    return config.input_size[-1] if config else 224
+
+
+def normalisation(model: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation the pretrained weights were trained with, as fractions of 1; None where there is none."""
+    name, _ = parse(model)
+    config = None if name == SMALL else _zoo().get_pretrained_cfg(name)
+    return (tuple(config.mean), tuple(config.std)) if config else None
+
+
+def check(model: str) -> None:
+    """Raise a `UserError` when there is no such host."""
+    name, _ = parse(model)
+    if name != SMALL and not _zoo().is_model(name):
+        known = [SMALL, *_zoo().list_models()]
+        raise UserError(f"there is no model {name!r} in timm{near(name, known) or ', and it is not ' + SMALL}")
+
+
+def _small(classes: int, channels: int, options: dict[str, Any], widening: float) -> nn.Module:
+    allowed = [p.name for p in inspect.signature(SmallResNet).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for option in options:
+        if option not in allowed:
+            raise UserError(f"{SMALL} has no option {option!r}: its options are {', '.join(allowed)}")
+    options["width"] = max(1, round(options.get("width", 16) * widening))
+    return SmallResNet(classes, channels, **options)
+
+
+def _timm(
+    name: str, classes: int, channels: int, options: dict[str, Any], pretrained: bool, widening: float
+) -> nn.Module:
+    check(name)
+    if widening != 1.0:
+        if not isinstance(_zoo().create_model(name, **options), _zoo().models.ResNet):
+            raise UserError(f"the wider control knows {SMALL} and the ResNets of timm, not {name!r}: leave it out")
+        options["channels"] = tuple(max(8, round(width * widening / 8) * 8) for width in (64, 128, 256, 512))
+    try:
+        return _zoo().create_model(name, pretrained=pretrained, num_classes=classes, in_chans=channels, **options)
+    except (TypeError, RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if pretrained:
+            raise UserError(
+                f"the pretrained weights of {name!r} cannot be had ({reason}): go online, or pass --weights FILE"
+            ) from error
+        raise UserError(f"timm cannot build {name!r} with these options: {reason}") from error
+
+
+def _load(host: nn.Module, path: Path) -> None:
+    try:
+        if path.suffix == ".safetensors":
+            tensors = safetensors.torch.load_file(path)
+        else:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+            tensors = tensors.get("state_dict", tensors.get("model", tensors))
+        tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}") from error
+    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, AttributeError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path} holds no weights that can be read safely ({reason}): save a plain state dict"
+        ) from error
+    except Exception as error:  # an unpickling error's class differs between versions of torch
+        raise UserError(f"{path} is not a plain state dict, so it is not loaded: save model.state_dict()") from error
+    own = host.state_dict()
+    head = {key for key in own if key in tensors and tensors[key].shape != own[key].shape}
+    missing, left = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or left or len(head) > 2:
+        differences = [f"lacks {key!r}" for key in missing] + [f"has {key!r} too many" for key in left]
+        differences += [f"{key!r} has another shape" for key in sorted(head)]
+        raise UserError(f"{path} does not fit the model: it {'; '.join(differences[:3])}")
+    host.load_state_dict({key: tensor for key, tensor in tensors.items() if key not in head}, strict=False)

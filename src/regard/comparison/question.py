@@ -1,0 +1,324 @@
+"""What is asked, and the whole way from a question to its answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from regard.comparison import data as images_of
+from regard.comparison import grid, hosts, prices, report, training
+from regard.comparison.display import Display
+from regard.comparison.results import Comparison
+from regard.comparison.statistics import fewest_pairs
+from regard.errors import UserError
+from regard.files import write_text
+from regard.registry import create, info, parse, spell
+
+EPOCHS = {"fashion": 3, "cluttered": 5}  # of the embedded images; a folder's default is below
+KEPT = ("first", "all", "none")
+# learnt from the runs, or only said: a change of these is no other question
+UNASKED = ("widening", "broken", "classes")
+
+
+def compare(
+    arms: str | Sequence[str],
+    *,
+    data: str | Path = "fashion",
+    model: str = hosts.SMALL,
+    seeds: int | Iterable[int] = 8,
+    epochs: int | None = None,
+    size: int | None = None,
+    batch: int = 128,
+    learning_rate: float | None = None,
+    at: str | Sequence[str] = "auto",
+    start: str | None = None,
+    margin: float = 0.01,
+    pretrained: bool = False,
+    weights: str | Path | None = None,
+    control: str | None = None,
+    out: str | Path | None = None,
+    skip_broken: bool = False,
+    keep: str = "first",
+    workers: int | None = None,
+    device: str | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Train a network with and without attention on the same images, and say whether it helps and what it costs.
+
+    For one seed every arm has the same trunk weights, order of images and augmentations. ``none`` is always an arm.
+    The test images are used once, at the end of each run. Interrupted in any way, the same call goes on where it was.
+    A script that calls this needs ``if __name__ == "__main__":``, since worker processes import it.
+
+    Args:
+        arms: mechanisms with their options, e.g. ``["se", "cbam[squeeze=max,arrangement=parallel]"]``.
+        data: ``"fashion"``, ``"cluttered"`` or a folder of class folders.
+        model: ``"small_resnet"`` or any name of timm, with options: ``"resnet18[zero_init_last=false]"``.
+        seeds: how many, counted from 0, or which.
+        epochs: of every run; 3 for fashion, 5 for cluttered, else 20, or 8 from pretrained weights.
+        size: side of the images in pixels; by default that of the embedded images, of a timm model, or 64.
+        batch: images in one step.
+        learning_rate: of AdamW at its height; 4e-3 for the small host, else 1e-3, or 3e-4 from pretrained weights.
+        at: sites, see `regard.sites`; the mechanism's own placement otherwise.
+        start: ``"paper"`` or ``"identity"``; by default the latter from pretrained weights only.
+        margin: a difference smaller than this fraction of the test images is not worth having.
+        pretrained: start from timm's pretrained weights.
+        weights: start from this checkpoint of the model (safetensors, or a plain state dict).
+        control: ``"wider"`` adds the plain host, widened until it is as slow as the dearest arm.
+        out: folder of the results; by default one below ``runs/`` that depends on the question alone.
+        skip_broken: leave out images that cannot be read instead of refusing.
+        keep: trained weights of the ``"first"`` seed, of ``"all"`` or of ``"none"``.
+        workers: processes; by default one for each core, or one on a GPU.
+        device: ``"cpu"``, ``"cuda"``; by default a GPU where there is one.
+        progress: show what happens on standard error.
+
+    Returns:
+        The comparison; printing it prints the answer.
+
+    Raises:
+        UserError: anything wrong with the question, before any training.
+        KeyboardInterrupt: after the workers were stopped.
+
+    Example:
+        >>> import regard
+        >>> comparison = regard.compare(["se", "cbam"], data="photos/", seeds=8)  # doctest: +SKIP
+        >>> print(comparison)  # doctest: +SKIP
+    """
+    asked = _arms(arms, control)
+    chosen = _seeds(seeds)
+    _check(model, epochs, batch, learning_rate, margin, start, control, keep, workers, size)
+    starting = pretrained or weights is not None
+    if control and starting:
+        raise UserError("the wider control starts from no pretrained weights, so it would not be fair: leave it out")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    size = size or hosts.image_size(model)
+    question: dict[str, Any] = {
+        "data": str(data),
+        "model": model,
+        "size": size or (images_of.SIZES.get(str(data), 64)),
+        "epochs": epochs or EPOCHS.get(str(data), 8 if starting else 20),
+        "batch": batch,
+        "learning_rate": learning_rate or (3e-4 if starting else 4e-3 if model.startswith(hosts.SMALL) else 1e-3),
+        "weight_decay": 0.05,
+        "smoothing": 0.1,
+        "at": at if isinstance(at, str) else list(at),
+        "start": start or ("identity" if starting else "paper"),
+        "margin": margin,
+        "pretrained": pretrained,
+        "weights": str(weights) if weights is not None else None,
+        "weights_sha256": _digest(Path(weights)) if weights is not None else None,
+        "normalisation": hosts.normalisation(model) if starting else None,
+        "widening": 1.0,
+        "device": device,
+    }
+    folder = Path(out) if out is not None else _default_folder(question)
+    with Display(progress) as display, _alone(folder):
+        images = images_of.prepare(
+            data, folder / "data", size=question["size"], skip_broken=skip_broken, progress=display.reading
+        )
+        split = images.split(chosen[0])
+        question |= {
+            "fingerprint": images.fingerprint,
+            "classes": list(images.classes),
+            "channels": images.pixels.shape[1],
+            "train_images": len(split.train),
+            "val_images": len(split.val),
+            "test_images": len(split.test),
+            "split_varies": images.varies,
+            "broken": [list(entry) for entry in images.broken],
+        }
+        stored = _ask(folder, question, asked, chosen)
+        question = stored["question"]
+        comparison = Comparison.load(folder)
+        mechanisms = [arm for arm in comparison.arms if arm != training.PLAIN]
+        for arm in asked:
+            training.check_trainable(question, arm)
+        least = fewest_pairs(len(mechanisms))
+        if len(comparison.seeds) < least:
+            display.say(
+                f"{len(comparison.seeds)} seeds can never show a difference: {len(mechanisms)} arms need at least "
+                f"{least}. The answer will be 'not enough runs'; --seeds {least} can do better."
+            )
+        if training.WIDER in comparison.arms and question["widening"] == 1.0:
+            display.say("Measuring how wide the control must be")
+            others = [arm for arm in mechanisms if arm != training.WIDER]
+            question["widening"] = grid.call(prices.widening, question, others, threads=_cores())
+            write_text(folder / "question.json", json.dumps(stored, indent=1))
+
+        runs = [run for run in comparison.wanted if comparison.records.get(run, {}).get("status") != "done"]
+        count, threads = grid.workers_for(device, len(runs))
+        count, threads = (workers, max(1, _cores() // workers)) if workers else (count, threads)
+        first = comparison.seeds[0]
+        display.start(comparison, question)
+        grid.run(
+            folder,
+            question,
+            runs,
+            workers=count,
+            threads=threads,
+            keep=lambda arm, seed: keep == "all" or (keep == "first" and seed == first),
+            watch=display.watch,
+        )
+        display.say("Measuring what each arm costs")
+        _price(folder, question, [training.PLAIN, *mechanisms])
+        comparison = Comparison.load(folder)
+        comparison.save()
+        report.write(comparison)
+    return comparison
+
+
+def _arms(arms: str | Sequence[str], control: str | None) -> list[str]:
+    asked: list[str] = []
+    for text in [arms] if isinstance(arms, str) else arms:
+        name, options = parse(text)
+        if name in (training.PLAIN, training.WIDER) and not options:
+            if name == training.WIDER:
+                raise UserError("'wider' is no mechanism: ask for it with --control wider")
+            continue
+        info(name)
+        create(name, 64 if options.get("kernel_size") != "released" else 256, **options)
+        arm = spell(name, options)
+        if arm in asked:
+            raise UserError(f"the arm {arm!r} is given twice: leave one out")
+        asked.append(arm)
+    if not asked:
+        raise UserError("no arm to compare: name at least one mechanism, such as se; `regard list` shows them")
+    return [*asked, training.WIDER] if control else asked
+
+
+def _seeds(seeds: int | Iterable[int]) -> list[int]:
+    chosen = list(range(seeds)) if isinstance(seeds, int) else sorted(set(seeds))
+    if not chosen or min(chosen) < 0:
+        raise UserError(f"seeds is how many there should be, at least 1, or a list of numbers from 0, got {seeds!r}")
+    return chosen
+
+
+def _check(
+    model: str,
+    epochs: int | None,
+    batch: int,
+    learning_rate: float | None,
+    margin: float,
+    start: str | None,
+    control: str | None,
+    keep: str,
+    workers: int | None,
+    size: int | None,
+) -> None:
+    hosts.check(model)
+    least = {"epochs": (epochs, 1), "batch": (batch, 2), "workers": (workers, 1), "size": (size, 8)}
+    for name, (value, smallest) in least.items():
+        if value is not None and value < smallest:
+            raise UserError(f"{name} must be at least {smallest}, got {value}")
+    if learning_rate is not None and not 0 < learning_rate < float("inf"):
+        raise UserError(f"the learning rate must be above 0, got {learning_rate}")
+    if not 0 < margin < 1:
+        raise UserError(f"the margin is a fraction of the test images between 0 and 1, such as 0.01, got {margin}")
+    if start not in (None, "paper", "identity"):
+        raise UserError(f"start is 'paper' or 'identity', got {start!r}")
+    if control not in (None, training.WIDER):
+        raise UserError(f"the only control is {training.WIDER!r}, got {control!r}")
+    if keep not in KEPT:
+        raise UserError(f"keep is one of {', '.join(KEPT)}, got {keep!r}")
+
+
+def _default_folder(question: dict[str, Any]) -> Path:
+    digest = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:8]
+    name = Path(question["data"]).resolve().name if question["data"] not in images_of.SIZES else question["data"]
+    return Path("runs") / f"{name}-{parse(question['model'])[0]}-{digest}"
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Nobody else may work in the folder meanwhile."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"another comparison is at work in {folder}: wait for it, or pass another --out") from None
+    except OSError as error:
+        raise UserError(f"cannot write in {folder} ({error.strerror}): pass another --out") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _ask(folder: Path, question: dict[str, Any], arms: list[str], seeds: list[int]) -> dict[str, Any]:
+    """What the folder's question.json holds from now on; another question than the stored one is refused."""
+    path = folder / "question.json"
+    question = json.loads(json.dumps(question))
+    entry = {
+        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "arms": [training.PLAIN, *arms],
+        "seeds": seeds,
+        "command": command(question, arms, seeds, folder),
+        "seen": (folder / "result.json").is_file(),
+    }
+    if not path.is_file():
+        stored = {"question": question, "asked": [entry], "environment": training.environment()}
+        write_text(path, json.dumps(stored, indent=1))
+        return stored
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    before = stored["question"]
+    differing = [key for key in question if key not in UNASKED and question[key] != before.get(key)]
+    if differing:
+        changes = "; ".join(f"{key} was {_short(before.get(key))}, now {_short(question[key])}" for key in differing)
+        raise UserError(f"{folder} holds another question ({changes}): ask that one, or pass another --out")
+    known_arms = {arm for earlier in stored["asked"] for arm in earlier["arms"]}
+    known_seeds = {seed for earlier in stored["asked"] for seed in earlier["seeds"]}
+    if not (set(arms) <= known_arms and set(seeds) <= known_seeds):
+        stored["asked"].append(entry)
+        write_text(path, json.dumps(stored, indent=1))
+    return stored
+
+
+def command(question: dict[str, Any], arms: list[str], seeds: list[int], folder: Path) -> str:
+    """The command line that asks this question."""
+    words = ["regard", "compare", *(arm for arm in arms if arm != training.WIDER), "--data", question["data"]]
+    words += ["--model", question["model"], "--size", str(question["size"]), "--epochs", str(question["epochs"])]
+    words += ["--batch", str(question["batch"]), "--learning-rate", f"{question['learning_rate']:g}"]
+    words += ["--start", question["start"], "--margin", f"{question['margin']:g}"]
+    words += (
+        ["--seeds", str(len(seeds))] if seeds == list(range(len(seeds))) else ["--seed-list", ",".join(map(str, seeds))]
+    )
+    words += ["--at", question["at"]] if isinstance(question["at"], str) else ["--at", ",".join(question["at"])]
+    words += ["--pretrained"] * question["pretrained"]
+    words += ["--weights", question["weights"]] if question["weights"] else []
+    words += ["--skip-broken"] * bool(question.get("broken"))
+    words += ["--control", training.WIDER] if training.WIDER in arms else []
+    return shlex.join([*words, "--out", str(folder)])
+
+
+def _price(folder: Path, question: dict[str, Any], arms: list[str]) -> None:
+    path = folder / "cost.json"
+    if path.is_file() and list(json.loads(path.read_text())["arms"]) == arms:
+        return
+    write_text(path, json.dumps(grid.call(prices.measure, question, arms, threads=_cores()), indent=1))
+
+
+def _cores() -> int:
+    workers, threads = grid.workers_for("cpu", 10**6)
+    return workers * threads
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read the weights {path}: {error.strerror}") from error
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,380 @@
+"""The answer for people: one HTML file that opens anywhere, without a network and without a script."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import jinja2
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from regard import drawing
+from regard.comparison.results import Comparison, chance, counted, interval, points
+from regard.comparison.statistics import Verdict
+from regard.files import slug, write_text
+
+PICTURE = 112  # pixels of a picture in the sheet of maps
+PICTURES = 8  # images in that sheet
+TAPS = 4  # maps of one arm
+BARS = 64  # channels drawn of a channel gate
+TITLES = {
+    "better": "Better than none",
+    "worse": "Worse than none",
+    "no difference worth having": "No difference worth having",
+    "not enough runs": "Not enough runs",
+}
+SIGNS = {"better": "▲", "worse": "▼", "no difference worth having": "=", "not enough runs": "?"}
+
+
+def write(comparison: Comparison) -> Path:
+    """Write `report.html` into the comparison's folder, whole or not at all, and return its path."""
+    page = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    ).get_template("report.html.jinja")
+    html = page.render(
+        comparison=comparison,
+        question=comparison.question,
+        headline=headline(comparison.against("none")),
+        signs=SIGNS,
+        differences=[_difference(comparison, verdict) for verdict in comparison.against("none")],
+        forest=_forest(comparison.against("none"), comparison.question["margin"]),
+        control=[_difference(comparison, verdict) for verdict in comparison.against("wider")],
+        control_forest=_forest(comparison.against("wider"), comparison.question["margin"]),
+        scatter=_scatter(comparison),
+        prices=_prices(comparison),
+        curves=_curves(comparison),
+        galleries=[gallery for arm in comparison.arms if (gallery := _gallery(comparison.folder, arm))],
+        facts=_facts(comparison.question),
+        environment=_environment(comparison),
+        counted=counted,
+        signed=_typeset,
+    )
+    return write_text(comparison.folder / "report.html", html)
+
+
+def headline(verdicts: Sequence[Verdict]) -> str:
+    """The verdicts in one line: names while they are few, counts when they are many."""
+    if all(verdict.word == "not enough runs" for verdict in verdicts):
+        return "Not enough runs to say anything yet"
+    parts = []
+    for word, title in TITLES.items():
+        arms = [verdict.arm for verdict in verdicts if verdict.word == word]
+        names = ", ".join(arms) if len(verdicts) <= 4 else f"{len(arms)} of {len(verdicts)} arms"
+        parts += [f"{title}: {names}."] if arms else []
+    return " ".join(parts)
+
+
+class Scale:
+    """A linear axis: where a value lies on the page, and which round values to mark.
+
+    Args:
+        values: what must fit on the axis.
+        start, end: where the lowest and the highest of them lie, in pixels or percent.
+        marks: the most round values to mark.
+    """
+
+    def __init__(self, values: Iterable[float], start: float, end: float, marks: int = 6) -> None:
+        finite = [value for value in values if math.isfinite(value)]
+        self.low, self.high = min(finite), max(finite)
+        if self.low == self.high:
+            self.low, self.high = self.low - 0.5, self.high + 0.5
+        self.start, self.end = start, end
+        ticks = MaxNLocator(marks, steps=[1, 2, 2.5, 5, 10]).tick_values(self.low, self.high)
+        self.ticks = [float(tick) for tick in ticks if self.low <= tick <= self.high]
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start + min(max(share, 0.0), 1.0) * (self.end - self.start), 2)
+
+
+def _difference(comparison: Comparison, verdict: Verdict) -> dict[str, Any]:
+    scores = list(comparison.scores[verdict.arm].values())
+    return {
+        "arm": verdict.arm,
+        "word": verdict.word,
+        "sentence": _typeset(verdict.sentence),
+        "accuracy": f"{100 * fmean(scores):.2f}" if scores else "",
+        "spread": f"{100 * stdev(scores):.2f}" if len(scores) > 1 else "",
+        "mean": _typeset(points(verdict.mean)),
+        "interval": _typeset(interval(verdict)),
+        "level": f"{100 * verdict.level:.3g} %" if interval(verdict) else "",
+        "ahead": f"{verdict.wins} of {len(verdict.seeds)}" + (f", {verdict.ties} tied" if verdict.ties else ""),
+        "p": chance(verdict.p) if verdict.seeds else "",
+        "p_holm": chance(verdict.p_holm) if verdict.seeds else "",
+    }
+
+
+def _forest(verdicts: Sequence[Verdict], margin: float) -> dict[str, Any] | None:
+    """Every seed's difference, the mean and the interval of each arm, on one axis in percentage points."""
+    judged = [verdict for verdict in verdicts if len(verdict.differences)]
+    if not judged:
+        return None
+    seen = [value for verdict in judged for value in (*verdict.differences, verdict.low, verdict.high)]
+    axis = Scale([100 * value for value in [*seen, -1.3 * margin, 1.3 * margin]], 4, 96)
+    rows = []
+    for verdict in judged:
+        known = interval(verdict)
+        rows.append(
+            {
+                "arm": verdict.arm,
+                "text": _typeset(
+                    f"{points(verdict.mean)} {known}" if known else f"{points(verdict.mean)}, no interval"
+                ),
+                "dots": [axis(100 * value) for value in verdict.differences],
+                "mean": axis(100 * verdict.mean),
+                "low": axis(100 * verdict.low) if known else None,
+                "high": axis(100 * verdict.high) if known else None,
+            }
+        )
+    return {
+        "rows": rows,
+        "ticks": [(axis(tick), _typeset(f"{tick:+g}" if tick else "0")) for tick in axis.ticks],
+        "zero": axis(0),
+        "band": (axis(-100 * margin), axis(100 * margin)),
+        "margin": f"{100 * margin:g}",
+    }
+
+
+def _scatter(comparison: Comparison) -> dict[str, Any] | None:
+    """Each arm's accuracy against its time at inference, relative to none."""
+    priced = comparison.cost["arms"] if comparison.cost else {}
+    ratios = {arm: priced[arm].get("infer_ratio", (1.0, 1.0, 1.0)) for arm in comparison.arms if arm in priced}
+    ratios["none"] = (1.0, 1.0, 1.0)
+    scores = {arm: [100 * top1 for top1 in comparison.scores[arm].values()] for arm in ratios}
+    ratios = {arm: ratio for arm, ratio in ratios.items() if scores[arm]}
+    if not priced or len(ratios) < 2:
+        return None
+    across = Scale([value for ratio in ratios.values() for value in ratio], 14, 90)
+    up = Scale([value for arm in ratios for value in scores[arm]], 300, 16, marks=5)
+    dots: list[dict[str, Any]] = []
+    for arm, (low, middle, high) in ratios.items():
+        place = {"x": across(middle), "y": up(fmean(scores[arm])), "left": across(low), "right": across(high)}
+        place |= {"bottom": up(min(scores[arm])), "top": up(max(scores[arm])), "flip": across(middle) > 70}
+        dots.append({"arm": arm, "ratio": f"{middle:.2f}", "accuracy": f"{fmean(scores[arm]):.2f}", **place})
+    for side in (True, False):  # names on one side of their dots must not lie on each other
+        floor = -math.inf
+        for dot in sorted((dot for dot in dots if dot["flip"] is side), key=lambda dot: dot["y"]):
+            dot["label"] = floor = max(dot["y"] - 8, floor + 17)
+    return {
+        "dots": dots,
+        "across": [(across(tick), f"{tick:g}×") for tick in across.ticks],
+        "up": [(up(tick), f"{tick:g} %") for tick in up.ticks],
+    }
+
+
+def _prices(comparison: Comparison) -> list[dict[str, Any]]:
+    """The cost table: medians, each with its spread over rounds."""
+    if not comparison.cost:
+        return []
+    rows = []
+    for arm in comparison.arms:
+        if price := comparison.cost["arms"].get(arm):
+            scores = list(comparison.scores[arm].values())
+            rows.append(
+                {
+                    "arm": arm,
+                    "accuracy": f"{100 * fmean(scores):.2f}" if scores else "",
+                    "parameters": f"{price['parameters']:,}",
+                    "added": f"{price['added_parameters']:+,}" if price.get("added_parameters") else "",
+                    "macs": f"{price['macs'] / 1e6:,.2f}",
+                    "peak": f"{price['peak_bytes'] / 2**20:,.1f}" if price.get("peak_bytes") else "",
+                    "peak_ratio": f"{price['peak_ratio']:.2f}×" if price.get("peak_ratio") else "",
+                }
+                | {key: _spread(price[key], " ms") for key in ("infer_ms", "train_ms")}
+                | {
+                    key: _spread(price[key], "×") if key in price and arm != "none" else ("", "")
+                    for key in ("infer_ratio", "train_ratio")
+                }
+            )
+    return rows
+
+
+def _curves(comparison: Comparison) -> dict[str, Any] | None:
+    """One panel for each arm: validation accuracy by epoch, every seed and the mean, with the mean of none."""
+    curves = {
+        arm: [[100 * point["val_top1"] for point in run["curve"]] for run in comparison.done if run["arm"] == arm]
+        for arm in comparison.arms
+    }
+    curves = {arm: runs for arm, runs in curves.items() if runs}
+    if not curves:
+        return None
+    up = Scale([value for runs in curves.values() for run in runs for value in run], 96, 4, marks=4)
+    means = {arm: [fmean(values) for values in zip(*runs, strict=False)] for arm, runs in curves.items()}
+    seconds = {arm: [point["seconds"] for run in comparison.done if run["arm"] == arm for point in run["curve"]]
+               for arm in curves}  # fmt: skip
+    epochs = max(len(mean) for mean in means.values())
+
+    def line(values: Sequence[float]) -> str:
+        """The path of one curve in a box of 100 x 100; a single epoch is a dot."""
+        step = 96 / max(1, epochs - 1)
+        places = [f"{2 + i * step:.1f} {up(value):.1f}" for i, value in enumerate(values)]
+        return "M" + " L".join(places if len(places) > 1 else places * 2)
+
+    return {
+        "panels": [
+            {
+                "arm": arm,
+                "seeds": [line(run) for run in runs],
+                "mean": line(means[arm]),
+                "none": line(means["none"]) if arm != "none" and "none" in means else None,
+                "last": f"{means[arm][-1]:.2f}",
+                "seconds": f"{fmean(seconds[arm]):.1f}",
+            }
+            for arm, runs in curves.items()
+        ],
+        "ticks": [(up(tick), f"{tick:g} %") for tick in up.ticks],
+        "epochs": epochs,
+        "table": [
+            [
+                f"{fmean(at):.2f} ({min(at):.2f} to {max(at):.2f})"
+                if (at := [run[epoch] for run in runs if epoch < len(run)])
+                else ""
+                for runs in curves.values()
+            ]
+            for epoch in range(epochs)
+        ],
+    }
+
+
+def _gallery(folder: Path, arm: str) -> dict[str, Any] | None:
+    """What one arm looked at: a row of test images, and a row for each of its last taps."""
+    path = folder / "maps" / f"{slug(arm)}.npz"
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as stored:
+        taps = json.loads(str(stored["taps"]))
+        names = ["images", "labels", "predictions", "files", *(["masks"] if "masks" in stored else [])]
+        kept = {name: stored[name][:PICTURES] for name in [*names, *(tap["key"] for tap in taps)]}
+    if not taps:
+        return None
+    pictures = [drawing.resize(image, PICTURE) for image in kept["images"]]
+    return {
+        "arm": arm,
+        "files": [str(file) for file in kept["files"]],
+        "labels": [int(label) for label in kept["labels"]],
+        "predictions": [int(label) for label in kept["predictions"]],
+        "images": [_data_uri(picture) for picture in pictures],
+        "rows": [_map_row(tap, kept[tap["key"]], pictures, kept.get("masks")) for tap in _chosen(taps, kept)],
+        "taps": len(taps),
+    }
+
+
+def _chosen(taps: Sequence[dict[str, Any]], kept: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """The last tap of each kind and resolution, and of those the deepest few."""
+    last = {(tap["kind"], kept[tap["key"]].shape[1:]): tap for tap in taps}
+    return [tap for tap in taps if any(tap is other for other in last.values())][-TAPS:]
+
+
+def _map_row(
+    tap: dict[str, Any], maps: np.ndarray, pictures: Sequence[Image.Image], masks: np.ndarray | None
+) -> dict[str, Any]:
+    """One tap on every image: overlays of a spatial map or bars of a channel gate, and in words what they show."""
+    site, _, rest = tap["name"].partition(".regard.")
+    empty = drawing.says_nothing(maps)
+    low, high = float(maps.min()), float(maps.max())
+    limits = low, high
+    if tap["kind"] == "channel" or (empty and empty.startswith("flat")):
+        # Bars start where the gate can; a flat map stretched over all colours would show rounding noise as attention.
+        bounds = [bound for bound in tap["limits"] or () if bound is not None and math.isfinite(bound)]
+        reach = [low, high, *(bounds or (0.0, 2 * float(maps.mean())))]
+        limits = min(reach), max(reach)
+    row = {"site": site, "tap": rest.rpartition(".")[2] or tap["name"], "kind": tap["kind"], "empty": empty}
+    row |= {"low": f"{low:.3g}", "high": f"{high:.3g}", "object": None}
+    if tap["kind"] == "channel":
+        every = math.ceil(maps.shape[1] / BARS)
+        return row | {
+            "size": counted(maps.shape[1], "channel") + (f", every {_ordinal(every)} drawn" if every > 1 else ""),
+            "cells": [_bars(gate[::every], limits) for gate in maps],
+            "ranges": [f"{gate.min():.2f} to {gate.max():.2f}" for gate in maps],
+        }
+    return row | {
+        "size": "{} × {}".format(*maps.shape[1:]),
+        "cells": [
+            _data_uri(drawing.overlay(picture, map, limits=limits)) for picture, map in zip(pictures, maps, strict=True)
+        ],
+        "object": None if masks is None else _share_on(maps, masks),
+    }
+
+
+def _share_on(maps: np.ndarray, masks: np.ndarray) -> dict[str, Any]:
+    """How much of the maps lies on the objects, beside what a flat map would have there.
+
+    The two count as the same, and the maps as uninformative, when they differ by less than a tenth of the latter.
+    """
+    size = masks.shape[2], masks.shape[1]
+    spread = np.stack([np.asarray(Image.fromarray(map.clip(0)).resize(size, Image.Resampling.BOX)) for map in maps])
+    total = spread.sum()
+    share = float(spread[masks].sum() / total) if total > 0 else 0.0
+    flat = float(masks.mean())
+    return {
+        "share": f"{100 * share:.0f}",
+        "flat": f"{100 * flat:.0f}",
+        "uninformative": abs(share - flat) < 0.1 * flat,
+    }
+
+
+def _bars(gate: np.ndarray, limits: tuple[float, float]) -> str:
+    """The path of a bar for each channel, in a box of 100 x 100."""
+    low, high = limits
+    heights = 100 * np.clip((gate - low) / (high - low), 0.02, 1) if high > low else np.full(len(gate), 50.0)
+    wide = 100 / len(gate)
+    return "".join(f"M{i * wide:.1f} 100v-{height:.0f}h{0.8 * wide:.1f}V100z" for i, height in enumerate(heights))
+
+
+def _facts(question: dict[str, Any]) -> dict[str, str]:
+    """What every run had in common, in words a reader can compare."""
+    facts = {}
+    for key, value in question.items():
+        if key in ("broken", "classes"):
+            continue
+        text = f"{value:,}" if isinstance(value, int) else str(value)
+        facts[key.replace("_", " ")] = ("yes" if value else "no") if isinstance(value, bool) else text
+    classes = question["classes"]
+    facts["classes"] = f"{len(classes)}: {', '.join(classes[:20])}{', …' if len(classes) > 20 else ''}"
+    return facts
+
+
+def _environment(comparison: Comparison) -> dict[str, str]:
+    """Versions and machine; where runs were made in several, all of their values."""
+    environments = [comparison.environment, *(run.get("environment") or {} for run in comparison.done)]
+    keys = dict.fromkeys(key for environment in environments for key in environment)
+    return {
+        key: ", ".join(dict.fromkeys(str(environment[key]) for environment in environments if key in environment))
+        for key in keys
+    }
+
+
+def _spread(triple: Sequence[float], unit: str) -> tuple[str, str]:
+    """The median with its unit, and the quartiles around it."""
+    low, middle, high = triple
+    digits = 1 if middle >= 10 else 2
+    return f"{middle:.{digits}f}{unit}", f"{low:.{digits}f} to {high:.{digits}f}"
+
+
+def _typeset(text: str) -> str:
+    """The text with true minus signs, which line up with plus signs, and no line break inside a number and its unit."""
+    text = re.sub(r"(?<![\w-])-(?=\d)", "−", text)
+    return re.sub(r"(?<=\d) %|(?<=\bp) = ", lambda match: match[0].replace(" ", "\u00a0"), text)
+
+
+def _ordinal(number: int) -> str:
+    return {2: "second", 3: "third"}.get(number, f"{number}th")
+
+
+def _data_uri(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=82)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,254 @@
+"""What the folder of a comparison says: its runs, scores, verdicts and costs, as text and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from regard.comparison.statistics import Verdict, judge
+from regard.errors import UserError
+from regard.files import write_text
+
+SLOW = 1.2  # an arm whose inference takes this many times that of `none` is named as slow
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """A comparison as its folder holds it, finished or not; printing it prints the answer.
+
+    Attributes:
+        folder: where it was read from.
+        question: data, model, recipe and margin: the same for every run.
+        asked: every time it was asked: arms, seeds, command, and whether results had been seen by then.
+        environment: versions and machine.
+        records: (arm, seed) -> the record of that run, done or failed.
+        cost: what each arm costs beside `none`, or None while that is not measured.
+    """
+
+    folder: Path
+    question: dict[str, Any]
+    asked: list[dict[str, Any]]
+    environment: dict[str, Any]
+    records: dict[tuple[str, int], dict[str, Any]]
+    cost: dict[str, Any] | None
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Comparison:
+        """Read a comparison's folder.
+
+        Raises:
+            UserError: when the folder holds no comparison, or a file of it cannot be read.
+        """
+        folder = Path(folder)
+        if not (folder / "question.json").is_file():
+            raise UserError(f"{folder} holds no comparison (no question.json); name the folder a comparison wrote.")
+        stored = _read(folder / "question.json")
+        runs = [_read(path) for path in sorted(folder.glob("runs/*/seed-*.json"))]
+        cost = folder / "cost.json"
+        return cls(
+            folder=folder,
+            question=stored["question"],
+            asked=stored["asked"],
+            environment=stored["environment"],
+            records={(run["arm"], run["seed"]): run for run in runs},
+            cost=_read(cost) if cost.is_file() else None,
+        )
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms in the order they were asked, `none` first."""
+        return list(dict.fromkeys(["none", *(arm for entry in self.asked for arm in entry["arms"])]))
+
+    @property
+    def seeds(self) -> list[int]:
+        """Every seed that was asked, in order."""
+        return sorted({seed for entry in self.asked for seed in entry["seeds"]})
+
+    @property
+    def wanted(self) -> list[tuple[str, int]]:
+        """(arm, seed) of every run that was asked, seed by seed."""
+        pairs = {(arm, seed) for entry in self.asked for arm in ["none", *entry["arms"]] for seed in entry["seeds"]}
+        return [(arm, seed) for seed in self.seeds for arm in self.arms if (arm, seed) in pairs]
+
+    @property
+    def done(self) -> list[dict[str, Any]]:
+        """The records of the runs that finished."""
+        return [run for run in self.records.values() if run["status"] == "done"]
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """The records of the runs that failed, each with its reason."""
+        return [run for run in self.records.values() if run["status"] == "failed"]
+
+    @property
+    def missing(self) -> list[tuple[str, int]]:
+        """(arm, seed) of every run that was asked and has no record yet."""
+        return [run for run in self.wanted if run not in self.records]
+
+    @property
+    def scores(self) -> dict[str, dict[int, float]]:
+        """arm -> seed -> top-1 accuracy on the test images, a fraction; only of runs that finished."""
+        scores: dict[str, dict[int, float]] = {arm: {} for arm in self.arms}
+        for run in self.done:
+            scores.setdefault(run["arm"], {})[run["seed"]] = run["top1"]
+        return scores
+
+    @cached_property
+    def verdicts(self) -> list[Verdict]:
+        """Every arm judged against `none` and, where the control `wider` was run, every mechanism against that too."""
+        scores, margin = self.scores, self.question["margin"]
+        verdicts = judge(scores, against="none", margin=margin)
+        if "wider" in scores:
+            mechanisms = {arm: seeds for arm, seeds in scores.items() if arm != "none"}
+            verdicts = [*verdicts, *judge(mechanisms, against="wider", margin=margin)]
+        return verdicts
+
+    def against(self, arm: str) -> list[Verdict]:
+        """The verdicts against one arm, `none` or `wider`."""
+        return [verdict for verdict in self.verdicts if verdict.against == arm]
+
+    @property
+    def added_after_looking(self) -> tuple[list[str], list[int]]:
+        """The arms and the seeds that were first asked for when results had already been seen."""
+        arms: dict[str, bool] = {"none": False}
+        seeds: dict[int, bool] = {}
+        for entry in self.asked:
+            for arm in entry["arms"]:
+                arms.setdefault(arm, entry["seen"])
+            for seed in entry["seeds"]:
+                seeds.setdefault(seed, entry["seen"])
+        return [arm for arm, late in arms.items() if late], [seed for seed, late in seeds.items() if late]
+
+    @property
+    def added_in_words(self) -> str:
+        """``2 seeds (8, 9) and 1 arm (se)``: what joined after results had been seen; empty when nothing did."""
+        arms, seeds = self.added_after_looking
+        added = [([str(seed) for seed in seeds], "seed"), (arms, "arm")]
+        return " and ".join(f"{counted(len(new), noun)} ({', '.join(new)})" for new, noun in added if new)
+
+    def table(self) -> list[dict[str, str]]:
+        """One row for each arm: column -> text. Accuracies in percent, differences in percentage points."""
+        judged = {verdict.arm: verdict for verdict in self.against("none")}
+        priced = self.cost["arms"] if self.cost else {}
+        rows = []
+        for arm in self.arms:
+            scores = list(self.scores[arm].values())
+            verdict, price = judged.get(arm), priced.get(arm, {})
+            row = {
+                "arm": arm,
+                "runs": f"{len(scores)} of {sum(wanted == arm for wanted, _ in self.wanted)}",
+                "accuracy %": f"{100 * fmean(scores):.2f}" if scores else "",
+                "sd": f"{100 * stdev(scores):.2f}" if len(scores) > 1 else "",
+                "difference": points(verdict.mean) if verdict else "",
+                "interval": interval(verdict) if verdict else "",
+                "wins": f"{verdict.wins} of {len(verdict.seeds)}" if verdict else "",
+                "p (Holm)": chance(verdict.p_holm) if verdict and verdict.seeds else "",
+                "verdict": verdict.word if verdict else "",
+            }
+            if priced:
+                row["parameters"] = f"{price['added_parameters']:+,}" if price.get("added_parameters") else ""
+                row["inference"] = f"{price['infer_ratio'][1]:.2f}x" if "infer_ratio" in price else ""
+                row["training"] = f"{price['train_ratio'][1]:.2f}x" if "train_ratio" in price else ""
+            rows.append(row)
+        return rows
+
+    def notes(self) -> list[str]:
+        """What a reader must know before believing the table, one sentence each; empty when nothing went wrong."""
+        notes = [f"Failed: {run['arm']}, seed {run['seed']}: {run['reason']}" for run in self.failed]
+        if self.missing:
+            pairs = ", ".join(f"{arm} seed {seed}" for arm, seed in self.missing[:12])
+            rest = f" and {len(self.missing) - 12} more" if len(self.missing) > 12 else ""
+            notes.append(f"Missing: {counted(len(self.missing), 'run')} not finished yet: {pairs}{rest}.")
+        notes += [f"Broken file, left out: {file}: {reason}" for file, reason in self.question.get("broken", [])]
+        if added := self.added_in_words:
+            notes.append(f"Added after looking: {added}, so the stated error rate no longer holds exactly.")
+        if self.cost:
+            for arm, price in self.cost["arms"].items():
+                if arm != "none" and price["infer_ratio"][1] > SLOW:
+                    notes.append(f"Slow: {arm} takes {price['infer_ratio'][1]:.2f} times as long as none at inference.")
+            if self.cost["noisy"]:
+                notes.append("Noisy timing: the machine was busy while costs were measured; read them as rough.")
+        return notes
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole answer in plain types, as `result.json` holds it; what is not a finite number is null."""
+        arms, seeds = self.added_after_looking
+        answer = {
+            "question": self.question,
+            "asked": self.asked,
+            "environment": self.environment,
+            "arms": self.arms,
+            "seeds": self.seeds,
+            "scores": {arm: {str(seed): top1 for seed, top1 in runs.items()} for arm, runs in self.scores.items()},
+            "verdicts": [asdict(verdict) for verdict in self.verdicts],
+            "cost": self.cost,
+            "failed": [{"arm": run["arm"], "seed": run["seed"], "reason": run["reason"]} for run in self.failed],
+            "missing": [{"arm": arm, "seed": seed} for arm, seed in self.missing],
+            "added_after_looking": {"arms": arms, "seeds": seeds},
+            "notes": self.notes(),
+        }
+        return _plain(answer)
+
+    def save(self) -> Path:
+        """Write `result.json` into the folder, whole or not at all."""
+        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+        return write_text(self.folder / "result.json", text + "\n")
+
+    def __repr__(self) -> str:
+        asked = self.question
+        title = f"{asked['data']}, {asked['model']}, {asked['size']} px, {counted(asked['epochs'], 'epoch')}"
+        lines = [f"{title}: top-1 accuracy on {asked['test_images']:,} test images", ""]
+        rows = self.table()
+        widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in rows[0]}
+        texts = ("arm", "verdict")
+        for row in [{column: column for column in widths}, *rows]:
+            cells = [row[c].ljust(w) if c in texts else row[c].rjust(w) for c, w in widths.items()]
+            lines.append("  ".join(cells).rstrip())
+        lines += ["", *(verdict.sentence for verdict in self.verdicts)]
+        lines += ["", *self.notes()] if self.notes() else []
+        return "\n".join(lines)
+
+
+def points(fraction: float) -> str:
+    """A difference of accuracies in percentage points, signed: ``+1.24``; nothing where there is no number."""
+    return f"{100 * fraction:+.2f}" if math.isfinite(fraction) else ""
+
+
+def interval(verdict: Verdict) -> str:
+    """A verdict's interval in percentage points: ``[+0.31, +2.17]``; nothing where too few runs give none."""
+    if not (math.isfinite(verdict.low) and math.isfinite(verdict.high)):
+        return ""
+    return f"[{points(verdict.low)}, {points(verdict.high)}]"
+
+
+def chance(p: float) -> str:
+    """A p-value to three decimals."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 seed``, ``2 seeds``, ``1,200 seeds``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not readable as JSON ({error}); delete it and run the comparison again.") from error
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON's own types, with null for NaN and infinity."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value

@@ -1,0 +1,282 @@
+"""One run: an arm, a seed, a fixed number of epochs, and the test images once at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import regard
+from regard.comparison import data, hosts
+from regard.errors import UserError
+from regard.files import slug, whole
+from regard.insertion import attach
+from regard.registry import parse
+
+PLAIN, WIDER = "none", "wider"
+Tell = Callable[[dict[str, Any]], None]
+
+
+def train(
+    question: dict[str, Any], arm: str, seed: int, folder: Path, tell: Tell, keep: bool = False
+) -> dict[str, Any]:
+    """Train one arm with one seed, from its checkpoint if there is one, and return its record.
+
+    For one seed every arm has the same trunk weights, the same order of images and the same augmentations. Every
+    random number is a function of (seed, epoch), so that a run resumed after any epoch ends with the same weights.
+
+    Args:
+        question: what is asked; the same for all runs of a comparison.
+        arm: ``"none"``, ``"wider"``, or a mechanism with its options.
+        seed: of the trunk, the order and the augmentations; the mechanism's own generator is seeded apart from it.
+        folder: of the comparison.
+        tell: is given what happens, about once a second and at the end of every epoch.
+        keep: also write the trained weights.
+
+    Raises:
+        FloatingPointError: the loss is no number any more.
+    """
+    images = data.load(folder / "data")
+    split = images.split(seed)
+    device = torch.device(question["device"])
+    model = on_device(build(question, arm, seed), question)
+    mean, std = question["normalisation"] or data.normalisation(images, split.train)
+    prepare = _preparation(question["size"], mean, std, device)
+
+    decayed = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
+    plain = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": question["weight_decay"]}, {"params": plain, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=question["learning_rate"])
+    steps = math.ceil(len(split.train) / question["batch"])
+    total = steps * question["epochs"]
+
+    checkpoint = checkpoint_path(folder, arm, seed)
+    state = _resume(checkpoint, model, optimiser, question)
+    curve: list[dict[str, Any]] = state["curve"]
+    started = time.perf_counter() - sum(epoch["seconds"] for epoch in curve)
+    told = 0.0
+    for epoch in range(len(curve), question["epochs"]):
+        begun = time.perf_counter()
+        torch.manual_seed(data.stream(seed, epoch, "model").initial_seed())  # dropout and its like
+        crops = data.stream(seed, epoch, "augmentation")
+        model.train()
+        losses = torch.zeros((), device=device)
+        for step, index in enumerate(_batches(data.order(split.train, seed, epoch), question["batch"])):
+            for group in optimiser.param_groups:
+                group["lr"] = question["learning_rate"] * _schedule((epoch * steps + step) / total)
+            x = prepare(data.augment(_pixels(images, index, device), question["size"], crops))
+            labels = torch.from_numpy(images.labels[index]).to(device)
+            with _autocast(device):
+                loss = F.cross_entropy(model(x), labels, label_smoothing=question["smoothing"])
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            losses += loss.detach()
+            if time.perf_counter() - told > 0.5:
+                told = time.perf_counter()
+                tell({"done": (epoch * steps + step + 1) / total, "seconds": told - started})
+        if not math.isfinite(losses.item()):
+            raise FloatingPointError(f"the loss became {losses.item() / steps} in epoch {epoch + 1}")
+        right, _ = _count(model, images, split.val, question, prepare, device)
+        seconds = time.perf_counter() - begun
+        accuracy = right / len(split.val)
+        curve.append(
+            {"epoch": epoch + 1, "train_loss": losses.item() / steps, "val_top1": accuracy, "seconds": seconds}
+        )
+        tell({"done": (epoch + 1) / question["epochs"], "val_top1": accuracy, "seconds": time.perf_counter() - started})
+        if epoch + 1 < question["epochs"]:
+            _save(checkpoint, model, optimiser, curve, state["resumed"])
+
+    right, among_five = _count(model, images, split.test, question, prepare, device)
+    if keep:
+        with whole(folder / "weights" / slug(arm) / f"seed-{seed:04d}.safetensors") as path:
+            safetensors.torch.save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
+        from regard.comparison import pictures  # only the first seed draws, and only it pays for the import
+
+        pictures.write(folder, arm, model, images, split.test, prepare, question)
+    return {
+        "arm": arm,
+        "seed": seed,
+        "status": "done",
+        "reason": None,
+        "top1": right / len(split.test),
+        "top5": among_five / len(split.test) if len(images.classes) >= 10 else None,
+        "test_images": len(split.test),
+        "curve": curve,
+        "seconds": sum(epoch["seconds"] for epoch in curve),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "weights_sha256": fingerprint(model),
+        "resumed": state["resumed"],
+        "environment": environment(),
+    }
+
+
+def build(question: dict[str, Any], arm: str, seed: int) -> nn.Module:
+    """The host with one arm in it; the trunk's weights depend on the seed alone."""
+    host = hosts.build(
+        question["model"],
+        len(question["classes"]),
+        question["channels"],
+        seed=seed,
+        pretrained=question["pretrained"],
+        weights=Path(question["weights"]) if question["weights"] else None,
+        widening=question["widening"] if arm == WIDER else 1.0,
+    )
+    if arm not in (PLAIN, WIDER):
+        mechanism, options = parse(arm)
+        example = torch.zeros(2, question["channels"], question["size"], question["size"])
+        own = data.stream(seed, 0, "mechanism").initial_seed()
+        attach(host, mechanism, example=example, at=question["at"], start=question["start"], seed=own, **options)
+    return host
+
+
+def on_device(model: nn.Module, question: dict[str, Any]) -> nn.Module:
+    """The model where it is trained and timed, in the memory layout that is faster there."""
+    return model.to(question["device"]).to(memory_format=torch.channels_last)
+
+
+def environment() -> dict[str, Any]:
+    """What a run's weights depend on besides the question."""
+    return {
+        "regard": regard.__version__,
+        "torch": torch.__version__,
+        "timm": version("timm"),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def checkpoint_path(folder: Path, arm: str, seed: int) -> Path:
+    return folder / "runs" / slug(arm) / f"seed-{seed:04d}.ckpt"
+
+
+def fingerprint(model: nn.Module) -> str:
+    """sha256 of every weight and buffer."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().flatten().clone().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def predict(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.inference_mode(), _autocast(x.device):
+        return model(x).float()
+
+
+def _count(
+    model: nn.Module,
+    images: data.Images,
+    index: np.ndarray,
+    question: dict[str, Any],
+    prepare: Any,
+    device: torch.device,
+) -> tuple[int, int]:
+    """How many of the images are right: by the first guess, and among the first five."""
+    model.eval()
+    first = five = 0
+    for batch in _batches(index, 2 * question["batch"]):
+        logits = predict(model, prepare(data.centre(_pixels(images, batch, device), question["size"])))
+        labels = torch.from_numpy(images.labels[batch]).to(device)
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        first += int(best[:, 0].sum())
+        five += int(best.any(1).sum())
+    return first, five
+
+
+def _pixels(images: data.Images, index: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(images.pixels[index]).to(device)
+
+
+def _preparation(size: int, mean: Any, std: Any, device: torch.device) -> Callable[[Tensor], Tensor]:
+    shift = torch.tensor(mean, device=device).view(1, -1, 1, 1)
+    scale = torch.tensor(std, device=device).view(1, -1, 1, 1)
+    return lambda x: ((x - shift) / scale).contiguous(memory_format=torch.channels_last)
+
+
+def _batches(index: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """A last batch of one image would leave batch norms nothing to average: it joins the one before."""
+    ends = list(range(size, len(index), size))
+    if ends and len(index) - ends[-1] == 1:
+        ends.pop()
+    yield from np.split(index, ends)
+
+
+def _schedule(done: float, warmup: float = 0.15) -> float:
+    """Share of the learning rate: a linear warm-up, then half a cosine."""
+    if done < warmup:
+        return (done + 0.01) / (warmup + 0.01)
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+
+
+def _save(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, curve: list[Any], resumed: int) -> None:
+    with whole(path) as temporary:
+        torch.save(
+            {
+                "model": model.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "curve": curve,
+                "resumed": resumed,
+                "environment": environment(),
+            },
+            temporary,
+        )
+
+
+def _resume(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, question: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint's state, put into model and optimiser; a fresh start where there is none to be trusted."""
+    fresh: dict[str, Any] = {"curve": [], "resumed": 0}
+    if not path.is_file():
+        return fresh
+    try:
+        state = torch.load(path, map_location=question["device"], weights_only=True)
+    except Exception:  # whatever is wrong with the file, the run can be done again
+        return fresh
+    if state["environment"] != environment():  # other versions or threads compute other numbers: not one run
+        return fresh
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    return {"curve": state["curve"], "resumed": state["resumed"] + 1}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def check_trainable(question: dict[str, Any], arm: str) -> None:
+    """Build the arm once, so that what cannot work is said before any training.
+
+    Raises:
+        UserError: the mechanism does not fit the host, or the host does not classify.
+    """
+    model = build(question, arm, seed=0).eval()
+    example = torch.zeros(2, question["channels"], question["size"], question["size"])
+    with torch.no_grad():
+        output = model(example)
+    classes = len(question["classes"])
+    if not isinstance(output, Tensor) or output.shape != (2, classes):
+        raise UserError(
+            f"{question['model']} is no classifier: it should give (batch, {classes}) for a batch of images"
+        )

@@ -1,0 +1,299 @@
+"""Costs, against counts done by hand."""
+
+import gc
+import random
+import time
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils import flop_counter
+
+from regard import UserError, costing
+from regard.costing import measure, multiply_adds, parameters, peak_memory, widen
+
+BYTES = 4 * 1000 * 1000
+SMALL = 200  # bytes: scalars that torch allocates beside the maps
+
+
+class Call(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+def everything(model: nn.Module) -> list[Any]:
+    """All that measuring must not change."""
+    return [
+        {name: value.tolist() for name, value in model.state_dict().items()},
+        [(module.training, len(module._forward_hooks)) for module in model.modules()],
+        [parameter.grad for parameter in model.parameters()],
+        [value._version for value in model.state_dict().values()],
+        random.getstate(),
+        np.random.get_state()[1].tolist(),  # noqa: NPY002
+        torch.get_rng_state().tolist(),
+    ]
+
+
+def restless(channels: int = 4) -> nn.Module:
+    """A model that draws numbers and keeps statistics, with its parts in different modes."""
+    model = nn.Sequential(nn.Conv2d(3, channels, 3), nn.BatchNorm2d(channels), nn.Dropout(0.5), nn.Flatten())
+    model[1].eval()
+    return nn.Sequential(model, nn.Linear(channels * 36, 5))
+
+
+# --- parameters and multiply-adds -------------------------------------------------------------------------------------
+
+
+def test_shared_parameters_count_once() -> None:
+    shared = nn.Linear(7, 5)
+    assert parameters(nn.Sequential(shared, nn.Linear(5, 7), shared)) == (7 * 5 + 5) + (5 * 7 + 7)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "macs"),
+    [
+        (nn.Conv2d(3, 8, 3, stride=2, padding=1), (2, 3, 16, 16), 2 * 8 * 8 * 8 * 3 * 9),
+        (nn.Conv2d(6, 8, 3, groups=2, bias=False), (1, 6, 10, 10), 8 * 8 * 8 * 3 * 9),
+        (nn.Linear(7, 5), (3, 7), 3 * 7 * 5),
+        (Call(lambda x: functional.scaled_dot_product_attention(x, x, x)), (2, 4, 50, 16), 2 * (2 * 4 * 50 * 50 * 16)),
+        (nn.Sequential(nn.AvgPool2d(2), nn.Sigmoid()), (1, 3, 8, 8), 0),
+    ],
+)
+def test_multiply_adds_by_hand(model: nn.Module, shape: tuple[int, ...], macs: int) -> None:
+    assert multiply_adds(model, torch.randn(shape)) == macs
+
+
+def test_attention_is_counted_where_torch_has_no_formula_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    monkeypatch.delitem(flop_counter.flop_registry, cpu, raising=False)
+    x = torch.randn(1, 2, 30, 8)
+    model = Call(lambda x: functional.scaled_dot_product_attention(x, x, x))
+    assert multiply_adds(model, x) == 2 * (2 * 30 * 30 * 8)
+
+
+def test_multihead_attention_is_counted_although_inference_fuses_it() -> None:
+    class SelfAttention(nn.MultiheadAttention):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x, x, x, need_weights=False)[0]
+
+    model = SelfAttention(16, 2, batch_first=True)
+    assert multiply_adds(model, torch.randn(2, 10, 16)) == 2 * (4 * 10 * 16 * 16 + 2 * 10 * 10 * 16)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_counting_leaves_everything_as_it_was() -> None:
+    model, x = restless(), torch.randn(2, 3, 8, 8)
+    before = everything(model)
+    multiply_adds(model, x)
+    assert everything(model) == before
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def freed(x: Tensor) -> Tensor:
+    for _ in range(4):
+        x = x * 2
+    return x
+
+
+def kept(x: Tensor) -> list[Tensor]:
+    return [x := x * 2 for _ in range(4)]
+
+
+def freed_then_kept(x: Tensor) -> list[Tensor]:
+    freed(x)
+    return kept(x)[:3]
+
+
+def trained(x: Tensor) -> None:
+    """The gradient of exp is held beside exp itself; nothing else of that size lives then."""
+    weight = torch.ones_like(x, requires_grad=True)  # one map, held throughout
+    (x * weight).exp().sum().backward()
+
+
+@pytest.mark.parametrize(("step", "maps"), [(freed, 2), (kept, 4), (freed_then_kept, 4), (trained, 3)])
+def test_peak_memory_by_hand(step: Callable[[Tensor], object], maps: int) -> None:
+    x = torch.ones(1000, 1000)
+    peaks = [peak_memory(partial(step, x), "cpu") for _ in range(3)]
+    assert maps * BYTES <= peaks[0] < maps * BYTES + SMALL
+    assert len(set(peaks)) == 1
+
+
+def test_what_was_held_before_does_not_count() -> None:
+    held = [torch.ones(1000, 1000)]
+
+    def step() -> None:
+        held.append(held[0] + held[0])
+        held.append(held[1] + held[1])
+
+    assert peak_memory(step, "cpu") == 2 * BYTES
+    assert peak_memory(lambda: None, "cpu") == 0
+
+
+def test_garbage_of_an_earlier_call_does_not_count() -> None:
+    def step() -> None:
+        gc.collect()  # as may happen by itself at any moment
+        cycle: list[Any] = [torch.ones(1000, 1000)]
+        cycle.append(cycle)
+
+    assert [peak_memory(step, "cpu") for _ in range(2)] == [BYTES, BYTES]
+
+
+def test_peak_memory_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
+    peak_memory(lambda: torch.ones(10), "cpu")
+    assert capfd.readouterr() == ("", "")
+
+
+# --- models side by side ----------------------------------------------------------------------------------------------
+
+
+def tower(depth: int) -> nn.Module:
+    convolutions = [nn.Conv2d(32, 32, 3, padding=1) for _ in range(depth)]
+    return nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def test_twice_the_work_costs_twice() -> None:
+    x = torch.randn(4, 32, 24, 24)
+    costs = measure({"none": tower(4), "double": tower(8)}, x, rounds=9)
+    none, double = costs["none"], costs["double"]
+    assert none.macs == 4 * 32 * 32 * 9 * 24 * 24
+    assert double.macs == 2 * none.macs
+    assert double.added_parameters == none.parameters == 4 * (32 * 32 * 9 + 32)
+    assert none.added_parameters == 0
+    assert none.infer_ratio == none.train_ratio == (1.0, 1.0, 1.0)
+    assert 1.4 < double.infer_ratio[1] < 2.8
+    assert 1.4 < double.train_ratio[1] < 2.8
+    assert none.train_ms[1] > none.infer_ms[1] > 0.01
+    one_map = x.numel() * x.element_size()
+    assert double.peak_bytes - none.peak_bytes == pytest.approx(
+        4 * one_map, rel=0.3
+    )  # each convolution keeps its input
+    assert double.peak_ratio == double.peak_bytes / none.peak_bytes
+
+
+def test_measuring_leaves_everything_as_it_was() -> None:
+    models = {"none": restless(), "wide": restless(8)}
+    before = [everything(model) for model in models.values()]
+    rounds: list[int] = []
+    measure(models, torch.zeros(2, 3, 8, 8), rounds=5, progress=lambda done, of: rounds.append(done))
+    assert [everything(model) for model in models.values()] == before
+    assert rounds == [1, 2, 3, 4, 5]
+
+
+def test_training_runs_in_train_mode_and_inference_in_eval_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[tuple[bool, ...]] = set()
+
+    class Spy(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.add((self.training, torch.is_inference_mode_enabled(), self.weight.grad is None))
+            return super().forward(x)
+
+    monkeypatch.setattr(costing, "multiply_adds", lambda model, example: 0)
+    measure({"none": Spy(4, 3), "frozen": Spy(4, 3).eval()}, torch.randn(2, 4), rounds=5)
+    assert seen == {(True, False, True), (False, True, True)}
+
+
+def test_scores_of_every_pixel_and_given_labels_work() -> None:
+    model = nn.Conv2d(3, 5, 1)
+    x = torch.randn(2, 3, 4, 4)
+    assert measure({"none": model}, x, rounds=5)["none"].macs == 5 * 3 * 16
+    with pytest.raises(IndexError):  # torch's own words: the labels arrive in its cross entropy
+        measure({"none": model}, x, rounds=5, target=torch.full((2, 4, 4), 7))
+
+
+def test_mistakes_are_said_in_a_sentence() -> None:
+    x = torch.randn(2, 4)
+    with pytest.raises(UserError, match=r"no model is named 'none'.*'se'"):
+        measure({"se": nn.Linear(4, 3)}, x)
+    with pytest.raises(UserError, match="'none' returns tuple"):
+        measure({"none": Call(lambda x: (x, x))}, x)
+
+
+# --- the width that costs as much -------------------------------------------------------------------------------------
+
+
+class Sleep(nn.Module):
+    """Takes the time it is told, with as many parameters as it is wide."""
+
+    def __init__(self, seconds: float, width: int = 1) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.weight = nn.Parameter(torch.rand(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(self.seconds)
+        return x
+
+
+def widening(step: float, factors: list[float]) -> Callable[[float], nn.Module]:
+    """A network of 4 ms times its width, which is rounded to a multiple of `step`."""
+
+    def build(factor: float) -> nn.Module:
+        factors.append(factor)
+        width = round(factor / step) * step
+        return Sleep(0.004 * width, round(100 * width))
+
+    return build
+
+
+@pytest.mark.parametrize("answer", [1.0, 1.5, 3.0])
+def test_widen_finds_the_width_that_takes_as_long(answer: float) -> None:
+    factors: list[float] = []
+    like = Sleep(0.004 * answer)
+    state = torch.get_rng_state()
+    found, (low, median, high) = widen(widening(0.01, factors), like, torch.zeros(1), rounds=5, tolerance=0.1)
+    assert found == pytest.approx(answer, rel=0.2)
+    assert low <= median <= high
+    assert median == pytest.approx(1, abs=0.15)
+    assert len(factors) <= 8
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Exact times instead of measured ones: a model's calls take what they sleep."""
+    sizes: list[float] = []
+
+    def interleave(callables: Any, **_: Any) -> dict[str, Any]:
+        slept: list[float] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "sleep", slept.append)
+            for call in callables.values():
+                call()
+        sizes.append(slept[0])
+        return {
+            name: SimpleNamespace(seconds=np.full(5, seconds)) for name, seconds in zip(callables, slept, strict=True)
+        }
+
+    monkeypatch.setattr(costing, "interleave", interleave)
+    return sizes
+
+
+def test_widen_times_a_rounded_width_once_and_gives_the_closest(timed: list[float]) -> None:
+    factors: list[float] = []
+    found, (_, median, _) = widen(widening(0.5, factors), Sleep(0.004 * 1.8), torch.zeros(1))
+    assert round(found / 0.5) * 0.5 == 2.0
+    assert median == pytest.approx(2.0 / 1.8)
+    assert len(timed) == len(set(timed))
+    assert len(timed) < len(factors) == 8
+
+
+def test_widen_stops_at_either_end(timed: list[float]) -> None:
+    factors: list[float] = []
+    assert widen(widening(0.01, factors), Sleep(0.001), torch.zeros(1)) == (1.0, (4.0, 4.0, 4.0))
+    assert factors == [1.0]
+    found, _ = widen(widening(0.01, factors), Sleep(0.1), torch.zeros(1), widest=2.0)
+    assert 1.9 < found < 2.0

@@ -177,10 +177,10 @@ def attach(
 
     Example:
         >>> import regard, torch
-        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU())
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 8, 3))
         >>> x = torch.randn(2, 3, 8, 8)
         >>> before = net(x)
-        >>> attached = regard.attach(net, "se", example=x)
+        >>> attached = regard.attach(net, "se", at="1", example=x)
         >>> torch.equal(net(x), before)
         True
         >>> attached.remove()

@@ -4,7 +4,9 @@ import json
 import os
 import random
 import struct
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from regard.comparison import data
+from regard.comparison import data, folders
 from regard.errors import UserError
 
 
@@ -568,8 +570,8 @@ def test_a_full_disk_is_noticed_beforehand(photos, out, monkeypatch):
 def test_a_whole_folder_is_not_decoded_again(photos, out, monkeypatch):
     first = data.prepare(photos, out, size=32)
     decoded = []
-    decode = data._decode
-    monkeypatch.setattr(data, "_decode", lambda *args: decoded.append(args) or decode(*args))
+    decode = folders._decode
+    monkeypatch.setattr(folders, "_decode", lambda *args: decoded.append(args) or decode(*args))
     assert data.prepare(photos, out, size=32).fingerprint == first.fingerprint
     assert not decoded
     os.utime(photos / "cat" / "0.png", (1, 1))
@@ -594,7 +596,7 @@ def test_a_folder_without_meta_is_prepared_again(photos, out):
     assert left == ["images.npy", "labels.npy", "meta.json", "parts.npy"]
 
 
-def test_killed_while_decoding(photos, out, monkeypatch):
+def test_killed_while_decoding(photos, out):
     data.prepare(photos, out, size=32)
 
     def stop(*step):
@@ -605,6 +607,22 @@ def test_killed_while_decoding(photos, out, monkeypatch):
     with pytest.raises(UserError, match=r"no meta\.json"):  # neither the old images nor half of the new ones
         data.load(out)
     assert data.prepare(photos, out, size=40).pixels.shape[-1] == 45
+
+
+def test_one_at_a_time(photos, out, monkeypatch):
+    decoded = []
+    decode = folders._decode
+
+    def slowly(*args):
+        time.sleep(0.02)
+        decoded.append(args)
+        return decode(*args)
+
+    monkeypatch.setattr(folders, "_decode", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: data.prepare(photos, out, size=32), range(2))
+    assert first.fingerprint == second.fingerprint
+    assert len(decoded) == 12
 
 
 def test_load_gives_what_prepare_gave(photos, out):

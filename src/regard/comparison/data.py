@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
-import os
 import shutil
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,9 +15,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from filelock import FileLock
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from regard.errors import UserError, near
+from regard.comparison.folders import (
+    TEST,
+    TRAIN,
+    UNASSIGNED,
+    VALIDATION,
+    File,
+    decode_all,
+    existing,
+    find,
+    listed,
+    text,
+)
+from regard.errors import UserError
 from regard.files import whole, write_text
 
 FASHION_CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -29,19 +37,8 @@ SIZES = {"fashion": 28, "cluttered": 56}  # the embedded sets, and the side of t
 FASHION_TRAINING = 10_000  # the rest are the test images
 PIECES, PIECE = 10, 9  # Cluttered Fashion: how many pieces of other items, and their side in pixels
 
-UNASSIGNED, TRAIN, VALIDATION, TEST = -1, 0, 1, 2
-PART_FOLDERS = {
-    **dict.fromkeys(("train", "training"), TRAIN),
-    **dict.fromkeys(("val", "valid", "validation"), VALIDATION),
-    **dict.fromkeys(("test", "testing"), TEST),
-}
-SUFFIXES = {
-    *(".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
-    *(".jpx", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp"),
-}
 ROOM = 1.125  # how much larger than trained a folder's images are stored, so that random crops have somewhere to go
 LEAST = 5  # images of a class where the seed cuts all three parts out of it
-BATCH = 256  # files handed to the decoding threads at a time
 DECODER = 1  # raise it when the same files would be decoded to other pixels: prepared folders are then made again
 
 
@@ -133,18 +130,18 @@ def prepare(
         key |= {"source": source, "side": size or SIZES[str(source)]}
         write = _write_embedded
     else:
-        root = _existing(source)
+        root = existing(source, tuple(SIZES))
         if folder.resolve().is_relative_to(root):
             raise UserError(
                 f"the results would lie among the images of {str(root)!r}; choose a folder outside with --out."
             )
         try:
-            classes, files = _find(root)
+            classes, files = find(root)
         except OSError as error:
             raise UserError(f"{error.filename!r} cannot be read ({error.strerror}); ask for access to it.") from error
         _check_counts(classes, np.array([file.label for file in files]), np.array([file.part for file in files]))
         stamps = _digest([file.stamp for file in files])
-        key |= {"source": _text(root.name), "side": math.ceil((size or 64) * ROOM), "files": stamps}
+        key |= {"source": text(root.name), "side": math.ceil((size or 64) * ROOM), "files": stamps}
         write = partial(_write_decoded, classes=classes, files=files, progress=progress)
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -327,130 +324,7 @@ def _resized(pixels: np.ndarray, side: int) -> np.ndarray:
     return np.stack([np.asarray(Image.fromarray(p).resize((side, side), Image.Resampling.LANCZOS)) for p in pixels])
 
 
-# ---- a user's folder: what is in it
-
-
-class _File(NamedTuple):
-    path: Path
-    name: str  # relative, as text
-    label: int
-    part: int
-
-    @property
-    def stamp(self) -> tuple[str, int, int, int]:
-        """What changes when the file does."""
-        try:
-            stat = self.path.stat()
-        except OSError:  # a link to nowhere; decoding it will say so
-            return self.name, self.part, -1, -1
-        return self.name, self.part, stat.st_size, stat.st_mtime_ns
-
-
-def _existing(source: str | Path) -> Path:
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path.resolve()
-    if path.exists():
-        raise UserError(f"{str(source)!r} is a file; name the folder that holds one folder of images for each class.")
-    if isinstance(source, Path) or path.name != source:
-        raise UserError(f"the folder {str(source)!r} does not exist; name one that holds a folder for each class.")
-    hint = near(source, list(SIZES)) or f"; name a folder or one of {', '.join(SIZES)}."
-    raise UserError(f"there are no images called {source!r}, neither a folder nor embedded{hint}")
-
-
-def _find(root: Path) -> tuple[tuple[str, ...], list[_File]]:
-    """The classes of a folder and its image files, in the order of their names."""
-    parts = _part_folders(root)
-    held: dict[tuple[Path, str], list[Path]] = {}  # (part, class) -> files
-    for part, _ in parts:
-        inside = {(part, folder.name): list(_images_below(folder)) for folder in _folders(part)}
-        if not any(inside.values()):
-            if any(_is_image(path) for path in part.iterdir()):
-                raise UserError(f"the images lie directly in {str(part)!r}; put them into one folder for each class.")
-            raise UserError(f"{str(part)!r} holds no images; it needs a folder for each class with images in it.")
-        held |= inside
-
-    names = sorted({name for _, name in held})
-    for part, _ in parts:
-        if missing := [repr(name) for name in names if (part, name) not in held]:
-            raise UserError(
-                f"the parts of {str(root)!r} differ in their classes: {part.name!r} has no folder {_listed(missing)}; "
-                "give every part the same classes, or remove these from the others."
-            )
-    if empty := [repr(str((part / name).relative_to(root))) for (part, name), files in held.items() if not files]:
-        raise UserError(f"no images in the class folder {_listed(empty)} of {str(root)!r}; fill or remove it.")
-    if len(names) == 1:
-        raise UserError(
-            f"{str(root)!r} has a single class, {names[0]!r}, and a comparison needs two or more; "
-            "if the classes are folders inside that one, name it instead."
-        )
-    return tuple(map(_text, names)), [
-        _File(file, _text(file.relative_to(root).as_posix()), label, number)
-        for part, number in parts
-        for label, name in enumerate(names)
-        for file in held[part, name]
-    ]
-
-
-def _part_folders(root: Path) -> list[tuple[Path, int]]:
-    """The folders that hold class folders, with their part: those called train, val and test, or the root itself."""
-    folders = _folders(root)
-    named = [
-        (folder, PART_FOLDERS[folder.name.casefold()]) for folder in folders if folder.name.casefold() in PART_FOLDERS
-    ]
-    others = [folder for folder in folders if folder.name.casefold() not in PART_FOLDERS]
-    found = [part for _, part in named]
-    # a class may be called "train" (beside "bus"): it is a part only beside another part, or alone
-    if not named or (others and (TRAIN not in found or len(named) == 1)):
-        return [(root, UNASSIGNED)]
-    names = " and ".join(repr(folder.name) for folder, _ in named)
-    if TRAIN not in found:
-        raise UserError(f"{str(root)!r} has {names} but no 'train'; add it, or name the folder whose classes to split.")
-    if len(set(found)) < len(found):
-        raise UserError(f"{str(root)!r} has {names}, two of them for the same part; keep one of each.")
-    extra = [repr(folder.name) for folder in others if next(_images_below(folder), None)]
-    if extra:
-        raise UserError(f"{str(root)!r} has {names} and beside them images in {_listed(extra)}; move those out.")
-    if found == [TRAIN]:
-        return [(named[0][0], UNASSIGNED)]
-    if TEST not in found:
-        return [(folder, TEST if part == VALIDATION else part) for folder, part in named]
-    return named
-
-
-def _folders(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith((".", "__MACOSX"))]
-
-
-def _images_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """The image files in a folder and in its folders, links followed but never in a circle."""
-    above |= {folder.resolve()}
-    for inner in _folders(folder):
-        if inner.resolve() not in above:
-            yield from _images_below(inner, above)
-    yield from (path for path in sorted(folder.iterdir()) if _is_image(path))
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
-
-
-def _check_counts(classes: Sequence[str], labels: np.ndarray, parts: np.ndarray, broken: int = 0) -> None:
-    """Refuse when a class has fewer images in a part than the split needs."""
-    needed = {UNASSIGNED: LEAST, TRAIN: 1 if VALIDATION in parts else 2, VALIDATION: 1, TEST: 1}
-    where = {UNASSIGNED: "", TRAIN: " in the training part", VALIDATION: " for validation", TEST: " in the test part"}
-    out = f" ({broken} broken ones are left out)" if broken else ""
-    for part, least in needed.items():
-        counts = np.bincount(labels[parts == part], minlength=len(classes))
-        short = [f"{name!r} has {number}" for name, number in zip(classes, counts, strict=True) if number < least]
-        if part in parts and short:
-            raise UserError(
-                f"the split needs at least {least} images of each class{where[part]}, but {_listed(short)}{out}; "
-                "add images or remove the class."
-            )
-
-
-# ---- a user's folder: decoding it
+# ---- a user's folder
 
 
 def _write_decoded(
@@ -458,7 +332,7 @@ def _write_decoded(
     key: dict[str, Any],
     *,
     classes: tuple[str, ...],
-    files: list[_File],
+    files: list[File],
     progress: Callable[[int, int], None] | None,
 ) -> None:
     shape = (len(files), 3, key["side"], key["side"])
@@ -469,7 +343,7 @@ def _write_decoded(
         )
     with whole(folder / "images.npy") as path:
         pixels = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
-        reasons = _decode_all([file.path for file in files], pixels, progress)
+        reasons = decode_all([file.path for file in files], pixels, progress)
         broken = [(files[row].name, reason) for row, reason in sorted(reasons.items())]
         kept = [row for row in range(len(files)) if row not in reasons]
         if not kept:
@@ -486,85 +360,25 @@ def _write_decoded(
     _finish(folder, key, classes, names, labels, parts, broken=broken)
 
 
-def _decode_all(paths: list[Path], pixels: np.ndarray, progress: Callable[[int, int], None] | None) -> dict[int, str]:
-    """Decode every file into its row of `pixels`; returns row -> reason of those that cannot be read."""
-    steps, side = itertools.count(1), pixels.shape[-1]
-    peaks: dict[int, int] = {}
-    reasons: dict[int, str] = {}
-
-    def attempt(row: int) -> np.ndarray | int | str:
-        try:
-            return _decode(paths[row], side, max(peaks.values()) if row in peaks else None)
-        except Exception as error:  # whatever a decoder stumbles over, the file is broken
-            return _reason(error, paths[row])
-
-    def decode(rows: Sequence[int]) -> None:
-        for start in range(0, len(rows), BATCH):
-            batch = rows[start : start + BATCH]
-            for row, outcome in zip(batch, pool.map(attempt, batch), strict=True):
-                if isinstance(outcome, int):
-                    peaks[row] = outcome
-                    continue
-                if isinstance(outcome, str):
-                    reasons[row] = outcome
-                else:
-                    pixels[row] = outcome
-                if progress:
-                    progress(next(steps), len(paths))
-
-    Image.init()  # before the threads, which would load the plugins all at once
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        warnings.simplefilter("ignore")  # of sloppy metadata and large images; what matters is an error
-        decode(range(len(paths)))
-        decode(list(peaks))  # deeper than 8 bits: again, now that the largest value of them all is known
-    return reasons
-
-
-def _decode(path: Path, side: int, peak: int | None) -> np.ndarray | int:
-    """One file as uint8 (3, side, side): upright, over white where it is transparent, its middle square.
-
-    Of a file with more than 8 bits a value, only its largest value is returned as long as `peak`, the largest of the
-    whole set, is None.
-    """
-    with Image.open(path) as file:
-        file.draft(None, (2 * side, 2 * side))  # JPEG decodes several times faster where it can skip detail
-        image: Image.Image = file
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode == "F":
-            raise ValueError("its values are floating point, of no known range; save it with 8 or 16 bits")
-        if image.mode.startswith("I"):
-            values = np.asarray(image)
-            if values.min() < 0:
-                raise ValueError("it has negative values; save it with 8 or 16 bits and no sign")
-            if peak is None:
-                return int(values.max())
-            full = 2 ** max(1, peak.bit_length()) - 1
-            image = Image.fromarray(np.rint(values * (255 / full)).astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        width, height = image.size
-        edge = min(width, height)
-        left, top = (width - edge) / 2, (height - edge) / 2
-        square = (left, top, left + edge, top + edge)
-        small = image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS, box=square)
-    return np.asarray(small).transpose(2, 0, 1)
-
-
-def _reason(error: Exception, path: Path) -> str:
-    if isinstance(error, Image.DecompressionBombError):
-        return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} megapixels"
-    if isinstance(error, UnidentifiedImageError):
-        return "it is empty" if path.stat().st_size == 0 else "it is no image that Pillow can read"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return f"{error}" or type(error).__name__
+def _check_counts(classes: Sequence[str], labels: np.ndarray, parts: np.ndarray, broken: int = 0) -> None:
+    """Refuse when a class has fewer images in a part than the split needs."""
+    needed = {UNASSIGNED: LEAST, TRAIN: 1 if VALIDATION in parts else 2, VALIDATION: 1, TEST: 1}
+    where = {UNASSIGNED: "", TRAIN: " in the training part", VALIDATION: " for validation", TEST: " in the test part"}
+    out = f" ({broken} broken ones are left out)" if broken else ""
+    for part, least in needed.items():
+        counts = np.bincount(labels[parts == part], minlength=len(classes))
+        short = [f"{name!r} has {number}" for name, number in zip(classes, counts, strict=True) if number < least]
+        if part in parts and short:
+            raise UserError(
+                f"the split needs at least {least} images of each class{where[part]}, but {listed(short)}{out}; "
+                "add images or remove the class."
+            )
 
 
 def _broken_sentence(broken: Sequence[tuple[str, str]], total: int) -> str:
     shown = [f"{file!r} ({reason})" for file, reason in broken]
     return (
-        f"{len(broken)} of {total} images cannot be read: {_listed(shown)}; "
+        f"{len(broken)} of {total} images cannot be read: {listed(shown)}; "
         "mend or remove them, or leave them out with --skip-broken (skip_broken=True)."
     )
 
@@ -622,14 +436,3 @@ def _shorten(path: Path, rows: int) -> None:
     with path.open("rb+") as file:
         np.lib.format.write_array_header_1_0(file, header)
         file.truncate(file.tell() + rows * array[0].nbytes)
-
-
-def _text(name: str) -> str:
-    """A file's name as text that can be written anywhere: bytes that are no UTF-8 are replaced."""
-    return os.fsencode(name).decode("utf-8", "replace")
-
-
-def _listed(items: Sequence[str], most: int = 5) -> str:
-    """The first few, and how many more."""
-    rest = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + rest

@@ -208,7 +208,7 @@ def augment(pixels: torch.Tensor, size: int, generator: torch.Generator) -> torc
     """Crop each image at a random place and mirror every other one at random.
 
     Args:
-        pixels: uint8 (B, C, S, S), S >= size, on any device. Where S == size, a black border of size // 14 is added
+        pixels: uint8 (B, C, S, S), S >= size, on any device. Where S == size, a black border of size // 28 is added
             first, so that there is something to crop.
         size: the side of the crop in pixels.
         generator: on the CPU, whatever the device of `pixels`, so that every device sees the same crops.
@@ -217,7 +217,7 @@ def augment(pixels: torch.Tensor, size: int, generator: torch.Generator) -> torc
         (B, C, size, size) in 0..1, float32, channels last in memory.
     """
     if pixels.shape[-1] == size:
-        pixels = torch.nn.functional.pad(pixels, [size // 14] * 4)
+        pixels = torch.nn.functional.pad(pixels, [size // 28] * 4)
     count, room = len(pixels), pixels.shape[-1] - size
     top, left = torch.randint(0, room + 1, (2, count, 1), generator=generator)
     mirrored = torch.rand(count, 1, generator=generator) < 0.5

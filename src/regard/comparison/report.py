@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from regard import drawing
-from regard.comparison.results import Comparison, chance, counted, interval, points
+from regard.comparison.results import Comparison, counted, interval, points
 from regard.comparison.statistics import Verdict
 from regard.files import slug, write_text
 
@@ -50,6 +50,7 @@ def write(comparison: Comparison) -> Path:
         headline=headline(comparison.against("none")),
         signs=SIGNS,
         differences=[_difference(comparison, verdict) for verdict in comparison.against("none")],
+        base=_accuracy(comparison, "none"),
         forest=_forest(comparison.against("none"), comparison.question["margin"]),
         control=[_difference(comparison, verdict) for verdict in comparison.against("wider")],
         control_forest=_forest(comparison.against("wider"), comparison.question["margin"]),
@@ -101,20 +102,33 @@ class Scale:
 
 
 def _difference(comparison: Comparison, verdict: Verdict) -> dict[str, Any]:
-    scores = list(comparison.scores[verdict.arm].values())
     return {
         "arm": verdict.arm,
         "word": verdict.word,
         "sentence": _typeset(verdict.sentence),
-        "accuracy": f"{100 * fmean(scores):.2f}" if scores else "",
-        "spread": f"{100 * stdev(scores):.2f}" if len(scores) > 1 else "",
+        **_accuracy(comparison, verdict.arm),
         "mean": _typeset(points(verdict.mean)),
         "interval": _typeset(interval(verdict)),
         "level": f"{100 * verdict.level:.3g} %" if interval(verdict) else "",
         "ahead": f"{verdict.wins} of {len(verdict.seeds)}" + (f", {verdict.ties} tied" if verdict.ties else ""),
-        "p": chance(verdict.p) if verdict.seeds else "",
-        "p_holm": chance(verdict.p_holm) if verdict.seeds else "",
+        "p": _chance(verdict.p) if verdict.seeds else "",
+        "p_holm": _chance(verdict.p_holm) if verdict.seeds else "",
     }
+
+
+def _accuracy(comparison: Comparison, arm: str) -> dict[str, str]:
+    """Mean and standard deviation over seeds, and the mean among the first five, in percent; empty where unknown."""
+    scores, fives = comparison.scores[arm].values(), comparison.top5[arm].values()
+    return {
+        "accuracy": f"{100 * fmean(scores):.2f}" if scores else "",
+        "spread": f"{100 * stdev(scores):.2f}" if len(scores) > 1 else "",
+        "top5": f"{100 * fmean(fives):.2f}" if fives else "",
+    }
+
+
+def _chance(p: float) -> str:
+    """A p-value to three decimals."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _forest(verdicts: Sequence[Verdict], margin: float) -> dict[str, Any] | None:

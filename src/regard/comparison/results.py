@@ -93,9 +93,18 @@ class Comparison:
     @property
     def scores(self) -> dict[str, dict[int, float]]:
         """arm -> seed -> top-1 accuracy on the test images, a fraction; only of runs that finished."""
+        return self._scores("top1")
+
+    @property
+    def top5(self) -> dict[str, dict[int, float]]:
+        """The same for the true class among the first five guesses; empty where there are fewer than ten classes."""
+        return self._scores("top5")
+
+    def _scores(self, kind: str) -> dict[str, dict[int, float]]:
         scores: dict[str, dict[int, float]] = {arm: {} for arm in self.arms}
         for run in self.done:
-            scores.setdefault(run["arm"], {})[run["seed"]] = run["top1"]
+            if run[kind] is not None:
+                scores.setdefault(run["arm"], {})[run["seed"]] = run[kind]
         return scores
 
     @cached_property
@@ -134,28 +143,38 @@ class Comparison:
     def table(self) -> list[dict[str, str]]:
         """One row for each arm: column -> text. Accuracies in percent, differences in percentage points."""
         judged = {verdict.arm: verdict for verdict in self.against("none")}
-        priced = self.cost["arms"] if self.cost else {}
         rows = []
         for arm in self.arms:
-            scores = list(self.scores[arm].values())
-            verdict, price = judged.get(arm), priced.get(arm, {})
-            row = {
-                "arm": arm,
-                "runs": f"{len(scores)} of {sum(wanted == arm for wanted, _ in self.wanted)}",
-                "accuracy %": f"{100 * fmean(scores):.2f}" if scores else "",
-                "sd": f"{100 * stdev(scores):.2f}" if len(scores) > 1 else "",
-                "difference": points(verdict.mean) if verdict else "",
-                "interval": interval(verdict) if verdict else "",
-                "wins": f"{verdict.wins} of {len(verdict.seeds)}" if verdict else "",
-                "p (Holm)": chance(verdict.p_holm) if verdict and verdict.seeds else "",
-                "verdict": verdict.word if verdict else "",
-            }
-            if priced:
-                row["parameters"] = f"{price['added_parameters']:+,}" if price.get("added_parameters") else ""
-                row["inference"] = f"{price['infer_ratio'][1]:.2f}x" if "infer_ratio" in price else ""
-                row["training"] = f"{price['train_ratio'][1]:.2f}x" if "train_ratio" in price else ""
-            rows.append(row)
+            scores, fives = list(self.scores[arm].values()), list(self.top5[arm].values())
+            verdict = judged.get(arm)
+            spread = f" sd {100 * stdev(scores):.2f}" if len(scores) > 1 else ""
+            rows.append(
+                {
+                    "arm": arm,
+                    "runs": f"{len(scores)}/{sum(wanted == arm for wanted, _ in self.wanted)}",
+                    "accuracy %": f"{100 * fmean(scores):.2f}{spread}" if scores else "",
+                    "top-5 %": f"{100 * fmean(fives):.2f}" if fives else "",
+                    "difference": points(verdict.mean) if verdict else "",
+                    "interval": interval(verdict) if verdict else "",
+                    "verdict": verdict.word if verdict else "",
+                }
+            )
         return rows
+
+    def price_table(self) -> list[dict[str, str]]:
+        """What each arm costs, one row each: column -> text; times and memory as multiples of those of `none`."""
+        priced = self.cost["arms"] if self.cost else {}
+        return [
+            {
+                "arm": arm,
+                "parameters": f"{price['parameters']:,}",
+                "multiply-adds": f"{price['macs']:,}",
+                "inference": f"{price['infer_ratio'][1]:.2f}x",
+                "training step": f"{price['train_ratio'][1]:.2f}x",
+                "memory": f"{price['peak_ratio']:.2f}x",
+            }
+            for arm, price in priced.items()
+        ]
 
     def notes(self) -> list[str]:
         """What a reader must know before believing the table, one sentence each; empty when nothing went wrong."""
@@ -167,12 +186,12 @@ class Comparison:
         notes += [f"Broken file, left out: {file}: {reason}" for file, reason in self.question.get("broken", [])]
         if added := self.added_in_words:
             notes.append(f"Added after looking: {added}, so the stated error rate no longer holds exactly.")
-        if self.cost:
+        if self.cost and self.cost["noisy"]:
+            notes.append("Noisy timing: the machine was busy while costs were measured; read them as rough.")
+        elif self.cost:
             for arm, price in self.cost["arms"].items():
                 if arm != "none" and price["infer_ratio"][1] > SLOW:
                     notes.append(f"Slow: {arm} takes {price['infer_ratio'][1]:.2f} times as long as none at inference.")
-            if self.cost["noisy"]:
-                notes.append("Noisy timing: the machine was busy while costs were measured; read them as rough.")
         return notes
 
     def to_json(self) -> dict[str, Any]:
@@ -185,6 +204,7 @@ class Comparison:
             "arms": self.arms,
             "seeds": self.seeds,
             "scores": {arm: {str(seed): top1 for seed, top1 in runs.items()} for arm, runs in self.scores.items()},
+            "top5": {arm: {str(seed): top5 for seed, top5 in runs.items()} for arm, runs in self.top5.items()},
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
             "cost": self.cost,
             "failed": [{"arm": run["arm"], "seed": run["seed"], "reason": run["reason"]} for run in self.failed],
@@ -203,15 +223,26 @@ class Comparison:
         asked = self.question
         title = f"{asked['data']}, {asked['model']}, {asked['size']} px, {counted(asked['epochs'], 'epoch')}"
         lines = [f"{title}: top-1 accuracy on {asked['test_images']:,} test images", ""]
-        rows = self.table()
-        widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in rows[0]}
-        texts = ("arm", "verdict")
-        for row in [{column: column for column in widths}, *rows]:
-            cells = [row[c].ljust(w) if c in texts else row[c].rjust(w) for c, w in widths.items()]
-            lines.append("  ".join(cells).rstrip())
+        lines += _aligned(self.table())
+        if prices := self.price_table():
+            lines += ["", *_aligned(prices)]
         lines += ["", *(verdict.sentence for verdict in self.verdicts)]
         lines += ["", *self.notes()] if self.notes() else []
         return "\n".join(lines)
+
+
+def _aligned(rows: list[dict[str, str]]) -> list[str]:
+    """The rows as lines of text under their column names, numbers to the right; columns without a word are left out."""
+    columns = [column for column in rows[0] if any(row[column] for row in rows)]
+    table = [columns, *([row[column] for column in columns] for row in rows)]
+    widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
+    left = {columns.index(column) for column in ("arm", "verdict") if column in columns}
+    return [
+        "  ".join(
+            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]
 
 
 def points(fraction: float) -> str:
@@ -224,11 +255,6 @@ def interval(verdict: Verdict) -> str:
     if not (math.isfinite(verdict.low) and math.isfinite(verdict.high)):
         return ""
     return f"[{points(verdict.low)}, {points(verdict.high)}]"
-
-
-def chance(p: float) -> str:
-    """A p-value to three decimals."""
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def counted(number: int, noun: str) -> str:

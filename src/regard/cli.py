@@ -4,37 +4,38 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, Literal
 
+EXAMPLES = {
+    "list": """Examples:
+
+  regard list
+  regard list --category channel""",
+    "info": """Examples:
+
+  regard info cbam
+  regard info cbam --json""",
+    "compare": """Examples:
+
+  regard compare se cbam
+  regard compare se "cbam[squeeze=max]" --data photos/ --model resnet18 \\
+      --seeds 8 --out runs/mine""",
+    "report": """Examples:
+
+  regard report runs/mine
+  regard report runs/mine --json""",
+}
+
 
 def main() -> None:
     """Entry point: a user's mistake is one sentence on standard error and exit status 2."""
-    debug = "--debug" in sys.argv[1:]
-    words = [word for word in sys.argv[1:] if word != "--debug"]
     try:
-        import cyclopts
-    except ModuleNotFoundError as error:
-        sys.exit(_complain(f"the command line needs the package {error.name!r}: pip install 'regard[compare]'"))
-
-    from regard.errors import UserError
-
-    try:
-        _app(cyclopts)(words, exit_on_error=False, print_error=False)
-    except cyclopts.CycloptsError as error:
-        if debug:
-            raise
-        sys.exit(_complain(" ".join(str(error).split()) + " (regard --help shows what there is)"))
-    except UserError as error:
-        if debug:
-            raise
-        sys.exit(_complain(str(error)))
-    except ModuleNotFoundError as error:
-        if debug or (error.name or "").startswith("regard"):
-            raise
-        sys.exit(_complain(f"this command needs the package {error.name!r}: pip install 'regard[compare]'"))
+        sys.exit(_run([word for word in sys.argv[1:] if word != "--debug"], debug="--debug" in sys.argv[1:]))
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second one
         print("\nStopped; nothing finished is lost. The same command goes on from here.", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `regard list | head`
@@ -42,8 +43,33 @@ def main() -> None:
         sys.exit(141)
 
 
+def _run(words: list[str], debug: bool) -> int:
+    try:
+        import cyclopts
+
+        from regard.errors import UserError
+    except ModuleNotFoundError as error:
+        return _complain(f"the command line needs the package {error.name!r}: pip install 'regard[compare]'")
+    try:
+        _app(cyclopts)(words, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
+        return 0
+    except cyclopts.CycloptsError as error:
+        if debug:
+            raise
+        return _complain(" ".join(str(error).split()) + " (regard --help shows what there is)")
+    except UserError as error:
+        if debug:
+            raise
+        return _complain(str(error))
+    except ModuleNotFoundError as error:
+        if debug or (error.name or "").startswith("regard"):
+            raise
+        return _complain(f"this command needs the package {error.name!r}: pip install 'regard[compare]'")
+
+
 def _complain(sentence: str) -> int:
-    print(f"regard: {sentence}", file=sys.stderr)
+    print("regard:", *sentence.splitlines(), file=sys.stderr)
     return 2
 
 
@@ -52,25 +78,24 @@ def _app(cyclopts: Any) -> Any:
 
     app = cyclopts.App(
         name="regard",
-        help="""Visual attention for PyTorch: which mechanism helps on your images, and what it costs.
+        help="Visual attention for PyTorch: which mechanism helps on your images, and what it costs.",
+        help_epilogue="""Examples:
 
-Examples:
+  regard list
+  regard info cbam
+  regard compare se eca "cbam[squeeze=max]" --data photos/ --model resnet18
+  regard report runs/mine
 
-    regard list
-    regard info cbam
-    regard compare se eca "cbam[squeeze=max,arrangement=parallel]" --data photos/ --model resnet18 --seeds 8
-    regard report runs/mine
-
---debug with any command shows the traceback of an error. Exit status: 0 done, 2 a mistake in the question or the files,
-130 stopped by Ctrl-C.""",
+--debug with any command shows the traceback of an error.
+Exit status: 0 done, 2 a mistake in the question or the files, 130 Ctrl-C.""",
         version=version("regard"),
         help_format="plaintext",
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,
         default_parameter=cyclopts.Parameter(consume_multiple=True, negative=""),
     )
-    app.command(list_, name="list")
-    app.command(info)
-    app.command(compare)
-    app.command(report)
+    for name, command in {"list": list_, "info": info, "compare": compare, "report": report}.items():
+        app.command(command, name=name, help_epilogue=EXAMPLES[name])
     return app
 
 
@@ -83,10 +108,6 @@ def list_(*, category: str | None = None, json: bool = False) -> None:
         Only those of one category, e.g. channel.
     json
         Print JSON instead of a table.
-
-    Examples
-    --------
-    regard list --category channel
     """
     import regard
 
@@ -120,10 +141,6 @@ def info(name: str, /, *, json: bool = False) -> None:
         A registered name; `regard list` shows them.
     json
         Print JSON instead of text.
-
-    Examples
-    --------
-    regard info cbam
     """
     import regard
 
@@ -140,7 +157,7 @@ def compare(
     *arms: str,
     data: str = "fashion",
     model: str = "small_resnet",
-    seeds: int = 8,
+    seeds: int | None = None,
     seed_list: str | None = None,
     epochs: int | None = None,
     size: int | None = None,
@@ -161,8 +178,9 @@ def compare(
 ) -> None:
     """Train a network with and without attention on the same images; say whether it helps and what it costs.
 
-    Every arm is compared with `none`, the network without attention, seed by seed. Stopped in any way, the same command
-    goes on where it was; a finished run is never done again.
+    Every arm is compared with `none`, the network without attention, seed by
+    seed. Stopped in any way, the same command goes on where it was; a finished
+    run is never done again.
 
     Parameters
     ----------
@@ -173,7 +191,7 @@ def compare(
     model
         small_resnet, or any network of timm, with options where wanted: "resnet18[zero_init_last=false]".
     seeds
-        How many seeds, counted from 0. Fewer than 6 can never show a difference.
+        How many seeds, counted from 0; 8 if not said. Fewer than 6 can never show a difference.
     seed_list
         Which seeds instead, e.g. 3,4,5.
     epochs
@@ -208,28 +226,15 @@ def compare(
         cpu or cuda.
     json
         Print the result as JSON instead of text.
-
-    Examples
-    --------
-    regard compare se cbam
-
-    regard compare se "cbam[squeeze=max]" --data photos/ --model resnet18 --seeds 8 --out runs/mine
     """
-    _show_a_sign_of_life(json)
+    _show_a_sign_of_life()
     from regard.comparison.question import compare as ask
-    from regard.errors import UserError
 
-    chosen: Any = seeds
-    if seed_list is not None:
-        try:
-            chosen = [int(word) for word in seed_list.split(",")]
-        except ValueError:
-            raise UserError(f"--seed-list is numbers joined by commas, such as 3,4,5, got {seed_list!r}") from None
     comparison = ask(
         arms,
         data=data,
         model=model,
-        seeds=chosen,
+        seeds=_seeds(seeds, seed_list),
         epochs=epochs,
         size=size,
         batch=batch,
@@ -258,10 +263,6 @@ def report(folder: Path, /, *, json: bool = False) -> None:
         What `regard compare` wrote, e.g. runs/mine.
     json
         Print the result as JSON instead of text.
-
-    Examples
-    --------
-    regard report runs/mine
     """
     from regard.comparison import report as page
     from regard.comparison.results import Comparison
@@ -279,10 +280,23 @@ def _show(comparison: Any, as_json: bool) -> None:
         print(f"\n{comparison}\n\nReport: {comparison.folder / 'report.html'}")
 
 
-def _show_a_sign_of_life(silent: bool) -> None:
-    """Importing torch takes seconds: say that something happens."""
-    if not silent:
-        print("Loading ...", file=sys.stderr, end="\r" if sys.stderr.isatty() else "\n", flush=True)
+def _seeds(count: int | None, listed: str | None) -> int | list[int]:
+    from regard.errors import UserError
+
+    if listed is None:
+        return 8 if count is None else count
+    if count is not None:
+        raise UserError("--seeds says how many and --seed-list says which: give one of them")
+    try:
+        return [int(word) for word in listed.split(",")]
+    except ValueError:
+        raise UserError(f"--seed-list is numbers joined by commas, such as 3,4,5, got {listed!r}") from None
+
+
+def _show_a_sign_of_life() -> None:
+    """Importing torch takes seconds: say that something happens, to whoever watches."""
+    if sys.stderr.isatty():
+        print("Loading ...", file=sys.stderr, end="\r", flush=True)
 
 
 def _print_json(value: Any) -> None:

@@ -20,7 +20,19 @@ from torch import Tensor, nn
 from regard.errors import UserError, near
 from regard.files import whole
 from regard.registry import create, info
-from regard.survey import CHILD, At, Survey, borrowed, call, choose, dry_run, find, refuse_unhookable
+from regard.survey import (
+    CHILD,
+    At,
+    Survey,
+    borrowed,
+    brief,
+    call,
+    choose,
+    dry_run,
+    find,
+    refuse_unhookable,
+    same_randomness,
+)
 
 
 class Inserted(nn.Module):
@@ -187,8 +199,11 @@ def attach(
     """
     known = info(mechanism)
     label = mechanism if label is None else label
-    if not label.isidentifier():
-        raise UserError(f"a label is an identifier such as 'se' or 'second', got {label!r}")
+    if not label.isidentifier() or hasattr(Inserted(), label):
+        raise UserError(
+            f"a label is an identifier such as 'se' or 'second' that no torch module uses, got {label!r}: "
+            "pass another label="
+        )
     if start not in ("identity", "paper"):
         raise UserError(f"start is 'identity' or 'paper', got {start!r}")
     refuse_unhookable(model)
@@ -231,12 +246,16 @@ def attached(model: nn.Module) -> list[Attached]:
         >>> regard.attached(torch.nn.Linear(2, 2))
         []
     """
-    records: dict[str, dict[str, Any]] = {}
-    for module in model.modules():
+    found: dict[tuple[str, str], Attached] = {}
+    for name, module in model.named_modules():
         if isinstance(module, Inserted):
             for label, record in module.records.items():
-                records.setdefault(label, record)
-    return [Attached(model, label, record) for label, record in records.items()]
+                # the host may be a part of this model, or stand inside a wrapper
+                host = f".{name}".removesuffix(f".{record['site']}.{CHILD}").removeprefix(".")
+                host = "" if host == name else host
+                if (host, label) not in found:
+                    found[host, label] = Attached(model.get_submodule(host), label, record)
+    return list(found.values())
 
 
 def load(model: nn.Module, path: str | os.PathLike[str]) -> Attached:
@@ -271,15 +290,16 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> Attached:
         if label in _labels(modules[site]):
             raise UserError(f"site {site!r} already has {label!r}: remove it first")
     ranks = {site: record["options"].get("spatial_dims", 2) for site in record["channels"]}
-    built = _build(record, ranks, 0)
-    for site, mechanism in built.items():
+    attached = _insert(model, label, record, _build(record, ranks, 0))
+    for site, mechanism in attached.modules.items():
         prefix = f"{site}.{CHILD}.{label}."
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         try:
             mechanism.load_state_dict(own)
         except RuntimeError as error:
+            attached.remove()
             raise UserError(f"{path} does not hold the weights of {record['mechanism']} at {site!r}") from error
-    return _insert(model, label, record, built)
+    return attached
 
 
 def _build(record: dict[str, Any], ranks: Mapping[str, int], seed: int | None) -> dict[str, nn.Module]:
@@ -288,18 +308,14 @@ def _build(record: dict[str, Any], ranks: Mapping[str, int], seed: int | None) -
     if "spatial_dims" in known.options and "spatial_dims" not in record["options"]:
         rank = max(ranks.values())
         record["options"] = record["options"] | ({"spatial_dims": rank} if rank != 2 else {})
-    state = torch.get_rng_state()
-    try:
+    with same_randomness(), torch.device("cpu"):
         torch.default_generator.manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
-        with torch.device("cpu"):
-            built = {
-                site: create(known.name, channels, **record["options"]) for site, channels in record["channels"].items()
-            }
-    finally:
-        torch.set_rng_state(state)
-    if record["start"] == "identity" and known.identity is not None:
-        for mechanism in built.values():
-            known.identity(mechanism)
+        built = {
+            site: create(known.name, channels, **record["options"]) for site, channels in record["channels"].items()
+        }
+        if record["start"] == "identity" and known.identity is not None:
+            for mechanism in built.values():
+                known.identity(mechanism)
     return built
 
 
@@ -319,7 +335,7 @@ def _insert(model: nn.Module, label: str, record: dict[str, Any], built: Mapping
         if tensor is not None:
             mechanism.to(device=tensor.device, dtype=tensor.dtype)
         inserted.add_module(label, mechanism.train(site.training))
-        inserted.records[label] = record
+        inserted.records[label] = record | {"site": name}
     return Attached(model, label, record)
 
 
@@ -346,6 +362,11 @@ def _check_calls(model: nn.Module, example: Any, attached: Attached, before: Sur
     try:
         with borrowed(model), torch.no_grad():
             call(model, example)
+    except Exception as error:
+        raise UserError(
+            f"with {attached.label!r} attached the model fails ({brief(error)}): choose other sites; a container that "
+            "runs its children by itself is none"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -16,7 +16,9 @@ WIDTHS = (64, 256, 1024)
 def page(known: Info) -> str:
     """One mechanism's page, as Markdown."""
     cells = " | ".join(f"{known.parameters(width):,}" for width in WIDTHS)
-    options = "\n".join(f"| `{option}` | `{default!r}` | {_meaning(known, option)} |" for option, default in known.options.items())
+    options = "\n".join(
+        f"| `{option}` | `{default!r}` | {_meaning(known, option)} |" for option, default in known.options.items()
+    )
     slots = "\n\n".join(f"**{slot}.** {_slot(known, slot)}" for slot in SLOTS)
     return f"""# {known.name}
 

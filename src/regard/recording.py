@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from regard.errors import UserError
+from regard.survey import is_compiled
 from regard.tap import Tap, taps
 
 
@@ -48,7 +48,7 @@ def record(model: nn.Module) -> Iterator[list[Map]]:
         >>> maps[0].name, maps[0].value.shape
         ('gate', torch.Size([2, 16, 1, 1]))
     """
-    if any(isinstance(m, torch._dynamo.OptimizedModule) or m._compiled_call_impl is not None for m in model.modules()):
+    if any(map(is_compiled, model.modules())):
         raise UserError("the model is compiled, and torch ignores hooks added after that: record on the model itself")
     found = list(taps(model))
     if not found:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from regard.errors import UserError, near
 from regard.tap import fade_in
 
 SLOTS = ("Paper", "Category", "Formula", "Shape", "Cost", "Place", "Differs", "Maps")
+PLACES = ("branches", "blocks", "stages")
 
 # What the authors' checkpoint asks for: our channels, our options, and their names for our parameters.
 Translation = tuple[int, dict[str, Any], dict[str, str]]
@@ -79,19 +80,21 @@ def register(
         category, paper, place, parameters, identity, official: see `Info`. Most gates can leave ``identity`` alone.
 
     Raises:
-        UserError: the name is taken by another mechanism or is no lower-case identifier.
+        UserError: the name is taken by another mechanism or is no lower-case identifier, or the place is unknown.
 
     Example:
         >>> import regard, torch
-        >>> @regard.register("half", category="channel", paper="-", place="branches", parameters=lambda channels: 0)
-        ... class Half(torch.nn.Module):
+        >>> @regard.register("halve", category="channel", paper="-", place="branches", parameters=lambda channels: 0)
+        ... class Halve(torch.nn.Module):
         ...     def __init__(self, channels): super().__init__()
         ...     def forward(self, x): return x / 2
-        >>> regard.create("half", 8)
-        Half()
+        >>> regard.create("halve", 8)
+        Halve()
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UserError(f"a mechanism's name is a lower-case identifier such as 'se', got {name!r}")
+    if place not in PLACES:
+        raise UserError(f"{name}: the place is one of {', '.join(PLACES)}, got {place!r}")
 
     def add(factory: Factory) -> Factory:
         known = _registry.get(name)
@@ -156,10 +159,15 @@ def create(
     known = info(name)
     if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
         raise UserError(f"{name}: channels is a positive whole number, got {channels!r}")
-    for option in options:
+    for option, value in options.items():
         if option not in known.options:
             hint = near(option, list(known.options)) or f": its options are {', '.join(known.options)}"
             raise UserError(f"{name} has no option {option!r}{hint}")
+        default = known.options[option]
+        if isinstance(default, bool) and not isinstance(value, bool):
+            raise UserError(f"{name}: {option} is True or False, got {value!r}")
+        if type(default) is int and default > 0 and (type(value) is not int or value < 1):
+            raise UserError(f"{name}: {option} is a positive whole number, got {value!r}")
     return known.factory(channels, **options).to(device=device, dtype=dtype)
 
 
@@ -188,7 +196,7 @@ def load_official(
     theirs = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     try:
         channels, options, renamed = translate(theirs, channels, **their_args)
-    except TypeError as error:
+    except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"load_official({key!r}): {error}") from error
     except KeyError as error:
         raise UserError(f"load_official({key!r}): the tensors lack {error}; they have {', '.join(theirs)}") from error
@@ -205,7 +213,7 @@ def load_official(
         ours = _rename(name, renamed)
         if ours not in own:
             raise UserError(f"load_official({key!r}): tensor {name!r} has no place in {known.name}")
-        if tensor.numel() != own[ours].numel():
+        if tensor.squeeze().shape != own[ours].squeeze().shape:
             raise UserError(
                 f"load_official({key!r}): {name!r} has shape {tuple(tensor.shape)}, "
                 f"{known.name} with {channels} channels needs {tuple(own[ours].shape)}: check their arguments"
@@ -261,10 +269,10 @@ def _value(text: str) -> Any:
     words = {"true": True, "false": False, "none": None}
     if text.lower() in words:
         return words[text.lower()]
-    try:
-        return ast.literal_eval(text) if re.fullmatch(r"[-+.\deE]+", text) else text
-    except (ValueError, SyntaxError):
-        return text
+    for number in (int, float) if re.fullmatch(r"[-+.0-9eE]+", text) else ():
+        with suppress(ValueError):
+            return number(text)
+    return text
 
 
 def _rename(name: str, renamed: Mapping[str, str]) -> str:

@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from regard.errors import UserError, near
+from regard.registry import PLACES
 
 CHILD = "regard"
-WORDS = ("auto", "branches", "blocks", "stages")
+WORDS = ("auto", *PLACES)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 At = str | Sequence[str] | Callable[[str, nn.Module, tuple[int, ...]], bool]
@@ -46,26 +48,35 @@ class Site:
 def borrowed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while; afterwards every mode, buffer and random state is as it was."""
     modes = {module: module.training for module in model.modules()}
-    buffers = [
-        (module, name, buffer, buffer._version, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    buffers = {module: dict(module._buffers) for module in modes}
+    copies = [(buffer, buffer.clone()) for held in buffers.values() for buffer in held.values() if buffer is not None]
     try:
         for module in modes:
             module.training = False  # the attribute: a model's own train() may do more
-        yield
+        with same_randomness():
+            yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+        for module, held in buffers.items():
+            module._buffers.clear()
+            module._buffers.update(held)
         with torch.no_grad():
-            for module, name, buffer, version, copy in buffers:
-                module._buffers[name] = buffer
-                if buffer._version != version:
+            for buffer, copy in copies:
+                if not buffer.is_meta and not torch.equal(
+                    buffer, copy
+                ):  # batch norm writes without a new version number
                     buffer.copy_(copy)
+
+
+@contextmanager
+def same_randomness() -> Iterator[None]:
+    """Afterwards every global random state is as it was."""
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
         torch.set_rng_state(states[0])
         random.setstate(states[1])
         np.random.set_state(states[2])  # noqa: NPY002
@@ -81,14 +92,14 @@ class _Origin:
     ancestors: int = 0  # a bit for every tensor it was computed from
     bit: int = 0
     source: tuple[str, int] | None = None  # the last module with parameters on its way, and when that was called
-    width: int | None = None  # of its last axis, when that module works on the last axis
+    width: int | None = None  # of its last axis, when the last layer on its way works on the last axis
 
 
 @dataclass
 class _Call:
     name: str
     entered: int
-    inputs: int = 0  # bits of the tensors that came in
+    inputs: int = 0  # bits of the maps that came in
 
 
 @dataclass
@@ -111,7 +122,8 @@ class Survey(TorchFunctionMode):
         self._clock += 1
         bits = 0
         for tensor in _tensors(inputs):
-            bits |= self._origin(tensor).bit
+            if tensor.dim() > 2:
+                bits |= self._origin(tensor).bit
         self._stack.append(_Call(name, self._clock, bits))
 
     def leave(self, name: str, module: nn.Module, output: Any) -> None:
@@ -123,26 +135,30 @@ class Survey(TorchFunctionMode):
         if isinstance(output, Tensor):
             origin = self._origin(output)
             if module._parameters:
-                origin.source, origin.width = (name, call.entered), _width(module)
+                origin.source = name, call.entered
             self.outputs.setdefault(name, []).append(_describe(output, origin.width))
         else:
             self.outputs.setdefault(name, []).append(f"a {type(output).__name__}")
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        incoming = [self._origin(tensor) for tensor in _tensors((args, kwargs))]
-        if getattr(func, "__name__", "") in ("add", "add_", "__add__", "__radd__", "__iadd__") and len(args) > 1:
+        incoming = [(self._origin(tensor), tensor.shape) for tensor in _tensors((args, kwargs))]
+        name = getattr(func, "__name__", "").strip("_")
+        if name in ("add", "radd", "iadd") and len(args) > 1:
             self._see_addition(args[0], args[1])
         result = func(*args, **(kwargs or {}))
-        outgoing = _tensors(result) if incoming else []
-        if outgoing:
-            deepest = max(incoming, key=lambda origin: origin.depth)
+        if incoming:
+            depth = 1 + max(origin.depth for origin, _ in incoming)
             ancestors = 0
-            for origin in incoming:
+            for origin, _ in incoming:
                 ancestors |= origin.ancestors | origin.bit
-            for tensor in outgoing:
-                self._origins[tensor] = _Origin(
-                    deepest.depth + 1, ancestors, self._bit(), deepest.source, deepest.width
-                )
+            for tensor in _tensors(result):
+                main = _continued(incoming, tensor.shape, product=name in ("mul", "rmul", "imul"))
+                width = main.width
+                if name in ("linear", "layer_norm"):
+                    width = tensor.shape[-1]
+                elif name.startswith("conv") or name.endswith("_norm"):
+                    width = None
+                self._origins[tensor] = _Origin(depth, ancestors, self._bit(), main.source, width)
         return result
 
     def _see_addition(self, left: Any, right: Any) -> None:
@@ -158,9 +174,12 @@ class Survey(TorchFunctionMode):
         if branch.ancestors & shortcut.bit:
             self._projected.pop(block.entered, None)
             self._add(block.name, branch.source[0])
-        elif branch.ancestors & block.inputs and (shortcut.ancestors | shortcut.bit) & block.inputs:
-            # a projected shortcut; of several such additions in one block only the last is the residual one
-            self._projected[block.entered] = block.name, branch.source[0]
+        elif branch.ancestors & block.inputs:
+            # a shortcut that was projected before the block, or in it from the one map that came in (what takes several
+            # merges them, and is no block); of several such additions in one block only the last is the residual one
+            one = block.inputs.bit_count() == 1
+            if shortcut.bit & block.inputs or (one and shortcut.ancestors & block.inputs):
+                self._projected[block.entered] = block.name, branch.source[0]
 
     def _add(self, block: str, branch: str) -> None:
         self.branches.append(branch)
@@ -177,15 +196,14 @@ class Survey(TorchFunctionMode):
         return 1 << self._clock
 
 
+def _continued(incoming: list[tuple[_Origin, torch.Size]], shape: torch.Size, product: bool) -> _Origin:
+    """The one that an operation's result continues: a map times a gate is still the map, not the longer way."""
+    sign = -1 if product else 1
+    return max(incoming, key=lambda pair: (pair[1] == shape, pair[0].source is not None, sign * pair[0].depth))[0]
+
+
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and not isinstance(leaf, nn.Parameter)]
-
-
-def _width(module: nn.Module) -> int | None:
-    """How wide the last axis is of what a module makes that works on the last axis."""
-    if isinstance(module, nn.Linear):
-        return module.out_features
-    return module.normalized_shape[-1] if type(module) is nn.LayerNorm else None
 
 
 def _describe(output: Tensor, width: int | None) -> tuple[int, ...] | str:
@@ -206,23 +224,28 @@ def call(model: nn.Module, example: Any) -> Any:
     return model(example)
 
 
+def brief(error: Exception) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
 def dry_run(model: nn.Module, example: Any) -> Survey:
     survey = Survey()
     handles = []
     modules = {name: module for name, module in model.named_modules() if CHILD not in name.split(".")}
     try:
         for name, module in modules.items():
-            enter = lambda _, inputs, name=name: survey.enter(name, inputs)  # noqa: E731
+            enter = lambda _, args, kwargs, name=name: survey.enter(name, (args, kwargs))  # noqa: E731
             leave = lambda module, _, output, name=name: survey.leave(name, module, output)  # noqa: E731
-            handles.append(module.register_forward_pre_hook(enter))
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
             handles.append(module.register_forward_hook(leave))
         with borrowed(model), torch.no_grad(), survey:
             try:
                 call(model, example)
             except Exception as error:
                 raise UserError(
-                    f"the dry run failed ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}): "
-                    "pass an `example` that the model accepts (a tuple is several arguments, a dict keyword arguments)"
+                    f"the dry run failed ({brief(error)}): pass an `example` that the model accepts (a tuple is "
+                    "several arguments, a dict keyword arguments)"
                 ) from error
     finally:
         for handle in handles:
@@ -257,10 +280,15 @@ def sites(model: nn.Module, at: At = "auto", *, example: Any) -> list[Site]:
     return choose(model, at, dry_run(model, example))
 
 
+def is_compiled(module: nn.Module) -> bool:
+    # by name: naming the class itself would load torch's whole compiler, which takes seconds
+    return type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
+
+
 def refuse_unhookable(model: nn.Module) -> None:
     for name, module in model.named_modules():
         where = f"{name!r}" if name else "the model"
-        if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
+        if is_compiled(module):
             raise UserError(
                 f"{where} is already compiled, and torch ignores hooks added after that: attach first, compile then"
             )
@@ -268,6 +296,8 @@ def refuse_unhookable(model: nn.Module) -> None:
             raise UserError(f"{where} is a TorchScript module, which takes no hooks: attach to the Python model")
         if isinstance(module, nn.parallel.DistributedDataParallel):
             raise UserError("the model is wrapped in DistributedDataParallel already: attach first, wrap then")
+        if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
+            raise UserError(f"{where} is lazy and has no weights yet: run the model once, then attach")
 
 
 def choose(model: nn.Module, at: At, survey: Survey) -> list[Site]:
@@ -397,10 +427,11 @@ def _runs(items: list[str], key: Callable[[str], Any]) -> list[list[str]]:
 
 
 def _glob(pattern: str) -> re.Pattern[str]:
-    """``*`` and ``?`` stay within a dot, ``**`` crosses dots, ``[ab]`` is a set."""
+    """``*`` and ``?`` stay within a dot, ``**`` crosses dots, ``[ab]`` is a set, ``[!ab]`` its opposite."""
     pieces = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
     parts = re.split(r"(\*\*|\*|\?|\[[^\]]+\])", pattern)
-    return re.compile("".join(pieces.get(part, part if part.startswith("[") else re.escape(part)) for part in parts))
+    sets = {part: part.replace("[!", "[^") for part in parts if part.startswith("[")}
+    return re.compile("".join(pieces.get(part) or sets.get(part) or re.escape(part) for part in parts))
 
 
 def _near(pattern: str, survey: Survey) -> str:

@@ -81,7 +81,7 @@ class Display:
         """What `grid.run` tells."""
         entry = self._runs[run]
         if kind == "started":
-            entry.update(state="running", done=0.0, since=time.monotonic())
+            entry.update(state="running", done=0.0)
         elif kind == "progress":
             entry.update(details)
         elif kind == "done":
@@ -108,7 +108,10 @@ class Display:
     def _table(self) -> Group:
         arms = list(dict.fromkeys(arm for arm, _ in self._runs))
         seeds = sorted({seed for _, seed in self._runs})
-        shown = seeds[-max(1, (self.console.width - max(map(len, arms)) - 16) // 7) :]
+        room = max(1, (self.console.width - max(map(len, arms)) - 16) // 7)
+        begun = [seeds.index(seed) + 1 for (_, seed), entry in self._runs.items() if entry["state"] != "waiting"]
+        last = max([room, *begun])
+        shown = seeds[last - room : last]
         table = Table(box=None, pad_edge=False, title_justify="left", padding=(0, 2, 0, 0))
         table.add_column("arm", no_wrap=True)
         table.add_column("done", justify="right")
@@ -117,9 +120,9 @@ class Display:
         for arm in arms:
             states = [self._runs.get((arm, seed), {}).get("state") for seed in seeds]
             count = f"{states.count('done')}/{sum(state is not None for state in states)}"
-            table.add_row(arm, count, *(self._cell((arm, seed)) for seed in shown))
+            table.add_row(Text(arm), count, *(self._cell((arm, seed)) for seed in shown))
         running = [
-            Text(f"{run[0]}, seed {run[1]}: {self._running(entry)}", no_wrap=True, overflow="ellipsis")
+            Text(f"{run[0]}, seed {run[1]}: {self._running(entry)}", no_wrap=True, overflow="crop")
             for run, entry in self._runs.items()
             if entry["state"] == "running"
         ]
@@ -137,14 +140,14 @@ class Display:
         return {"waiting": "-", "failed": "x"}[entry["state"]]
 
     def _running(self, entry: dict[str, Any]) -> str:
-        filled = round(20 * entry["done"])
-        text = f"{'█' * filled}{'░' * (20 - filled)} {entry['done']:4.0%}"
+        """The bar comes last, where a narrow window may cut it off."""
+        text = f"{entry['done']:.0%}"
         if "val_top1" in entry:
             text += f", {entry['val_top1']:.1%} so far"
         if entry["done"] > 0.02:
-            elapsed = time.monotonic() - entry["since"]
-            text += f", about {_clock(elapsed * (1 - entry['done']) / entry['done'])} left"
-        return text
+            text += f", {_clock(entry['seconds'] * (1 - entry['done']) / entry['done'])} left"
+        filled = round(20 * entry["done"])
+        return f"{text} {'█' * filled}{'░' * (20 - filled)}"
 
     def _left(self) -> str:
         states = [entry["state"] for entry in self._runs.values()]

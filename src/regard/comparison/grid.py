@@ -6,9 +6,11 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,6 +22,7 @@ from regard.errors import UserError
 from regard.files import slug, write_text
 from regard.timing import ALLOCATOR
 
+UNGUARDED = 78  # exit status of a worker that found itself asking the question again
 Run = tuple[str, int]
 # (what happened, the run, its details): "started", "progress", "done", "failed"
 Watch = Callable[[str, Run, dict[str, Any]], None]
@@ -34,6 +37,12 @@ def workers_for(device: str, runs: int) -> tuple[int, int]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = 1 if device.startswith("cuda") else max(1, min(cores, runs))
     return workers, max(1, cores // workers)
+
+
+def refuse_nesting() -> None:
+    """End this process when it is a worker that imports the user's script and came upon the question in it."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.exit(UNGUARDED)
 
 
 def run(
@@ -60,6 +69,7 @@ def run(
         watch: is told what happens, in this process.
 
     Raises:
+        UserError: the calling script asks again when a worker imports it.
         KeyboardInterrupt: after the workers were stopped; what they had finished is recorded.
     """
     waiting = list(runs)
@@ -78,9 +88,9 @@ def run(
                     watch(kind, worker.current, details)
                 if worker.gone:
                     if worker.run:
-                        reason = worker.epitaph()
-                        _record_failure(folder, *worker.run, reason)
-                        watch("failed", worker.run, {"reason": reason})
+                        record = _failure(*worker.run, _epitaph(worker.process))
+                        write_text(record_path(folder, *worker.run), json.dumps(record, indent=1))
+                        watch("failed", worker.run, record)
                     crew.remove(worker)
     finally:
         for worker in crew:
@@ -89,26 +99,15 @@ def run(
 
 def call(function: Callable[..., Any], *args: Any, threads: int) -> Any:
     """Call a module-level function in a fresh worker process, alone, with the allocator settings; give its result."""
-    context = multiprocessing.get_context("spawn")
-    pipe, other = context.Pipe()
-    with _environment(threads):
-        process = context.Process(target=_call, args=(other, threads, function, args), daemon=True)
-        process.start()
-    other.close()
+    process, pipe = _spawn(_call, threads, function, args)
     try:
-        while not pipe.poll(0.5):
-            if not process.is_alive() and not pipe.poll():
-                raise UserError(f"a worker process ended with exit status {process.exitcode}: is there enough memory?")
-        try:
-            result, error = pipe.recv()
-        except EOFError:
-            process.join()
-            raise UserError(
-                f"a worker process ended with exit status {process.exitcode}: is there enough memory?"
-            ) from None
+        result, error = pipe.recv()
         if error is not None:
             raise error
         return result
+    except EOFError:
+        process.join()
+        raise UserError(f"{_epitaph(process)}: give the same command again to go on") from None
     finally:
         process.kill()
         process.join()
@@ -118,17 +117,10 @@ class _Worker:
     """One worker process and the run it is at."""
 
     def __init__(self, folder: Path, question: dict[str, Any], threads: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, other = context.Pipe()
+        self.process, self.pipe = _spawn(_serve, threads, str(folder), question)
         self.run: Run | None = None
         self.current: Run = ("", 0)
         self.gone = False
-        with _environment(threads):
-            self.process: BaseProcess = context.Process(
-                target=_serve, args=(other, str(folder), question, threads), daemon=True
-            )
-            self.process.start()
-        other.close()
 
     def start(self, run: Run, keep: Callable[[str, int], bool]) -> None:
         self.run = self.current = run
@@ -148,18 +140,45 @@ class _Worker:
         if self.gone:
             self.process.join()
 
-    def epitaph(self) -> str:
-        code = self.process.exitcode or 0
-        if code < 0:
-            name = signal.Signals(-code).name
-            hint = "; the system may be out of memory" if name == "SIGKILL" else ""
-            return f"the worker process was killed by {name}{hint}"
-        return f"the worker process ended with exit status {code}"
-
     def stop(self) -> None:
         # nothing is lost by killing: checkpoints and records are written whole
         self.process.kill()
         self.process.join()
+
+
+def _spawn(target: Callable[..., None], threads: int, *args: Any) -> tuple[BaseProcess, Connection]:
+    """Start `target(pipe, threads, *args)` in a process of its own, with our end of the pipe.
+
+    Ctrl-C reaches all processes of a terminal and is the parent's business: a worker starts with it blocked, so that it
+    cannot even interrupt the imports.
+    """
+    context = multiprocessing.get_context("spawn")
+    pipe, other = context.Pipe()
+    process = context.Process(target=target, args=(other, threads, *args), daemon=True)
+    resource_tracker.ensure_running()  # it would be started now otherwise, and lift the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        with _environment(threads):
+            process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    other.close()
+    return process, pipe
+
+
+def _epitaph(process: BaseProcess) -> str:
+    """How a worker ended that should not have."""
+    code = process.exitcode or 0
+    if code == UNGUARDED:
+        raise UserError(
+            "every worker process imports this script and would ask again: put the call of compare() below "
+            '`if __name__ == "__main__":`'
+        )
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = "; the system may be out of memory" if name == "SIGKILL" else ""
+        return f"the worker process was killed by {name}{hint}"
+    return f"the worker process ended with exit status {code}"
 
 
 @contextmanager
@@ -179,8 +198,7 @@ def _environment(threads: int) -> Iterator[None]:
 
 
 def _settle(threads: int) -> None:
-    """What every worker does first: leave Ctrl-C to the parent, and end when the parent does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """What every worker does first: take its share of the cores, and end when the parent does."""
     torch.set_num_threads(threads)
     parent = multiprocessing.parent_process()
 
@@ -191,27 +209,27 @@ def _settle(threads: int) -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _serve(pipe: Connection, folder: str, question: dict[str, Any], threads: int) -> None:
+def _serve(pipe: Connection, threads: int, folder: str, question: dict[str, Any]) -> None:
     _settle(threads)
     from regard.comparison import training
 
-    while True:
-        try:
+    with suppress(EOFError, ConnectionError):  # the parent is gone
+        while True:
             arm, seed, keep = pipe.recv()
-        except EOFError:
-            return
-        try:
-            tell = lambda details: pipe.send(("progress", details))  # noqa: E731
-            record = training.train(question, arm, seed, Path(folder), tell, keep)
+            try:
+                tell = lambda details: pipe.send(("progress", details))  # noqa: E731
+                record = training.train(question, arm, seed, Path(folder), tell, keep)
+            except BrokenPipeError:
+                raise
+            except Exception as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                if not isinstance(error, UserError | FloatingPointError):
+                    reason = f"{type(error).__name__}: {reason}"
+                record = _failure(arm, seed, reason)
             write_text(record_path(Path(folder), arm, seed), json.dumps(record, indent=1))
-            training.checkpoint_path(Path(folder), arm, seed).unlink(missing_ok=True)
-            pipe.send(("done", record))
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if not isinstance(error, UserError | FloatingPointError):
-                reason = f"{type(error).__name__}: {reason}"
-            _record_failure(Path(folder), arm, seed, reason)
-            pipe.send(("failed", {"reason": reason}))
+            if record["status"] == "done":
+                training.checkpoint_path(Path(folder), arm, seed).unlink(missing_ok=True)
+            pipe.send((record["status"], record))
 
 
 def _call(pipe: Connection, threads: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -222,6 +240,5 @@ def _call(pipe: Connection, threads: int, function: Callable[..., Any], args: tu
         pipe.send((None, error))
 
 
-def _record_failure(folder: Path, arm: str, seed: int, reason: str) -> None:
-    record = {"arm": arm, "seed": seed, "status": "failed", "reason": reason}
-    write_text(record_path(folder, arm, seed), json.dumps(record, indent=1))
+def _failure(arm: str, seed: int, reason: str) -> dict[str, Any]:
+    return {"arm": arm, "seed": seed, "status": "failed", "reason": reason}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -109,7 +109,7 @@ def build(
     finally:
         torch.set_rng_state(state)
     if weights is not None:
-        _load(host, weights)
+        _load(host, weights, classes)
     return host
 
 
@@ -122,11 +122,17 @@ def image_size(model: str) -> int | None:
     return config.input_size[-1] if config else 224
 
 
-def normalisation(model: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and deviation the pretrained weights were trained with, as fractions of 1; None where there is none."""
+def normalisation(model: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation of each channel that a timm model was trained with, as fractions of 1; else None.
+
+    Where the images have another number of channels, each is given the average.
+    """
     name, _ = parse(model)
     config = None if name == SMALL else _zoo().get_pretrained_cfg(name)
-    return (tuple(config.mean), tuple(config.std)) if config else None
+    if not config:
+        return None
+    both = tuple(config.mean), tuple(config.std)
+    return both if channels == len(both[0]) else ((fmean(both[0]),) * channels, (fmean(both[1]),) * channels)
 
 
 def check(model: str) -> None:
@@ -142,7 +148,9 @@ def _small(classes: int, channels: int, options: dict[str, Any], widening: float
     for option in options:
         if option not in allowed:
             raise UserError(f"{SMALL} has no option {option!r}: its options are {', '.join(allowed)}")
-    options["width"] = max(1, round(options.get("width", 16) * widening))
+        if not isinstance(options[option], int) or options[option] < 1:
+            raise UserError(f"{SMALL}: {option} is a whole number from 1, got {options[option]!r}")
+    options["width"] = round(options.get("width", 16) * widening)
     return SmallResNet(classes, channels, **options)
 
 
@@ -151,12 +159,14 @@ def _timm(
 ) -> nn.Module:
     check(name)
     if widening != 1.0:
-        if not isinstance(_zoo().create_model(name, **options), _zoo().models.ResNet):
+        plain = _zoo().create_model(name, **options)
+        if not isinstance(plain, _zoo().models.ResNet):
             raise UserError(f"the wider control knows {SMALL} and the ResNets of timm, not {name!r}: leave it out")
-        options["channels"] = tuple(max(8, round(width * widening / 8) * 8) for width in (64, 128, 256, 512))
+        widths = [stage["num_chs"] // plain.layer1[0].expansion for stage in plain.feature_info[1:]]
+        options["channels"] = tuple(max(8, round(width * widening / 8) * 8) for width in widths)
     try:
         return _zoo().create_model(name, pretrained=pretrained, num_classes=classes, in_chans=channels, **options)
-    except (TypeError, RuntimeError, OSError) as error:
+    except Exception as error:  # timm checks no option before it uses it
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if pretrained:
             raise UserError(
@@ -165,7 +175,7 @@ def _timm(
         raise UserError(f"timm cannot build {name!r} with these options: {reason}") from error
 
 
-def _load(host: nn.Module, path: Path) -> None:
+def _load(host: nn.Module, path: Path, classes: int) -> None:
     try:
         if path.suffix == ".safetensors":
             tensors = safetensors.torch.load_file(path)
@@ -175,18 +185,15 @@ def _load(host: nn.Module, path: Path) -> None:
         tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, AttributeError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{path} holds no weights that can be read safely ({reason}): save a plain state dict"
-        ) from error
-    except Exception as error:  # an unpickling error's class differs between versions of torch
-        raise UserError(f"{path} is not a plain state dict, so it is not loaded: save model.state_dict()") from error
+    except Exception as error:  # what an unpickler raises for a file that is none differs with every file
+        raise UserError(f"{path} is no plain state dict, so it is not loaded: save model.state_dict()") from error
     own = host.state_dict()
-    head = {key for key in own if key in tensors and tensors[key].shape != own[key].shape}
-    missing, left = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    if missing or left or len(head) > 2:
-        differences = [f"lacks {key!r}" for key in missing] + [f"has {key!r} too many" for key in left]
-        differences += [f"{key!r} has another shape" for key in sorted(head)]
-        raise UserError(f"{path} does not fit the model: it {'; '.join(differences[:3])}")
+    other = [key for key in own if key in tensors and tensors[key].shape != own[key].shape]
+    # a classifier for other classes differs in its outputs alone
+    head = [key for key in other if tensors[key].shape[1:] == own[key].shape[1:] and len(own[key]) == classes]
+    differences = [f"lacks {key!r}" for key in sorted(own.keys() - tensors.keys())]
+    differences += [f"has {key!r} too many" for key in sorted(tensors.keys() - own.keys())]
+    differences += [f"has {key!r} in another shape" for key in other if key not in head]
+    if differences:
+        raise UserError(f"{path} does not fit the model: it {'; it '.join(differences[:3])}")
     host.load_state_dict({key: tensor for key, tensor in tensors.items() if key not in head}, strict=False)

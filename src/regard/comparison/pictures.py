@@ -44,7 +44,8 @@ def write(
     for name, kind, values in _together(maps):
         key = f"map{len(described)}"
         arrays[key] = values.float().cpu().numpy()
-        described.append({"key": key, "name": name, "kind": kind, "limits": [0.0, 1.0]})
+        limits = [found[name].low, found[name].high] if name in found else None  # the product of gates has none
+        described.append({"key": key, "name": name, "kind": kind, "limits": limits})
     shown = data.centre(pixels, question["size"]).mul(255).round().byte().permute(0, 2, 3, 1).numpy()
     arrays["images"] = np.repeat(shown, 3, axis=3) if shown.shape[3] == 1 else shown
     arrays["labels"] = images.labels[chosen]

@@ -42,7 +42,7 @@ def widening(question: dict[str, Any], arms: list[str]) -> float:
     def build_wider(factor: float) -> nn.Module:
         return _model(question | {"widening": factor}, WIDER)
 
-    factor, _ = costing.widen(build_wider, models[dearest], example)
+    factor, _ = costing.widen(build_wider, models[dearest], example, budget=SECONDS / 2)
     return factor
 
 

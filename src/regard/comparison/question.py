@@ -8,6 +8,7 @@ import shlex
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -92,16 +93,17 @@ def compare(
         >>> comparison = regard.compare(["se", "cbam"], data="photos/", seeds=8)  # doctest: +SKIP
         >>> print(comparison)  # doctest: +SKIP
     """
+    grid.refuse_nesting()
     asked = _arms(arms, control)
     chosen = _seeds(seeds)
-    _check(model, epochs, batch, learning_rate, margin, start, control, keep, workers, size)
+    _check(model, epochs, batch, learning_rate, margin, start, control, keep, workers, size, device)
     starting = pretrained or weights is not None
     if control and starting:
         raise UserError("the wider control starts from no pretrained weights, so it would not be fair: leave it out")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     size = size or hosts.image_size(model)
     question: dict[str, Any] = {
-        "data": str(data),
+        "data": str(Path(data)),  # photos and photos/ are the same
         "model": model,
         "size": size or (images_of.SIZES.get(str(data), 64)),
         "epochs": epochs or EPOCHS.get(str(data), 8 if starting else 20),
@@ -115,12 +117,12 @@ def compare(
         "pretrained": pretrained,
         "weights": str(weights) if weights is not None else None,
         "weights_sha256": _digest(Path(weights)) if weights is not None else None,
-        "normalisation": hosts.normalisation(model) if starting else None,
-        "widening": 1.0,
+        "widening": None,  # of the control, once it is measured
         "device": device,
     }
     folder = Path(out) if out is not None else _default_folder(question)
     with Display(progress) as display, _alone(folder):
+        _refuse_other(folder, question)  # before its images would be replaced
         images = images_of.prepare(
             data, folder / "data", size=question["size"], skip_broken=skip_broken, progress=display.reading
         )
@@ -129,32 +131,34 @@ def compare(
             "fingerprint": images.fingerprint,
             "classes": list(images.classes),
             "channels": images.pixels.shape[1],
+            "normalisation": hosts.normalisation(model, images.pixels.shape[1]) if starting else None,
             "train_images": len(split.train),
             "val_images": len(split.val),
             "test_images": len(split.test),
             "split_varies": images.varies,
             "broken": [list(entry) for entry in images.broken],
         }
+        for arm in asked:
+            training.check_trainable(question | {"widening": 1.5}, arm)
         stored = _ask(folder, question, asked, chosen)
         question = stored["question"]
         comparison = Comparison.load(folder)
         mechanisms = [arm for arm in comparison.arms if arm != training.PLAIN]
-        for arm in asked:
-            training.check_trainable(question, arm)
         least = fewest_pairs(len(mechanisms))
         if len(comparison.seeds) < least:
             display.say(
                 f"{len(comparison.seeds)} seeds can never show a difference: {len(mechanisms)} arms need at least "
                 f"{least}. The answer will be 'not enough runs'; --seeds {least} can do better."
             )
-        if training.WIDER in comparison.arms and question["widening"] == 1.0:
+        if training.WIDER in comparison.arms and question["widening"] is None:
             display.say("Measuring how wide the control must be")
             others = [arm for arm in mechanisms if arm != training.WIDER]
             question["widening"] = grid.call(prices.widening, question, others, threads=_cores())
             write_text(folder / "question.json", json.dumps(stored, indent=1))
 
         runs = [run for run in comparison.wanted if comparison.records.get(run, {}).get("status") != "done"]
-        count, threads = grid.workers_for(device, len(runs))
+        # by all runs, not by those that are left: with other threads the numbers would be others
+        count, threads = grid.workers_for(device, len(comparison.wanted))
         count, threads = (workers, max(1, _cores() // workers)) if workers else (count, threads)
         first = comparison.seeds[0]
         display.start(comparison, question)
@@ -167,8 +171,10 @@ def compare(
             keep=lambda arm, seed: keep == "all" or (keep == "first" and seed == first),
             watch=display.watch,
         )
-        display.say("Measuring what each arm costs")
-        _price(folder, question, [training.PLAIN, *mechanisms])
+        if not _priced(folder, comparison.arms):
+            display.say("Measuring what each arm costs")
+            cost = grid.call(prices.measure, question, comparison.arms, threads=_cores())
+            write_text(folder / "cost.json", json.dumps(cost, indent=1))
         comparison = Comparison.load(folder)
         comparison.save()
         report.write(comparison)
@@ -184,8 +190,13 @@ def _arms(arms: str | Sequence[str], control: str | None) -> list[str]:
                 raise UserError("'wider' is no mechanism: ask for it with --control wider")
             continue
         info(name)
-        create(name, 64 if options.get("kernel_size") != "released" else 256, **options)
         arm = spell(name, options)
+        try:
+            create(name, 64 if options.get("kernel_size") != "released" else 256, **options)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a mechanism makes of a value that it did not expect
+            raise UserError(f"the arm {arm!r} cannot be built ({error}): see `regard info {name}`") from error
         if arm in asked:
             raise UserError(f"the arm {arm!r} is given twice: leave one out")
         asked.append(arm)
@@ -212,6 +223,7 @@ def _check(
     keep: str,
     workers: int | None,
     size: int | None,
+    device: str | None,
 ) -> None:
     hosts.check(model)
     least = {"epochs": (epochs, 1), "batch": (batch, 2), "workers": (workers, 1), "size": (size, 8)}
@@ -228,6 +240,10 @@ def _check(
         raise UserError(f"the only control is {training.WIDER!r}, got {control!r}")
     if keep not in KEPT:
         raise UserError(f"keep is one of {', '.join(KEPT)}, got {keep!r}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"there is no device {device!r} here: take cpu, or leave it out") from error
 
 
 def _default_folder(question: dict[str, Any]) -> Path:
@@ -256,7 +272,6 @@ def _alone(folder: Path) -> Iterator[None]:
 def _ask(folder: Path, question: dict[str, Any], arms: list[str], seeds: list[int]) -> dict[str, Any]:
     """What the folder's question.json holds from now on; another question than the stored one is refused."""
     path = folder / "question.json"
-    question = json.loads(json.dumps(question))
     entry = {
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "arms": [training.PLAIN, *arms],
@@ -264,21 +279,27 @@ def _ask(folder: Path, question: dict[str, Any], arms: list[str], seeds: list[in
         "command": command(question, arms, seeds, folder),
         "seen": (folder / "result.json").is_file(),
     }
-    if not path.is_file():
+    stored = _refuse_other(folder, question)
+    if not stored:
         stored = {"question": question, "asked": [entry], "environment": training.environment()}
-        write_text(path, json.dumps(stored, indent=1))
-        return stored
+    elif not set(product(arms, seeds)) <= set(Comparison.load(folder).wanted):
+        stored["asked"].append(entry)
+    write_text(path, json.dumps(stored, indent=1))
+    return stored
+
+
+def _refuse_other(folder: Path, question: dict[str, Any]) -> dict[str, Any]:
+    """What the folder's question.json holds, if there is one; refuse what differs from it, as far as that is known."""
+    path = folder / "question.json"
+    if not path.is_file():
+        return {}
     stored = json.loads(path.read_text(encoding="utf-8"))
     before = stored["question"]
+    question = json.loads(json.dumps(question))
     differing = [key for key in question if key not in UNASKED and question[key] != before.get(key)]
     if differing:
         changes = "; ".join(f"{key} was {_short(before.get(key))}, now {_short(question[key])}" for key in differing)
         raise UserError(f"{folder} holds another question ({changes}): ask that one, or pass another --out")
-    known_arms = {arm for earlier in stored["asked"] for arm in earlier["arms"]}
-    known_seeds = {seed for earlier in stored["asked"] for seed in earlier["seeds"]}
-    if not (set(arms) <= known_arms and set(seeds) <= known_seeds):
-        stored["asked"].append(entry)
-        write_text(path, json.dumps(stored, indent=1))
     return stored
 
 
@@ -286,8 +307,8 @@ def command(question: dict[str, Any], arms: list[str], seeds: list[int], folder:
     """The command line that asks this question."""
     words = ["regard", "compare", *(arm for arm in arms if arm != training.WIDER), "--data", question["data"]]
     words += ["--model", question["model"], "--size", str(question["size"]), "--epochs", str(question["epochs"])]
-    words += ["--batch", str(question["batch"]), "--learning-rate", f"{question['learning_rate']:g}"]
-    words += ["--start", question["start"], "--margin", f"{question['margin']:g}"]
+    words += ["--batch", str(question["batch"]), "--learning-rate", str(question["learning_rate"])]
+    words += ["--start", question["start"], "--margin", str(question["margin"])]
     words += (
         ["--seeds", str(len(seeds))] if seeds == list(range(len(seeds))) else ["--seed-list", ",".join(map(str, seeds))]
     )
@@ -299,11 +320,9 @@ def command(question: dict[str, Any], arms: list[str], seeds: list[int], folder:
     return shlex.join([*words, "--out", str(folder)])
 
 
-def _price(folder: Path, question: dict[str, Any], arms: list[str]) -> None:
+def _priced(folder: Path, arms: list[str]) -> bool:
     path = folder / "cost.json"
-    if path.is_file() and list(json.loads(path.read_text())["arms"]) == arms:
-        return
-    write_text(path, json.dumps(grid.call(prices.measure, question, arms, threads=_cores()), indent=1))
+    return path.is_file() and list(json.loads(path.read_text(encoding="utf-8"))["arms"]) == arms
 
 
 def _cores() -> int:

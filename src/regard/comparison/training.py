@@ -6,6 +6,7 @@ import hashlib
 import math
 import platform
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -150,7 +151,7 @@ def environment() -> dict[str, Any]:
     """What a run's weights depend on besides the question."""
     return {
         "regard": regard.__version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a class of its own, which no checkpoint may hold
         "timm": version("timm"),
         "python": platform.python_version(),
         "system": platform.platform(),
@@ -247,10 +248,12 @@ def _resume(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, ques
     if not path.is_file():
         return fresh
     try:
+        if zipfile.ZipFile(path).testzip():  # torch itself does not look at the check sums
+            return fresh
         state = torch.load(path, map_location=question["device"], weights_only=True)
+        if state["environment"] != environment():  # other versions or threads compute other numbers: not one run
+            return fresh
     except Exception:  # whatever is wrong with the file, the run can be done again
-        return fresh
-    if state["environment"] != environment():  # other versions or threads compute other numbers: not one run
         return fresh
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])

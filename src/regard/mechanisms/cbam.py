@@ -14,6 +14,7 @@ from regard.tap import Tap, fade_in
 
 ARRANGEMENTS = ("channel-spatial", "spatial-channel", "parallel", "channel", "spatial")
 SQUEEZES = ("avg", "max", "lp", "lse")
+CONVOLUTIONS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def _squeezes(squeeze: str | Sequence[str]) -> tuple[str, ...]:
@@ -123,6 +124,8 @@ class CBAM(nn.Module):
             raise UserError(f"cbam has no arrangement {arrangement!r}{hint}")
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise UserError(f"cbam: kernel_size is an odd number, so that the mask fits the map, got {kernel_size}")
+        if spatial_dims not in CONVOLUTIONS:
+            raise UserError(f"cbam: spatial_dims is 1, 2 or 3, got {spatial_dims}")
         self.squeeze, self.arrangement = _squeezes(squeeze), arrangement
         if arrangement != "spatial":
             hidden = max(1, channels // reduction)
@@ -132,8 +135,7 @@ class CBAM(nn.Module):
             nn.init.zeros_(self.up.bias)
             self.gate = Tap("channel")
         if arrangement != "channel":
-            conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[spatial_dims]
-            self.conv = conv(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+            self.conv = CONVOLUTIONS[spatial_dims](2, 1, kernel_size, padding=kernel_size // 2, bias=False)
             nn.init.kaiming_normal_(self.conv.weight, mode="fan_out")
             self.norm = BatchNorm(1, momentum=0.01)
             nn.init.zeros_(self.norm.weight)

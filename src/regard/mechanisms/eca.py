@@ -28,7 +28,7 @@ def _kernel_size(channels: int, kernel_size: int | str) -> int:
                 "channels: give an odd number or 'adaptive'"
             )
         return RELEASED[channels]
-    if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+    if type(kernel_size) is not int or kernel_size < 1 or kernel_size % 2 == 0:
         raise UserError(f"eca: kernel_size is an odd number, 'adaptive' or 'released', got {kernel_size!r}")
     return kernel_size
 

@@ -64,7 +64,7 @@ def not_plain(*args: Any) -> str | None:
         return "inside torch.jit.trace"
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "inside a torch.func transform"
-    if torch._C._len_torch_dispatch_stack() > 0:
+    if torch._C._len_torch_dispatch_stack() > 0 or torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0:
         return "inside a dispatch mode"
     if torch.autograd.forward_ad._current_level >= 0:
         return "inside forward-mode differentiation"
@@ -72,6 +72,8 @@ def not_plain(*args: Any) -> str | None:
         if isinstance(tensor, Tensor):
             if type(tensor) not in (Tensor, torch.nn.Parameter):
                 return f"needs plain tensors, got {type(tensor).__name__}"
+            if torch._C._functorch.is_legacy_batchedtensor(tensor):
+                return "inside a batched gradient"
             if tensor.device.type == "meta" or tensor.layout != torch.strided:
                 return f"needs strided tensors with memory, got {tensor.layout} on {tensor.device}"
     return None

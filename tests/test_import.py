@@ -1,0 +1,109 @@
+"""What `import regard` brings, what it leaves alone, and what it says when something is not installed."""
+
+import subprocess
+import sys
+
+import pytest
+
+import regard
+
+PUBLIC = [
+    "Attached",
+    "Comparison",
+    "Info",
+    "Site",
+    "UserError",
+    "attach",
+    "attached",
+    "compare",
+    "create",
+    "info",
+    "load",
+    "load_official",
+    "names",
+    "overlay",
+    "record",
+    "register",
+    "sheet",
+    "sites",
+    "use_impl",
+]
+HEAVY = {"timm", "torchvision", "matplotlib", "scipy", "PIL", "jinja2", "rich", "cyclopts", "filelock", "triton"}
+
+
+def run(code, *arguments):
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("\n")
+
+
+def test_import_is_light():
+    loaded = "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    before, after, cuda, late = run(
+        f"import sys, torch\n{loaded}\nimport regard\n{loaded}\n"
+        "print(torch.cuda.is_initialized())\n"
+        "regard.attach(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1)), 'se', at='0', example=torch.ones(1, 3, 2, 2))\n"
+        f"{loaded}"
+    )[:4]
+    heavy = HEAVY - set(before.split())
+    assert {"timm", "matplotlib", "scipy"} <= heavy, "the test sees nothing"
+    assert not heavy & set(after.split())
+    assert cuda == "False"
+    assert not heavy & set(late.split()), "attaching stays light, too"
+
+
+def test_the_public_names():
+    assert regard.__all__ == PUBLIC
+    assert set(PUBLIC) <= set(dir(regard))
+    for name in PUBLIC:
+        assert getattr(regard, name).__doc__, f"{name} has no docstring"
+    with pytest.raises(AttributeError, match="module 'regard' has no attribute 'atach'"):
+        regard.atach  # noqa: B018
+
+
+BLOCKED = """
+import os, sys
+from importlib.abc import MetaPathFinder
+
+class Missing(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+import regard
+sys.meta_path.insert(0, Missing())
+for request in sys.argv[1:]:
+    package, word = request.split(":")
+    child = os.fork()  # each its own process, without loading torch again
+    if child:
+        os.waitpid(child, 0)
+        continue
+    try:
+        getattr(regard, word)
+        print("no error", flush=True)
+    except regard.UserError as error:
+        print(error, flush=True)
+    os._exit(0)
+"""
+
+
+def test_what_is_not_installed_is_named():
+    requests = [
+        ("matplotlib", "compare"),
+        ("matplotlib", "overlay"),
+        ("PIL", "sheet"),
+        ("scipy", "Comparison"),
+        ("jinja2", "compare"),
+        ("rich", "compare"),
+        ("filelock", "compare"),
+    ]
+    lines = run(BLOCKED, *(f"{package}:{word}" for package, word in requests))
+    for (package, word), line in zip(requests, lines[:-1], strict=True):
+        assert line == f"regard.{word} needs the package {package!r}: install it with pip install 'regard[compare]'"
+
+
+def test_a_fault_of_our_own_is_not_called_a_missing_package(monkeypatch):
+    monkeypatch.setitem(regard._LATER, "compare", "regard.comparison.no_such_room")
+    monkeypatch.delitem(vars(regard), "compare", raising=False)
+    with pytest.raises(ModuleNotFoundError, match="no_such_room"):
+        regard.compare  # noqa: B018

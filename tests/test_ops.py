@@ -1,0 +1,261 @@
+"""Every op, every implementation, every case: against the reference in float64."""
+
+import inspect
+import pkgutil
+import re
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from regard import ops
+from regard.errors import UserError
+from regard.ops.dispatch import FAST
+
+OPS = {"squeeze": ops.squeezing, "gate": ops.gating}
+SLOTS = ("Formula", "Shape", "Gradient", "Keeps", "Traffic", "Impls", "Tolerance")
+CASES = [
+    pytest.param(op, impl, arguments, id=f"{op.name}-{impl}-{name}")
+    for op in OPS.values()
+    for impl in ("reference", *op.fast)
+    for name, arguments in import_module(f"{op.package}.cases").cases()
+]
+every = pytest.mark.parametrize(("op", "impl", "arguments"), CASES)
+
+
+def slots(op):
+    word = next(word for word, known in OPS.items() if known is op)
+    text = inspect.cleandoc(getattr(ops, word).__doc__)
+    return dict(re.findall(r"^(\w+):[ \t]+(.*(?:\n[ \t]+.*)*)", text, re.MULTILINE))
+
+
+def tolerance(op, dtype):
+    words = dict(re.findall(r"(float32|bfloat16) (\S+?),", slots(op)["Tolerance"]))
+    return float(words[str(dtype).removeprefix("torch.")])
+
+
+def differentiable(args):
+    return [arg.detach().requires_grad_() if isinstance(arg, torch.Tensor) else arg for arg in args]
+
+
+def tensors(values):
+    values = values if isinstance(values, tuple | list) else (values,)
+    return [value for value in values if isinstance(value, torch.Tensor)]
+
+
+def forward_and_gradients(run, args):
+    outputs = tensors(run(*args))
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype) for y in outputs]
+    sum((y * weight).sum() for y, weight in zip(outputs, weights, strict=True)).backward()
+    return outputs, [arg.grad for arg in tensors(args)]
+
+
+def runner(op, impl, args):
+    """Skip only where the implementation says why it cannot run."""
+    reason = op.why_not(impl, *args)
+    if reason is not None:
+        with pytest.raises(UserError, match=re.escape(reason)), ops.use_impl(impl):
+            op(*args)
+        pytest.skip(reason)
+
+    def run(*args):
+        with ops.use_impl(impl):
+            return op(*args)
+
+    return run
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_forward_and_gradients(op, impl, arguments, dtype):
+    args = differentiable(arguments(dtype, "cpu"))
+    exact = differentiable(arg.double() if isinstance(arg, torch.Tensor) else arg for arg in arguments(dtype, "cpu"))
+    outputs, gradients = forward_and_gradients(runner(op, impl, args), args)
+    expected, expected_gradients = forward_and_gradients(op.reference, exact)
+    for got, wanted in [*zip(outputs, expected, strict=True), *zip(gradients, expected_gradients, strict=True)]:
+        assert got.dtype == dtype
+        assert got.shape == wanted.shape
+        error = (got.double() - wanted).abs().max() / wanted.abs().max()
+        assert error <= tolerance(op, dtype), f"{error:.1e}"
+
+
+@every
+def test_gradcheck(op, impl, arguments):
+    args = differentiable(arguments(torch.float64, "cpu"))
+    if any((x == x.round()).all() for x in tensors(args)):
+        pytest.skip("a maximum among equals has no derivative")
+    assert torch.autograd.gradcheck(runner(op, impl, args), args, fast_mode=True)
+
+
+@every
+def test_inputs_and_saved_tensors_are_not_written_to(op, impl, arguments):
+    args = differentiable(arguments(torch.float32, "cpu"))
+    before = [(x.detach().clone(), x._version) for x in tensors(args)]
+    saved = []
+
+    def pack(tensor):
+        saved.append((tensor, tensor.clone()))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = tensors(runner(op, impl, args)(*args))
+        copies = [y.detach().clone() for y in outputs]
+        sum(y.sum() for y in outputs).backward()
+    for x, (copy, version) in zip(tensors(args), before, strict=True):
+        assert torch.equal(x, copy)
+        assert x._version == version
+    assert all(torch.equal(tensor, copy) for tensor, copy in saved)
+    assert all(torch.equal(y, copy) for y, copy in zip(outputs, copies, strict=True))
+
+
+@every
+def test_what_has_the_shape_of_the_map_has_its_layout(op, impl, arguments):
+    args = arguments(torch.float32, "cpu")
+    for y in tensors(runner(op, impl, args)(*args)):
+        if y.shape == args[0].shape and args[0].is_contiguous(memory_format=torch.channels_last):
+            assert y.stride() == args[0].stride()
+
+
+@pytest.mark.parametrize("word", OPS)
+def test_docstrings(word):
+    op = OPS[word]
+    assert tuple(slots(op))[: len(SLOTS)] == SLOTS
+    assert all(slots(op).values())
+    listed = {name.strip() for name in slots(op)["Impls"].split(",")}
+    assert listed == {"reference", *op.fast}
+    assert all(impl in FAST for impl in op.fast)
+    arguments = list(inspect.signature(getattr(ops, word)).parameters)
+    described = re.findall(r"^    (\w+):", inspect.cleandoc(getattr(ops, word).__doc__), re.MULTILINE)
+    assert described == arguments
+
+
+@pytest.mark.parametrize("word", OPS)
+def test_the_public_op_is_the_dispatched_one(word, monkeypatch):
+    calls = []
+    monkeypatch.setattr(OPS[word], "reference", lambda *args: calls.append(args))
+    getattr(ops, word)(torch.ones(1, 2, 3, 3), *((2, 3),) if word == "squeeze" else torch.ones(1, 2, 1, 1))
+    assert len(calls) == 1
+
+
+def test_every_folder_is_an_op():
+    folders = {f"regard.ops.{module.name}" for module in pkgutil.iter_modules(ops.__path__) if module.ispkg}
+    assert folders == {op.package for op in OPS.values()}
+
+
+# --- squeeze ---------------------------------------------------------------------------------------------------------
+
+
+def test_squeeze_says_what_numpy_says():
+    x = torch.randn(2, 5, 4, 3, dtype=torch.float64)
+    got = ops.squeeze(x, (2, 3), ("avg", "max", "lp", "lse"))
+    values = x.numpy()
+    wanted = (
+        values.mean((2, 3)),
+        values.max((2, 3)),
+        np.sqrt((values**2).sum((2, 3))),
+        np.log(np.exp(values).sum((2, 3))),
+    )
+    for mine, theirs in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(mine.numpy(), theirs[..., None, None])
+    assert ops.squeeze(x, (1,))[0].shape == (2, 1, 4, 3)
+
+
+@pytest.mark.parametrize("dims", [(2, 3), (1,), (3,), (3, 2), (1, 2, 3)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_of_equal_maxima_the_first_in_memory_gets_all(dims, layout):
+    x = torch.randint(0, 2, (3, 6, 5, 7), generator=torch.Generator().manual_seed(0)).float()
+    x = x.contiguous(memory_format=layout).requires_grad_()
+    (top,) = ops.squeeze(x, dims, ("max",))
+    top.sum().backward()
+    assert (x.grad.sum(dims) == 1).all()
+    flat = x.detach().numpy()
+    for index in np.ndindex(*top.shape):
+        group = tuple(slice(None) if axis in dims else at for axis, at in enumerate(index))
+        values, gradient = flat[group].ravel(), x.grad.numpy()[group].ravel()
+        assert gradient.argmax() == values.argmax()
+
+
+def test_the_maximum_is_that_of_max_pooling():
+    x = torch.randint(0, 3, (2, 4, 5, 6), generator=torch.Generator().manual_seed(0)).float()
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    (top,) = ops.squeeze(ours, (2, 3), ("max",))
+    pooled = F.max_pool2d(theirs, (5, 6))
+    assert torch.equal(top, pooled)
+    top.sum().backward()
+    pooled.sum().backward()
+    assert torch.equal(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_nan_and_infinity_pass(grad):
+    x = torch.zeros(2, 3, 4, 5)
+    x[0, 0, 1, 1], x[0, 1, 2, 2], x[0, 2, 3, 3] = float("nan"), float("inf"), -float("inf")
+    average, top, root, soft = ops.squeeze(x.requires_grad_(grad), (2, 3), ("avg", "max", "lp", "lse"))
+    for result in (average, top, root, soft):
+        assert result[0, 0].isnan().all()
+        assert result[0, 1].isposinf().all()
+        assert result[1].isfinite().all()
+    assert average[0, 2].isneginf().all()
+    assert (top[0, 2] == 0).all()
+
+
+def test_a_map_of_minus_infinity():
+    x = torch.full((1, 2, 3, 3), -float("inf"))
+    top, soft = ops.squeeze(x, (2, 3), ("max", "lse"))
+    assert top.isneginf().all()
+    assert soft.isneginf().all()
+
+
+def test_the_root_of_nothing_has_a_gradient():
+    x = torch.zeros(2, 3, 4, 5, requires_grad=True)
+    (root,) = ops.squeeze(x, (2, 3), ("lp",))
+    root.sum().backward()
+    assert torch.equal(root, torch.zeros(2, 3, 1, 1))
+    assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+def test_large_values_do_not_overflow():
+    x = torch.full((1, 1, 4, 4), 200.0, requires_grad=True)
+    (soft,) = ops.squeeze(x, (2, 3), ("lse",))
+    soft.backward()
+    torch.testing.assert_close(soft.item(), 200 + np.log(16), rtol=1e-6, atol=0)
+    torch.testing.assert_close(x.grad, torch.full_like(x, 1 / 16))
+
+
+def test_unknown_kinds():
+    with pytest.raises(ValueError, match="squeeze kind 'mean': the kinds are avg, max, lp, lse"):
+        ops.squeeze(torch.ones(1, 2, 3, 3), (2, 3), ("mean",))
+
+
+# --- gate ------------------------------------------------------------------------------------------------------------
+
+
+def test_gate_is_a_product():
+    x = torch.randn(2, 3, 4, 5)
+    rows, columns = torch.rand(2, 3, 4, 1), torch.rand(2, 3, 1, 5)
+    assert torch.equal(ops.gate(x, rows, columns), x * rows * columns)
+    assert torch.equal(ops.gate(x), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_map_decides_dtype_and_layout(dtype, layout):
+    x = torch.randn(2, 3, 4, 5, dtype=dtype).contiguous(memory_format=layout)
+    for gate_dtype in (torch.bfloat16, torch.float32, torch.float64):
+        for gate in (torch.rand(2, 3, 1, 1, dtype=gate_dtype), torch.rand(2, 1, 4, 5, dtype=gate_dtype)):
+            y = ops.gate(x, gate)
+            assert y.dtype == dtype
+            assert y.stride() == x.stride()
+
+
+def test_nan_and_infinity_pass_a_gate():
+    x = torch.ones(1, 3, 2, 2)
+    gate = torch.tensor([float("nan"), float("inf"), 0.5]).view(1, 3, 1, 1)
+    y = ops.gate(x, gate)
+    assert y[0, 0].isnan().all()
+    assert y[0, 1].isposinf().all()
+    assert (y[0, 2] == 0.5).all()
+    assert ops.gate(x * float("inf"), torch.zeros(1, 3, 1, 1)).isnan().all()

@@ -1,0 +1,173 @@
+"""Maps out of taps, and nothing left behind."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import regard
+from regard.tap import Tap, fade_in, taps
+
+X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def network(mechanism="cbam", **options):
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(weights=None).eval()
+    regard.attach(model, mechanism, example=X, start="paper", **options)
+    return model
+
+
+def hooks(model):
+    return {name: list(module._forward_hooks) for name, module in model.named_modules()}
+
+
+def test_maps_come_in_the_order_of_the_calls():
+    model = network()
+    with regard.record(model) as maps:
+        assert maps == []
+        model(X)
+        first = len(maps)
+        model(X)
+    blocks = [f"layer{stage}.{block}.bn2.regard.cbam" for stage in (1, 2, 3, 4) for block in (0, 1)]
+    assert [seen.name for seen in maps] == 2 * [f"{block}.{tap}" for block in blocks for tap in ("gate", "mask")]
+    assert first == 16
+    assert (maps[0].kind, maps[1].kind) == ("channel", "spatial")
+    assert (maps[0].value.shape, maps[1].value.shape) == ((2, 64, 1, 1), (2, 1, 8, 8))
+    assert torch.equal(maps[0].value, maps[16].value)
+
+
+def test_order_is_that_of_the_calls_not_of_the_definitions():
+    cbam = regard.create("cbam", 8, arrangement="spatial-channel")
+    with regard.record(cbam) as maps:
+        cbam(torch.randn(1, 8, 5, 5))
+    assert [seen.name for seen in maps] == ["mask", "gate"]
+
+
+def test_a_map_is_what_was_applied():
+    se = regard.create("se", 8)
+    x = torch.randn(2, 8, 5, 5)
+    for start in (lambda module: None, fade_in):
+        start(se)
+        if se.gate.strength is not None:
+            nn.init.constant_(se.gate.strength, 0.5)
+        with regard.record(se) as maps:
+            y = se(x)
+        torch.testing.assert_close(x * maps[0].value, y)
+        assert maps[0].value.grad_fn is None
+        assert not maps[0].value.requires_grad
+
+
+def test_learning_is_not_disturbed():
+    model = network("se").train()
+    with regard.record(model) as maps:
+        model(X).sum().backward()
+    watched = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert len(maps) == 8
+    model = network("se").train()
+    model(X).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.grad, watched[name]), name
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_every_gradient_mode(mode):
+    model = network("coordinate")
+    with mode(), regard.record(model) as maps:
+        model(X)
+    assert len(maps) == 16
+    assert {seen.kind for seen in maps} == {"axis"}
+
+
+def test_hooks_go_also_after_an_exception():
+    model = network("eca")
+    model.layer1[0].bn2.regard.eca.gate.register_forward_hook(lambda *_: None)
+    before = hooks(model)
+    with regard.record(model), regard.record(model):
+        assert hooks(model) != before
+        model(X)
+    assert hooks(model) == before
+    with pytest.raises(RuntimeError), regard.record(model) as maps:
+        model.fc(model(X))
+    assert hooks(model) == before
+    assert len(maps) == 8
+
+
+def test_two_watchers_see_the_same():
+    model = network("eca")
+    with regard.record(model) as outer:
+        model(X)
+        with regard.record(model.layer1) as inner:
+            model(X)
+        model(X)
+    assert [len(outer), len(inner)] == [24, 2]
+    assert inner[0].name == "0.bn2.regard.eca.gate"
+    assert torch.equal(inner[0].value, outer[8].value)
+
+
+def test_nothing_is_kept_when_nobody_records():
+    se = regard.create("se", 8)
+    seen = []
+
+    def watch(module, args, value):
+        seen.append(weakref.ref(value))
+
+    se.gate.register_forward_hook(watch)
+    with torch.no_grad():
+        se(torch.randn(1, 8, 4, 4))
+        with regard.record(se) as maps:
+            se(torch.randn(1, 8, 4, 4))
+        se(torch.randn(1, 8, 4, 4))
+    gc.collect()
+    assert len(maps) == 1
+    assert [value() is not None for value in seen] == [False, False, False], "a map is detached from the pass"
+
+
+def test_what_cannot_be_recorded():
+    with pytest.raises(regard.UserError, match="no taps: attach a mechanism first"), regard.record(nn.Linear(2, 2)):
+        pass
+    model = network("se")
+    compiled = torch.compile(model, backend="eager")
+    for refused in (compiled, nn.Sequential(compiled)):
+        with pytest.raises(regard.UserError, match=r"compiled.*record on the model itself"), regard.record(refused):
+            pass
+    model.layer1.compile(backend="eager")
+    with pytest.raises(regard.UserError, match="compiled"), regard.record(model):
+        pass
+
+
+def test_tap_has_no_state_until_it_fades_in():
+    tap = Tap("channel", low=-1.0, high=2.0)
+    value = torch.rand(2, 8, 1, 1)
+    assert tap(value) is value
+    assert list(tap.state_dict()) == []
+    assert (tap.kind, tap.low, tap.high, repr(tap)) == ("channel", -1.0, 2.0, "Tap(channel, -1..2)")
+    tap.fade_in()
+    assert list(tap.state_dict()) == ["strength"]
+    assert tap.strength.shape == (1,)
+    assert repr(tap) == "Tap(channel, -1..2, fades in)"
+    assert torch.equal(tap(value), torch.ones_like(value))
+    nn.init.ones_(tap.strength)
+    torch.testing.assert_close(tap(value), value)
+    nn.init.constant_(tap.strength, 0.25)
+    torch.testing.assert_close(tap(value), 0.75 + 0.25 * value)
+
+
+def test_a_tap_keeps_the_dtype_of_its_map():
+    tap = Tap("channel")
+    tap.fade_in()
+    for dtype in (torch.bfloat16, torch.float64):
+        assert tap(torch.rand(2, 8, 1, 1, dtype=dtype)).dtype == dtype
+
+
+def test_taps_are_found_in_a_whole_network():
+    model = network("cbam")
+    found = dict(taps(model))
+    assert len(found) == 16
+    assert found["layer1.0.bn2.regard.cbam.mask"] is model.layer1[0].bn2.regard.cbam.mask
+    assert not any("strength" in key for key in model.state_dict())
+    fade_in(model)
+    assert sum("strength" in key for key in model.state_dict()) == 16

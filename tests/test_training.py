@@ -1,0 +1,345 @@
+"""One run: what every arm shares, what the model sees and when, and going on after an interruption."""
+
+import json
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+import regard
+import tiny
+from regard.comparison import data, training
+from regard.errors import UserError
+
+ARMS = ("none", "se", "cbam")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The decoded images; every test trains in a folder of its own beside them."""
+    return tmp_path_factory.mktemp("training")
+
+
+@pytest.fixture(scope="module")
+def asked(folder, tmp_path_factory):
+    return tiny.question(folder, tiny.fill(tmp_path_factory.mktemp("images") / "photos"))
+
+
+@pytest.fixture
+def place(folder, tmp_path):
+    (tmp_path / "data").symlink_to(folder / "data")
+    return tmp_path
+
+
+def train(asked, arm, seed, place, tell=lambda details: None, **options):
+    return training.train(asked, arm, seed, place, tell, **options)
+
+
+# ---- fairness
+
+
+@pytest.mark.parametrize("model", ["small_resnet[width=4]", "test_resnet", "test_convnext[drop_path_rate=0.1]"])
+def test_every_arm_has_the_same_trunk(asked, model):
+    host = asked | {"model": model, "size": 32}
+    states = {arm: training.build(host, arm, 3).state_dict() for arm in ARMS}
+    for arm in ARMS[1:]:
+        added = states[arm].keys() - states["none"].keys()
+        assert added
+        assert all(".regard." in key for key in added)
+        assert all(torch.equal(states["none"][key], states[arm][key]) for key in states["none"])
+    other = training.build(host, "none", 4).state_dict()
+    assert any(not torch.equal(other[key], states["none"][key]) for key in other)
+
+
+def test_a_mechanism_draws_its_weights_from_its_seed_alone(asked):
+    def drawn(seed, **other):
+        state = training.build(asked | other, "se", seed).state_dict()
+        return torch.cat([value.flatten() for key, value in state.items() if ".regard." in key and "weight" in key])
+
+    first = drawn(0)
+    torch.manual_seed(1234)
+    assert torch.equal(drawn(0), first)
+    assert torch.equal(drawn(0, classes=["a", "b", "c", "d"]), first), "it depends on the trunk"
+    assert not torch.equal(drawn(1), first)
+    trunk = training.build(asked, "none", 0).state_dict()["stages.0.0.conv1.weight"].flatten()
+    assert not torch.isin(first, trunk).any(), "trunk and mechanism share a stream of random numbers"
+
+
+def test_building_leaves_the_random_states_as_they_were(asked):
+    def states():
+        return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+
+    before = states()
+    training.build(asked, "cbam", 5)
+    training.check_trainable(asked, "cbam")
+    assert states() == before
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_every_arm_sees_the_same_images_in_the_same_order(asked, place, monkeypatch, seed):
+    seen = {}
+    build = training.build
+
+    def watched(question, arm, seed):
+        model = build(question, arm, seed)
+        seen[arm] = []
+        model.register_forward_pre_hook(lambda module, args: seen[arm].append((module.training, args[0].clone())))
+        return model
+
+    monkeypatch.setattr(training, "build", watched)
+    for arm in ARMS:
+        train(asked, arm, seed, place)
+    assert len(seen["none"]) == 3 * (2 + 1) + 1  # two steps and the validation images, three times, and the test images
+    for arm in ARMS[1:]:
+        assert len(seen[arm]) == len(seen["none"])
+        for (mode, ours), (expected_mode, theirs) in zip(seen[arm], seen["none"], strict=True):
+            assert mode is expected_mode
+            assert torch.equal(ours, theirs)
+    first, second = seen["none"][0][1], seen["none"][3][1]
+    assert not torch.equal(first, second), "two epochs are alike"
+
+
+class Spied:
+    """Decoded pixels that say which of them are read."""
+
+    def __init__(self, pixels):
+        self.pixels, self.read = pixels, []
+        self.shape = pixels.shape
+
+    def __getitem__(self, index):
+        rows = index[0] if isinstance(index, tuple) else index
+        self.read += np.atleast_1d(rows).tolist()
+        return self.pixels[index]
+
+
+def test_the_test_images_are_read_once_when_all_is_trained(asked, place, monkeypatch):
+    images = data.load(place / "data")
+    spied = Spied(images.pixels)
+    object.__setattr__(images, "pixels", spied)
+    monkeypatch.setattr(data, "load", lambda folder: images)
+    split = images.split(0)
+    told = []
+    record = train(asked, "se", 0, place, lambda details: told.append(len(spied.read)))
+    during, after = spied.read[: told[-1]], spied.read[told[-1] :]
+    assert not set(during) & set(split.test.tolist())
+    assert Counter(after) == Counter(split.test.tolist())
+    assert set(during) == {*split.train.tolist(), *split.val.tolist()}
+    assert {during.count(i) for i in split.val.tolist()} == {3}  # once an epoch
+    assert record["test_images"] == len(split.test)
+    assert [epoch["epoch"] for epoch in record["curve"]] == [1, 2, 3]
+
+
+def test_scores_are_the_shares_of_images_that_are_right(asked, place):
+    record = train(asked, "none", 0, place, keep=True)
+    images = data.load(place / "data")
+    split = images.split(0)
+    model = training.build(asked, "none", 99)
+    regard_weights = place / "weights" / "none" / "seed-0000.safetensors"
+    from safetensors.torch import load_file
+
+    model.load_state_dict(load_file(regard_weights))
+    assert training.fingerprint(model) == record["weights_sha256"]
+    mean, std = data.normalisation(images, split.train)
+    x = torch.from_numpy(images.pixels[split.test])[:, :, 1:17, 1:17] / 255
+    x = (x - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+    right = (model.eval()(x).argmax(1).numpy() == images.labels[split.test]).mean()
+    assert record["top1"] == pytest.approx(right)
+    assert record["top5"] is None  # two classes
+    assert json.loads(json.dumps(record)) == record
+
+
+# ---- recipe
+
+
+def test_batches_hold_every_image_once_and_none_is_alone():
+    for count in range(2, 40):
+        for size in (2, 3, 8, 64):
+            batches = list(training._batches(np.arange(count), size))
+            assert np.concatenate(batches).tolist() == list(range(count))
+            assert min(map(len, batches)) > 1
+            assert max(map(len, batches)) <= size + 1
+
+
+def test_the_learning_rate_rises_to_its_height_and_falls_to_nothing():
+    rates = [training._schedule(step / 1000) for step in range(1001)]
+    peak = rates.index(max(rates))
+    assert max(rates) == pytest.approx(1, abs=0.01)
+    assert rates[:peak] == sorted(rates[:peak])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert 0 < rates[0] < 0.1
+    assert rates[-1] == pytest.approx(0, abs=1e-6)
+
+
+def test_norms_and_biases_do_not_decay(asked, place, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        torch.optim, "AdamW", lambda groups, **options: made.append(groups) or torch.optim.SGD(groups, **options)
+    )
+    train(asked | {"epochs": 1}, "se", 0, place)
+    decayed, plain = made[0]
+    assert decayed["weight_decay"] == 0.05
+    assert plain["weight_decay"] == 0
+    assert all(parameter.dim() > 1 for parameter in decayed["params"])
+    assert all(parameter.dim() <= 1 for parameter in plain["params"])
+
+
+def test_a_loss_that_is_no_number_ends_the_run(asked, place):
+    with pytest.raises(FloatingPointError, match=r"the loss became (nan|inf) in epoch [12]"):
+        train(asked | {"learning_rate": 1e30}, "se", 0, place)
+
+
+def test_grey_images_take_the_average_of_a_models_normalisation(tmp_path):
+    from regard.comparison import hosts
+
+    both = hosts.normalisation("resnet18", 3)
+    assert both is not None
+    assert both[0] == pytest.approx((0.485, 0.456, 0.406))
+    grey = hosts.normalisation("resnet18", 1)
+    assert grey == ((pytest.approx(sum(both[0]) / 3),), (pytest.approx(sum(both[1]) / 3),))
+    prepare = training._preparation(8, *grey, torch.device("cpu"))
+    assert prepare(torch.zeros(2, 1, 8, 8)).shape == (2, 1, 8, 8)
+
+
+# ---- interruption
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(epochs):
+    """A `tell` that interrupts when so many epochs were checkpointed."""
+    ended = []
+
+    def tell(details):
+        if len(ended) == epochs:
+            raise Stopped
+        if "val_top1" in details:
+            ended.append(details)
+
+    return tell
+
+
+@pytest.mark.parametrize("arm", ["none", "cbam"])
+@pytest.mark.parametrize("model", ["small_resnet[width=4]", "test_resnet[drop_rate=0.5,drop_path_rate=0.5]"])
+def test_an_interrupted_run_ends_with_the_same_weights(asked, place, arm, model):
+    host = asked | {"model": model, "epochs": 3}
+    whole = train(host, arm, 1, place)
+    checkpoint = training.checkpoint_path(place, arm, 1)
+    checkpoint.unlink()
+    for epochs in (0, 1, 0, 1):  # the second and the last of them get on by one epoch
+        with pytest.raises(Stopped):
+            train(host, arm, 1, place, stop_after(epochs))
+    torch.manual_seed(5)
+    resumed = train(host, arm, 1, place)
+    assert resumed["weights_sha256"] == whole["weights_sha256"]
+    assert resumed["top1"] == whole["top1"]
+    assert [e["train_loss"] for e in resumed["curve"]] == [e["train_loss"] for e in whole["curve"]]
+    assert (whole["resumed"], resumed["resumed"]) == (0, 2)
+
+
+@pytest.fixture
+def interrupted(asked, place):
+    """A checkpoint after two of three epochs, and what the run ends with."""
+    whole = train(asked, "se", 0, place)
+    checkpoint = training.checkpoint_path(place, "se", 0)
+    assert checkpoint.is_file()
+    return checkpoint, whole
+
+
+def test_a_checkpoint_is_used(asked, place, interrupted):
+    """Which the tests of those that are not need in order to mean something."""
+    _, whole = interrupted
+    again = train(asked, "se", 0, place)
+    assert again["resumed"] == 1
+    assert again["weights_sha256"] == whole["weights_sha256"]
+    assert again["curve"][0]["seconds"] == whole["curve"][0]["seconds"]
+
+
+@pytest.mark.parametrize(
+    "environment", [{"torch": "1.0"}, {"regard": "0.0.1"}, {"threads": 64}, {"processor": "Another"}], ids=str
+)
+def test_a_checkpoint_from_elsewhere_is_not_used(asked, place, interrupted, environment):
+    checkpoint, whole = interrupted
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save(state | {"environment": state["environment"] | environment}, checkpoint)
+    again = train(asked, "se", 0, place)
+    assert again["resumed"] == 0
+    assert again["weights_sha256"] == whole["weights_sha256"]
+
+
+def test_a_checkpoint_of_another_number_of_threads_is_not_used(asked, place, interrupted):
+    torch.set_num_threads(2)
+    try:
+        assert train(asked, "se", 0, place)["resumed"] == 0
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "other", "flipped"])
+def test_a_damaged_checkpoint_is_not_used(asked, place, interrupted, damage):
+    checkpoint, whole = interrupted
+    content = bytearray(checkpoint.read_bytes())
+    if damage == "flipped":  # one bit of one weight
+        content[content.index(torch.load(checkpoint, weights_only=True)["model"]["head.weight"].numpy().tobytes())] ^= 1
+    if damage == "other":
+        torch.save({"something": "else"}, checkpoint)
+    else:
+        checkpoint.write_bytes({"cut": content[:-999], "empty": b"", "text": b"{}", "flipped": content}[damage])
+    again = train(asked, "se", 0, place)
+    assert again["resumed"] == 0
+    assert again["weights_sha256"] == whole["weights_sha256"]
+
+
+def test_a_checkpoint_that_cannot_be_finished_leaves_the_one_before(asked, place, interrupted, monkeypatch):
+    checkpoint, _ = interrupted
+    before = checkpoint.read_bytes()
+    checkpoint.unlink()
+    checkpoint.write_bytes(before)
+    save = torch.save
+
+    def fail(state, path):
+        save(state, path)
+        with path.open("r+b") as file:
+            file.truncate(1000)
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    state = torch.load(checkpoint, weights_only=True)
+    model = training.build(asked, "se", 0)
+    with pytest.raises(OSError, match="full"):
+        training._save(checkpoint, model, torch.optim.AdamW(model.parameters()), state["curve"], 0)
+    assert checkpoint.read_bytes() == before
+    assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name]
+
+
+# ---- what can be trained
+
+
+def test_a_model_that_does_not_classify_is_refused(asked, monkeypatch):
+    monkeypatch.setattr(training, "build", lambda *_, **__: torch.nn.Conv2d(3, 2, 1))
+    with pytest.raises(UserError, match=r"is no classifier: it should give \(batch, 2\)"):
+        training.check_trainable(asked, "none")
+
+
+def test_a_place_that_is_not_there_is_refused(asked):
+    with pytest.raises(UserError, match="nowhere"):
+        training.check_trainable(asked | {"at": "nowhere.*"}, "se")
+
+
+def test_identity_start_keeps_the_trunks_answer(asked):
+    x = torch.randn(2, 3, 16, 16)
+    plain = training.build(asked, "none", 0).eval()(x)
+    same = training.build(asked | {"start": "identity"}, "cbam", 0).eval()(x)
+    other = training.build(asked, "cbam", 0).eval()(x)
+    assert torch.equal(plain, same)
+    assert not torch.allclose(plain, other)
+
+
+def test_the_record_says_where_it_was_made(asked, place):
+    record = train(asked | {"epochs": 1}, "se", 0, place)
+    assert record["environment"]["regard"] == regard.__version__
+    assert record["environment"]["threads"] == 1
+    assert record["parameters"] > training.train(asked | {"epochs": 1}, "none", 0, place, print)["parameters"]

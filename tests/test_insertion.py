@@ -155,6 +155,24 @@ def test_the_head_that_joins_two_maps_is_no_block():
     assert found(lraspp)[-1] == "backbone.15.block.3.1"
 
 
+class Gated(nn.Module):
+    """Its gate is made from the input, on a shorter way than the branch that it weighs."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Conv2d(3, 3, 1)
+        self.first = nn.Conv2d(3, 3, 3, padding=1)
+        self.last = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        gate = self.gate(x.mean((2, 3), keepdim=True))
+        return x + self.last(self.first(x).relu()) * gate
+
+
+def test_a_branch_with_a_gate_ends_before_the_gate():
+    assert found(nn.Sequential(Gated(), Gated())) == ["0.last", "1.last"]
+
+
 def test_blocks_and_stages():
     model = vision("resnet18")
     assert found(model, "blocks") == [name.removesuffix(".bn2") for name in RESNET18]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -119,6 +120,16 @@ def alive(group: int) -> dict[int, str]:
         except OSError:  # it has just ended
             continue
     return found
+
+
+def gone(group: int, seconds: float = 1) -> None:
+    """Hold that no process of a group is left, and leave none."""
+    deadline = time.monotonic() + seconds
+    while (left := alive(group)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for process in left:
+        os.kill(process, signal.SIGKILL)
+    assert not left
 
 
 def workers(group: int) -> list[int]:

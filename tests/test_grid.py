@@ -1,0 +1,341 @@
+"""Many runs on one machine: workers that die, runs that fail, and what is shown meanwhile."""
+
+import io
+import json
+import multiprocessing
+import os
+import re
+import signal
+import threading
+
+import pytest
+import torch
+from rich.cells import cell_len
+from rich.console import Console
+
+import tiny
+from regard.comparison import grid, training
+from regard.comparison.display import Display
+from regard.comparison.results import Comparison
+from regard.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def compiled(monkeypatch):
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tiny.CACHE))
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("grid")
+    return folder, tiny.question(folder, tiny.fill(folder / "photos"))
+
+
+@pytest.fixture
+def place(asked, tmp_path):
+    (tmp_path / "data").symlink_to(asked[0] / "data")
+    return tmp_path
+
+
+def run(place, question, runs, watch=lambda *_: None, keep=lambda *_: False):
+    grid.run(place, question, runs, workers=1, threads=1, keep=keep, watch=watch)
+    return tiny.records(place)
+
+
+# ---- workers
+
+
+def test_a_killed_worker_costs_its_run_alone(asked, place):
+    """And the next time its run goes on from its checkpoint, in the same numbers as if nothing had happened."""
+    told = []
+
+    def watch(kind, run, details):
+        told.append((kind, run, details))
+        if run == ("se", 0) and "val_top1" in details and kind == "progress" and details["done"] > 0.5:
+            (worker,) = multiprocessing.active_children()
+            os.kill(worker.pid, signal.SIGKILL)
+
+    question = asked[1] | {"epochs": 10}
+    found = run(place, question, [("none", 0), ("se", 0), ("none", 1)], watch)
+    reason = "the worker process was killed by SIGKILL; the system may be out of memory"
+    assert found["se/seed-0000.json"] == {"arm": "se", "seed": 0, "status": "failed", "reason": reason}
+    assert {found[f"none/seed-000{seed}.json"]["status"] for seed in (0, 1)} == {"done"}
+    assert [(kind, run) for kind, run, _ in told if kind != "progress"] == [
+        ("started", ("none", 0)),
+        ("done", ("none", 0)),
+        ("started", ("se", 0)),
+        ("failed", ("se", 0)),
+        ("started", ("none", 1)),
+        ("done", ("none", 1)),
+    ]
+    assert not multiprocessing.active_children()
+
+    resumed = training.train(question, "se", 0, place, lambda details: None)
+    assert resumed["resumed"] == 1
+    whole = training.train(question, "se", 0, asked[0], lambda details: None)
+    assert resumed["weights_sha256"] == whole["weights_sha256"]
+
+
+def where():
+    return {
+        "interrupts blocked": signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []),
+        "threads": torch.get_num_threads(),
+        "omp": os.environ["OMP_NUM_THREADS"],
+        "allocator": os.environ["MALLOC_TRIM_THRESHOLD_"],
+        "name": multiprocessing.current_process().name,
+    }
+
+
+def test_a_worker_has_its_threads_and_leaves_interrupts_to_the_parent():
+    before = dict(os.environ), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    found = grid.call(where, threads=3)
+    assert found.pop("name") != multiprocessing.current_process().name
+    assert found == {"interrupts blocked": True, "threads": 3, "omp": "3", "allocator": str(2**34)}
+    assert (dict(os.environ), signal.pthread_sigmask(signal.SIG_BLOCK, [])) == before
+
+
+def test_a_call_whose_process_dies_is_a_sentence():
+    with pytest.raises(UserError, match="the worker process ended with exit status 3: give the same command again"):
+        grid.call(os._exit, 3, threads=1)
+    assert not multiprocessing.active_children()
+
+
+def complain(sentence):
+    raise UserError(sentence)
+
+
+def test_a_call_gives_the_result_or_raises_the_error(monkeypatch):
+    monkeypatch.setattr(grid, "_settle", lambda threads: None)
+    here, there = multiprocessing.Pipe()
+    grid._call(there, 1, complain, ("no",))
+    result, error = here.recv()
+    assert result is None
+    assert isinstance(error, UserError)
+    grid._call(there, 1, max, (3, 4))
+    assert here.recv() == (4, None)
+
+
+@pytest.mark.parametrize(
+    ("cores", "device", "runs", "expected"),
+    [
+        (8, "cpu", 100, (8, 1)),
+        (8, "cpu", 3, (3, 2)),
+        (2, "cpu", 1, (1, 2)),
+        (8, "cuda", 9, (1, 8)),
+        (1, "cpu", 9, (1, 1)),
+    ],
+)
+def test_the_cores_are_divided_among_the_workers(monkeypatch, cores, device, runs, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(cores))
+    assert grid.workers_for(device, runs) == expected
+
+
+# ---- what a worker does
+
+
+@pytest.fixture
+def serve(asked, place, monkeypatch):
+    """Give a worker, which is this process, some runs; what it tells comes back."""
+    monkeypatch.setattr(grid, "_settle", lambda threads: None)
+
+    def serve(*runs, **other):
+        here, there = multiprocessing.Pipe()
+        for arm, seed in runs:
+            here.send((arm, seed, False))
+        worker = threading.Thread(target=grid._serve, args=(there, 1, str(place), asked[1] | other))
+        worker.start()
+        told = []
+        while sum(kind in ("done", "failed") for kind, _ in told) < len(runs):
+            told.append(here.recv())
+        here.close()
+        worker.join(10)
+        assert not worker.is_alive(), "it does not end when its parent is gone"
+        return [(kind, details) for kind, details in told if kind != "progress"]
+
+    return serve
+
+
+def test_a_worker_records_what_finished_and_removes_its_checkpoint(serve, place):
+    told = serve(("none", 0), ("se", 0))
+    assert [kind for kind, _ in told] == ["done", "done"]
+    assert tiny.records(place) == {"none/seed-0000.json": told[0][1], "se/seed-0000.json": told[1][1]}
+    assert not list(place.glob("runs/*/*.ckpt"))
+
+
+def test_a_run_that_diverges_is_recorded_and_the_next_one_starts(serve, place, monkeypatch):
+    build = training.build
+
+    def diverging(question, arm, seed):
+        model = build(question, arm, seed)
+        if arm == "se":
+            model.head.weight.data.fill_(float("nan"))
+        return model
+
+    monkeypatch.setattr(training, "build", diverging)
+    told = serve(("se", 0), ("none", 0))
+    assert [kind for kind, _ in told] == ["failed", "done"]
+    failed = {"arm": "se", "seed": 0, "status": "failed", "reason": "the loss became nan in epoch 1"}
+    assert tiny.records(place)["se/seed-0000.json"] == failed
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (UserError("this is wrong"), "this is wrong"),
+        (RuntimeError("out of memory\nlong story"), "RuntimeError: out of memory"),
+        (KeyError(), "KeyError: KeyError"),
+    ],
+)
+def test_whatever_a_run_raises_is_its_reason(serve, place, monkeypatch, error, reason):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(training, "build", fail)
+    ((kind, record),) = serve(("se", 3))
+    assert (kind, record["reason"]) == ("failed", reason)
+    assert tiny.records(place) == {"se/seed-0003.json": record}
+
+
+def test_a_worker_whose_parent_is_gone_blames_nobody(asked, place, monkeypatch):
+    """Its run was not at fault: nothing is recorded, and the checkpoint stays."""
+    monkeypatch.setattr(grid, "_settle", lambda threads: None)
+    here, there = multiprocessing.Pipe()
+    here.send(("se", 0, False))
+    train = training.train
+
+    def cut(question, arm, seed, folder, tell, keep):
+        def tell_nobody(details):
+            if "val_top1" in details and details["done"] > 0.5:
+                here.close()
+            tell(details)
+
+        return train(question, arm, seed, folder, tell_nobody, keep)
+
+    monkeypatch.setattr(training, "train", cut)
+    grid._serve(there, 1, str(place), asked[1])
+    assert not tiny.records(place)
+    assert training.checkpoint_path(place, "se", 0).is_file()
+
+
+# ---- what is shown
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def screen(arms, seeds, width, monkeypatch, terminal=True):
+    """A display in the middle of a grid: the first seeds done, one arm failed, two runs at work, the rest waiting."""
+    clock = Clock()
+    monkeypatch.setattr("regard.comparison.display.time.monotonic", clock)
+    comparison = Comparison(
+        folder=None,
+        question={},
+        asked=[{"arms": arms, "seeds": list(range(seeds)), "seen": False}],
+        environment={},
+        records={("none", 0): {"status": "done", "curve": [{"val_top1": 0.8765}], "seconds": 9.0}},
+        cost=None,
+    )
+    question = {"data": "photos", "train_images": 4200, "test_images": 1200, "classes": ["a", "b"], "epochs": 20}
+    question |= {"model": "resnet18", "size": 64}
+    display = Display()
+    display.console = Console(
+        file=io.StringIO(), force_terminal=terminal, width=width, height=50, record=True, color_system=None
+    )
+    display.start(comparison, question)
+    runs = comparison.wanted[1:]
+    half = len(runs) // 2
+    for i, run in enumerate(runs[:half]):
+        display.watch("started", run, {})
+        clock.now += 4
+        if i == 1:
+            display.watch("failed", run, {"reason": "the loss became nan in epoch 1"})
+        else:
+            display.watch("done", run, {"curve": [{"val_top1": 0.8 + 0.001 * i}], "seconds": 60.0})
+    for run, done in zip(runs[half : half + 2], (0.25, 0.6), strict=True):
+        display.watch("started", run, {})
+        display.watch("progress", run, {"done": done, "seconds": 100 * done})
+        display.watch("progress", run, {"done": done, "val_top1": 0.7 + done / 10, "seconds": 100 * done})
+    return display, runs[half : half + 2]
+
+
+def lines(display):
+    console = Console(file=io.StringIO(), width=display.console.width, height=50, record=True, color_system=None)
+    console.print(display._table())
+    return console.export_text().rstrip("\n").split("\n")
+
+
+GRIDS = {
+    "6 runs": (["none", "se"], 3),
+    "24 runs": (["none", "se", "cbam[arrangement=parallel,squeeze=max]"], 8),
+    "60 runs": (["none", "se", "eca", "cbam", "coordinate", "wider"], 10),
+    "60 seeds": (["none", "cbam[arrangement=parallel,squeeze=max]"], 30),
+}
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("name", GRIDS)
+def test_the_live_table_fits_and_says_how_it_stands(monkeypatch, width, name):
+    arms, seeds = GRIDS[name]
+    display, running = screen(arms, seeds, width, monkeypatch)
+    shown = lines(display)
+    display._stop()
+    assert all(cell_len(line.rstrip()) <= width for line in shown)
+    header, *rows = shown[: len(arms) + 1]
+    assert [row.split()[0] for row in rows] == arms
+    assert header.split()[:2] == ["arm", "done"]
+    numbers = [int(word) for word in header.split()[2:] if word != "seed"]
+    at = {running[0][1], running[1][1]}
+    assert at <= set(numbers), "what is running is not in sight"
+    for row in rows:  # a cell for each seed in sight and none wrapped
+        assert len(row.split()) == 2 + len(numbers)
+    cells = {(row.split()[0], seed): cell for row in rows for seed, cell in zip(numbers, row.split()[2:], strict=True)}
+    for (arm, seed), cell in cells.items():
+        state = display._runs[arm, seed]["state"]
+        assert re.fullmatch({"done": r"\d\d\.\d", "running": r"…\d+%", "waiting": "-", "failed": "x"}[state], cell)
+    text = "\n".join(shown)
+    assert re.search(rf"{re.escape(running[0][0])}, seed {running[0][1]}: 25%, 72.5% so far, 1:15 min left", text)
+    assert re.search(rf"{re.escape(running[1][0])}, seed {running[1][1]}: 60%, 76.0% so far, 40 s left", text)
+    done = sum(entry["state"] in ("done", "failed") for entry in display._runs.values())
+    assert re.search(rf"{done} of {len(arms) * seeds} runs done, 1 of them failed, about [\d:]+ \w+ left", text)
+
+
+def test_the_estimate_counts_what_a_resumed_run_had_behind_it(monkeypatch):
+    """Half of 100 seconds had been done before the interruption, so 50 are left, not the moment since it went on."""
+    display, (run, _) = screen(["none", "se"], 3, 80, monkeypatch)
+    display.watch("started", run, {})
+    display.watch("progress", run, {"done": 0.5, "seconds": 50.0})
+    assert "50%, 72.5% so far, 50 s left" in display._running(display._runs[run])
+    display._stop()
+
+
+def test_without_a_terminal_every_finished_run_is_one_plain_line(monkeypatch):
+    display, _ = screen(["none", "se"], 3, 80, monkeypatch, terminal=False)
+    written = display.console.file.getvalue()
+    assert "\x1b" not in written
+    first, *others = written.splitlines()
+    assert first == (
+        "photos: 4,200 images to train on, 1,200 to test, 2 classes; resnet18, 64 px, 20 epochs; 6 runs, 1 of them done"
+        " before"
+    )
+    assert others == [
+        "2/6 se, seed 0: validation 80.0%, 60 s",
+        "3/6 none, seed 1: the loss became nan in epoch 1",
+    ]
+
+
+def test_a_quiet_display_says_nothing(monkeypatch, capsys):
+    display = Display(shown=False)
+    display.say("hello")
+    display.reading(1, 2)
+    display.reading(2, 2)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_records_are_plain_json(serve, place):
+    serve(("none", 0))
+    text = (place / "runs" / "none" / "seed-0000.json").read_text()
+    assert json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))["status"] == "done"

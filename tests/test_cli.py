@@ -320,7 +320,7 @@ def test_ctrl_c_ends_everything_with_one_sentence(photos, tmp_path, moment):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", [0.3, 1, 2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("delay", [pytest.param(0.3, marks=LAZY), 2, 3, 4, 5, 6, 8])
 def test_ctrl_c_at_any_moment(photos, tmp_path, delay):
     begun = time.monotonic()
     process, seconds = interrupt(photos, tmp_path / "out", lambda *_: time.monotonic() - begun > delay)

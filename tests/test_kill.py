@@ -14,7 +14,7 @@ import pytest
 import tiny
 from regard.comparison import training
 
-SEEDS, EPOCHS = 2, 30
+SEEDS, EPOCHS = 2, 15
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +130,7 @@ def test_ten_kills_at_random_moments(tmp_path, capsys):
         tiny.gone(process.pid, seconds=1 if whom == "all" else 4)  # a worker must have imported torch to notice
         after = state(out)
         assert {path: after[path] for path in before} == before, "a finished run was touched"
-        said.append(
-            f"kill {kill + 1} of {whom} {where}, {'at work' if running else 'too late'}: {len(after)} of 6 runs finished"
-        )
+        said.append(f"{kill + 1}. {whom} {where}{'' if running else ', too late'}: {len(after)} of 6 runs finished")
 
     before = state(out)
     ended = tiny.regard(*words(photos, out, 10, seeds=3), timeout=600)
@@ -144,4 +142,4 @@ def test_ten_kills_at_random_moments(tmp_path, capsys):
     assert resumed, "no checkpoint was ever used"
     assert not leftovers(out)
     with capsys.disabled():
-        print("", *said, f"then to the end: {resumed} resumptions, scores and weights equal", sep="\n  ")
+        print("", "killed", *said, f"then to the end: {resumed} resumptions, scores and weights equal", sep="\n  ")

@@ -346,3 +346,21 @@ def test_official_weights_that_do_not_fit():
     assert regard.load_official("eca", {"conv.weight": torch.ones(1, 1, 3)}, channels=64).conv.kernel_size == (3,)
     with refused("needs .1, 1, 5"):
         regard.load_official("eca", {"conv.weight": torch.ones(1, 1, 3)}, channels=64, k_size=5)
+
+
+def test_load_official_refuses_arguments_the_authors_do_not_have():
+    tensors = {
+        name.replace("down", "fc.0").replace("up", "fc.2"): t
+        for name, t in regard.create("se", 32).state_dict().items()
+    }
+    with pytest.raises(regard.UserError, match="unexpected keyword argument 'ratio'"):
+        regard.load_official("se", tensors, ratio=4)
+
+
+def test_load_official_reads_another_kernel_size_off_the_weights():
+    ours = regard.create("cbam", 32, kernel_size=3)
+    names = {"down": "ChannelGate.mlp.1", "up": "ChannelGate.mlp.3", "conv": "SpatialGate.spatial.conv"}
+    names["norm"] = "SpatialGate.spatial.bn"
+    tensors = {names[name.partition(".")[0]] + "." + name.partition(".")[2]: t for name, t in ours.state_dict().items()}
+    x = torch.randn(2, 32, 5, 6)
+    assert torch.equal(regard.load_official("cbam", tensors).eval()(x), ours.eval()(x))

@@ -19,7 +19,7 @@ SLOTS = ("Paper", "Category", "Formula", "Shape", "Cost", "Place", "Differs", "M
 PLACES = ("branches", "blocks", "stages")
 
 # What the authors' checkpoint asks for: our channels, our options, and their names for our parameters.
-Translation = tuple[int, dict[str, Any], dict[str, str]]
+Translation = tuple[int | None, dict[str, Any], dict[str, str]]
 Factory = TypeVar("Factory", bound=Callable[..., nn.Module])
 
 
@@ -195,6 +195,7 @@ def load_official(
     known, translate = translators[key]
     theirs = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     try:
+        inspect.signature(translate).bind(theirs, channels, **their_args)
         channels, options, renamed = translate(theirs, channels, **their_args)
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"load_official({key!r}): {error}") from error

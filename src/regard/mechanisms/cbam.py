@@ -1,7 +1,6 @@
 """Convolutional Block Attention Module (Woo et al. 2018): https://arxiv.org/abs/1807.06521"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,19 +39,29 @@ def _parameters(
     return (arrangement != "spatial") * channel + (arrangement != "channel") * spatial
 
 
-def _translate(tensors: Mapping[str, Tensor], channels: int | None, **args: Any) -> Translation:
-    hidden, inferred = tensors["ChannelGate.mlp.1.weight"].shape
-    channels = args.get("gate_channels", channels) or inferred
+def _translate(
+    tensors: Mapping[str, Tensor],
+    channels: int | None,
+    *,
+    gate_channels: int | None = None,
+    reduction_ratio: int | None = None,
+    pool_types: Sequence[str] = ("avg", "max"),
+    no_spatial: bool = False,
+) -> Translation:
+    hidden, width = tensors["ChannelGate.mlp.1.weight"].shape
+    channels = gate_channels or channels or width
     options = {
-        "reduction": args.get("reduction_ratio", channels // hidden),
-        "squeeze": args.get("pool_types", ("avg", "max")),
-        "arrangement": "channel" if args.get("no_spatial") else "channel-spatial",
+        "reduction": reduction_ratio or channels // hidden,
+        "squeeze": pool_types,
+        "arrangement": "channel" if no_spatial else "channel-spatial",
     }
+    if not no_spatial:
+        options["kernel_size"] = tensors["SpatialGate.spatial.conv.weight"].shape[-1]
     names = {"ChannelGate.mlp.1": "down", "ChannelGate.mlp.3": "up"}
     return channels, options, names | {"SpatialGate.spatial.conv": "conv", "SpatialGate.spatial.bn": "norm"}
 
 
-def _translate_spatial(tensors: Mapping[str, Tensor], channels: int | None, **args: Any) -> Translation:
+def _translate_spatial(tensors: Mapping[str, Tensor], channels: int | None) -> Translation:
     options = {"arrangement": "spatial", "kernel_size": tensors["spatial.conv.weight"].shape[-1]}
     return channels or 1, options, {"spatial.conv": "conv", "spatial.bn": "norm"}
 

@@ -1,7 +1,6 @@
 """Coordinate Attention (Hou et al. 2021): https://arxiv.org/abs/2103.02907"""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +17,19 @@ def _parameters(channels: int, *, reduction: int = 32, min_width: int = 8, spati
     return hidden * (channels + 1) + 2 * hidden + spatial_dims * channels * (hidden + 1)
 
 
-def _translate(tensors: Mapping[str, Tensor], channels: int | None, **args: Any) -> Translation:
-    hidden, inferred = tensors["conv1.weight"].shape[:2]
-    channels = args.get("inp", channels) or inferred
-    options = {"reduction": args.get("reduction", max(1, channels // hidden))}
+def _translate(
+    tensors: Mapping[str, Tensor],
+    channels: int | None,
+    *,
+    inp: int | None = None,
+    oup: int | None = None,
+    reduction: int | None = None,
+) -> Translation:
+    hidden, width = tensors["conv1.weight"].shape[:2]
+    channels = inp or channels or width
+    if oup not in (None, channels):
+        raise ValueError(f"the gate weighs its own input, so oup must be inp, got {oup} and {channels}")
+    options = {"reduction": reduction or max(1, channels // hidden)}
     return channels, options, {"conv1": "down", "bn1": "norm", "conv_h": "up.0", "conv_w": "up.1"}
 
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +32,10 @@ def _kernel_size(channels: int, kernel_size: int | str) -> int:
     return kernel_size
 
 
-def _translate(tensors: Mapping[str, Tensor], channels: int | None, **args: Any) -> Translation:
-    kernel_size = args.get("k_size", tensors["conv.weight"].shape[-1])
-    return args.get("channel", channels), {"kernel_size": kernel_size}, {}  # type: ignore[return-value]
+def _translate(
+    tensors: Mapping[str, Tensor], channels: int | None, *, channel: int | None = None, k_size: int | None = None
+) -> Translation:
+    return channel or channels, {"kernel_size": k_size or tensors["conv.weight"].shape[-1]}, {}
 
 
 @register(

@@ -1,7 +1,6 @@
 """Squeeze-and-Excitation (Hu et al. 2018): https://arxiv.org/abs/1709.01507"""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +15,12 @@ def _parameters(channels: int, *, reduction: int = 16, bias: bool = True) -> int
     return 2 * channels * hidden + bias * (channels + hidden)
 
 
-def _translate(tensors: Mapping[str, Tensor], channels: int | None, **args: Any) -> Translation:
-    hidden, inferred = tensors["fc.0.weight"].shape[:2]
-    channels = args.get("channel", channels) or inferred
-    options = {"reduction": args.get("reduction", channels // hidden), "bias": "fc.0.bias" in tensors}
+def _translate(
+    tensors: Mapping[str, Tensor], channels: int | None, *, channel: int | None = None, reduction: int | None = None
+) -> Translation:
+    hidden, width = tensors["fc.0.weight"].shape[:2]
+    channels = channel or channels or width
+    options = {"reduction": reduction or channels // hidden, "bias": "fc.0.bias" in tensors}
     return channels, options, {"fc.0": "down", "fc.2": "up"}
 
 

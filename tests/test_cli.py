@@ -21,8 +21,6 @@ import tiny
 from regard import cli
 from regard.comparison import prices, question
 
-LAZY = pytest.mark.xfail(strict=True, reason="regard/__init__.py imports torch before the command line can begin")
-
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
@@ -48,7 +46,6 @@ def call(capsys, *words, debug=False):
 # ---- help
 
 
-@LAZY
 def test_help_does_not_wait_for_torch():
     for words in (["--help"], ["list", "--help"], ["compare", "--help"], ["--version"]):
         program = f"import sys; sys.argv = ['regard', *{words}]\nfrom regard.cli import main\ntry: main()\n"
@@ -307,7 +304,7 @@ def interrupt(photos, out, moment, **options):
         tiny.gone(process.pid)
 
 
-@pytest.mark.parametrize("moment", [pytest.param(loading_torch, marks=LAZY), starting_a_worker])
+@pytest.mark.parametrize("moment", [pytest.param(loading_torch), starting_a_worker])
 def test_ctrl_c_ends_everything_with_one_sentence(photos, tmp_path, moment):
     process, seconds = interrupt(photos, tmp_path / "out", moment)
     out, err = process.communicate()
@@ -320,7 +317,7 @@ def test_ctrl_c_ends_everything_with_one_sentence(photos, tmp_path, moment):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", [pytest.param(0.3, marks=LAZY), 2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("delay", [pytest.param(0.3), 2, 3, 4, 5, 6, 8])
 def test_ctrl_c_at_any_moment(photos, tmp_path, delay):
     begun = time.monotonic()
     process, seconds = interrupt(photos, tmp_path / "out", lambda *_: time.monotonic() - begun > delay)

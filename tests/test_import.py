@@ -21,6 +21,7 @@ PUBLIC = [
     "load",
     "load_official",
     "names",
+    "ops",
     "overlay",
     "record",
     "register",
@@ -103,7 +104,7 @@ def test_what_is_not_installed_is_named():
 
 
 def test_a_fault_of_our_own_is_not_called_a_missing_package(monkeypatch):
-    monkeypatch.setitem(regard._LATER, "compare", "regard.comparison.no_such_room")
+    monkeypatch.setitem(regard._HOME, "compare", "regard.comparison.no_such_room")
     monkeypatch.delitem(vars(regard), "compare", raising=False)
     with pytest.raises(ModuleNotFoundError, match="no_such_room"):
         regard.compare  # noqa: B018

@@ -1,29 +1,24 @@
-"""Visual attention for PyTorch: faithful modules, inserted into any network, compared fairly, shown in pictures."""
+"""Visual attention for PyTorch: faithful modules, inserted into any network, compared fairly, shown in pictures.
 
+Every public name is loaded when it is first asked for, so that ``import regard`` and ``regard --help`` cost nothing.
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from regard import mechanisms as _mechanisms  # noqa: F401  (registers them)
-from regard.errors import UserError
-from regard.insertion import Attached, attach, attached, load
-from regard.ops import use_impl
-from regard.recording import record
-from regard.registry import Info, create, info, load_official, names, register
-from regard.survey import Site, sites
-
 if TYPE_CHECKING:
+    from regard import ops
     from regard.comparison.question import compare
     from regard.comparison.results import Comparison
     from regard.drawing import overlay, sheet
+    from regard.errors import UserError
+    from regard.insertion import Attached, attach, attached, load
+    from regard.ops import use_impl
+    from regard.recording import record
+    from regard.registry import Info, create, info, load_official, names, register
+    from regard.survey import Site, sites
 
 __version__ = "0.1.0"
-
-# these need the extra `compare`, and load it when first asked for
-_LATER = {
-    "Comparison": "regard.comparison.results",
-    "compare": "regard.comparison.question",
-    "overlay": "regard.drawing",
-    "sheet": "regard.drawing",
-}
 
 __all__ = [
     "Attached",
@@ -39,6 +34,7 @@ __all__ = [
     "load",
     "load_official",
     "names",
+    "ops",
     "overlay",
     "record",
     "register",
@@ -47,21 +43,39 @@ __all__ = [
     "use_impl",
 ]
 
+_ROOMS = {
+    "regard.comparison.question": ("compare",),
+    "regard.comparison.results": ("Comparison",),
+    "regard.drawing": ("overlay", "sheet"),
+    "regard.errors": ("UserError",),
+    "regard.insertion": ("Attached", "attach", "attached", "load"),
+    "regard.ops": ("use_impl",),
+    "regard.recording": ("record",),
+    "regard.registry": ("Info", "create", "info", "load_official", "names", "register"),
+    "regard.survey": ("Site", "sites"),
+}
+_HOME = {name: room for room, held in _ROOMS.items() for name in held}
+
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
+    if name == "ops":
+        return import_module("regard.ops")
+    if name not in _HOME:
         raise AttributeError(f"module 'regard' has no attribute {name!r}")
-    from importlib import import_module
-
     try:
-        return getattr(import_module(_LATER[name]), name)
+        import_module("regard.mechanisms")  # registers them
+        found = getattr(import_module(_HOME[name]), name)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("regard"):
             raise
+        from regard.errors import UserError
+
         raise UserError(
             f"regard.{name} needs the package {error.name!r}: install it with pip install 'regard[compare]'"
         ) from error
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LATER])
+    return sorted({*globals(), *__all__})

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import regard.mechanisms  # noqa: F401  (registers them)
 from regard.errors import UserError, near
 from regard.files import whole
 from regard.registry import create, info

@@ -7,8 +7,9 @@ import re
 import sys
 from pathlib import Path
 
+from regard import Info, info, names
 from regard.files import write_text
-from regard.registry import SLOTS, Info, info, names
+from regard.registry import SLOTS
 
 WIDTHS = (64, 256, 1024)
 

@@ -13,7 +13,7 @@ BIN := .venv/bin
 	@touch $@
 
 demo: .venv/ready
-	$(BIN)/regard compare se cbam --data fashion --seeds 8 --out runs/demo
+	$(BIN)/regard compare se cbam --data fashion --epochs 2 --seeds 8 --out runs/demo
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2

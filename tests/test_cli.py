@@ -137,7 +137,7 @@ def test_compare_prints_nothing_but_json_when_asked(compared):
     assert answer["arms"] == ["none", "se", "cbam[squeeze=max]"]
     assert answer == json.loads((folder / "result.json").read_text())
     assert "1/3 none, seed 0: validation" in err
-    assert "1 seeds can never show a difference" in err
+    assert "1 seed can never show a difference" in err
     assert "\x1b" not in out + err
 
 
@@ -317,7 +317,7 @@ def test_ctrl_c_ends_everything_with_one_sentence(photos, tmp_path, moment):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", [pytest.param(0.3), 2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("delay", [0.3, 1, 2, 3, 4, 5, 6, 8])
 def test_ctrl_c_at_any_moment(photos, tmp_path, delay):
     begun = time.monotonic()
     process, seconds = interrupt(photos, tmp_path / "out", lambda *_: time.monotonic() - begun > delay)

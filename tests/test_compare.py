@@ -295,7 +295,7 @@ def test_too_few_seeds_are_said_before_training(photos, tmp_path, monkeypatch, c
     compare(["se", "eca"], data=photos, out=tmp_path / "few", seeds=6, progress=True)
     compare(["se", "eca"], data=photos, out=tmp_path / "enough", seeds=7, progress=True)
     few, enough = said
-    assert "6 seeds can never show a difference: 2 arms need at least 7." in few
+    assert "6 seeds can never show a difference: with 2 arms it takes 7 or more." in few
     assert "never" not in enough
 
 

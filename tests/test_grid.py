@@ -76,6 +76,14 @@ def test_a_killed_worker_costs_its_run_alone(asked, place):
     assert resumed["weights_sha256"] == whole["weights_sha256"]
 
 
+def test_what_a_killed_process_had_half_written_goes(place):
+    for name in ("runs/se/.seed-0000.ckpt.x3f", "weights/se/.seed-0000.safetensors.k2d", "runs/se/seed-0000.ckpt"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).touch()
+    run(place, {}, [])
+    assert {path.name for path in place.rglob("*seed*")} == {"seed-0000.ckpt"}
+
+
 def where():
     return {
         "interrupts blocked": signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []),

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from regard.comparison.results import Comparison
+from regard.comparison.results import Comparison, counted
 
 Run = tuple[str, int]
 
@@ -65,10 +65,10 @@ class Display:
                 self._runs[run] = {"state": "done", "val_top1": record["curve"][-1]["val_top1"], "seconds": 0.0}
         done = sum(entry["state"] == "done" for entry in self._runs.values())
         self.say(
-            f"{question['data']}: {question['train_images']:,} images to train on, {question['test_images']:,} to "
-            f"test, "
-            f"{len(question['classes'])} classes; {question['model']}, {question['size']} px, "
-            f"{question['epochs']} epochs; {len(self._runs)} runs" + (f", {done} of them done before" if done else "")
+            f"{question['data']}: {counted(question['train_images'], 'image')} to train on, "
+            f"{question['test_images']:,} to test, {len(question['classes'])} classes; {question['model']}, "
+            f"{question['size']} px, {counted(question['epochs'], 'epoch')}; {counted(len(self._runs), 'run')}"
+            + (f", {done} of them done before" if done else "")
         )
         self._began = time.monotonic()
         if done == len(self._runs):

@@ -72,6 +72,8 @@ def run(
         UserError: the calling script asks again when a worker imports it.
         KeyboardInterrupt: after the workers were stopped; what they had finished is recorded.
     """
+    for stale in folder.glob("*/*/.seed-*"):  # half written by a process that was killed
+        stale.unlink()
     waiting = list(runs)
     crew: list[_Worker] = []
     try:

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from regard.comparison import data as images_of
 from regard.comparison import grid, hosts, prices, report, training
 from regard.comparison.display import Display
-from regard.comparison.results import Comparison
+from regard.comparison.results import Comparison, counted
 from regard.comparison.statistics import fewest_pairs
 from regard.errors import UserError
 from regard.files import write_text
@@ -147,8 +147,9 @@ def compare(
         least = fewest_pairs(len(mechanisms))
         if len(comparison.seeds) < least:
             display.say(
-                f"{len(comparison.seeds)} seeds can never show a difference: {len(mechanisms)} arms need at least "
-                f"{least}. The answer will be 'not enough runs'; --seeds {least} can do better."
+                f"{counted(len(comparison.seeds), 'seed')} can never show a difference: with "
+                f"{counted(len(mechanisms), 'arm')} it takes {least} or more. The answer will be 'not enough runs'; "
+                f"--seeds {least} can do better."
             )
         if training.WIDER in comparison.arms and question["widening"] is None:
             display.say("Measuring how wide the control must be")

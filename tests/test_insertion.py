@@ -131,7 +131,9 @@ def test_branches_of_the_zoo(name):
 def test_branches_of_torchvision():
     mobile = found(vision("mobilenet_v2"))
     assert (len(mobile), mobile[0], mobile[-1]) == (10, "features.3.conv.3", "features.16.conv.3")
-    with refused("saw no residual additions"):  # its attention works on channels-last maps, and is no branch
+    with refused(
+        "saw no residual addition that ends in a module with a feature map"
+    ):  # its attention works on channels-last maps, and is no branch
         found(vision("swin_t"), x=torch.randn(1, 3, 64, 64))
 
 
@@ -670,7 +672,8 @@ def test_load_says_what_is_wrong(trained, tmp_path):
     path = tmp_path / "mine.safetensors"
     attached.save(path)
     good = path.read_bytes()
-    model = small()
+    model, other = small(), small()
+    other.add_module("more", nn.Linear(1, 1))
     before = photograph(model)
 
     with refused("there is no file"):
@@ -695,6 +698,8 @@ def test_load_says_what_is_wrong(trained, tmp_path):
     with refused("no mechanism 'cbm'; did you mean 'cbam'"):
         regard.load(model, path)
     path.write_bytes(good)
+    with refused("was made for another host: only this host has 'more.bias', one of 2 such keys"):
+        regard.load(other, path)
     with refused("was made for a site 'layer1.0.bn2' that this host lacks"):
         regard.load(nn.Sequential(nn.ReLU()), path)
     assert_same(photograph(model), before)

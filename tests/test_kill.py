@@ -40,6 +40,13 @@ def leftovers(folder):
     return {name for name in kept if not re.fullmatch(r"seed-\d{4}\.(json|safetensors)", name)}
 
 
+def checkpointed(folder):
+    """When an epoch was last checkpointed."""
+    with suppress(FileNotFoundError):  # its run has just finished
+        return max((path.stat().st_mtime for path in folder.glob("runs/*/seed-*.ckpt")), default=0)
+    return 0
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(photos, tmp_path_factory):
     """What every run must end with, computed in this process, with as many threads as a worker has."""
@@ -103,38 +110,38 @@ def until_asleep(process):
 def test_ten_kills_at_random_moments(tmp_path, capsys):
     """Also while images are decoded and costs are measured, and always against a comparison left alone."""
     photos = tiny.fill(tmp_path / "photos", each=600)
-    begun = time.monotonic()
     whole = tiny.regard(*words(photos, tmp_path / "whole", 10, seeds=3), timeout=600)
     assert whole.returncode == 0, whole.stderr
-    seconds = time.monotonic() - begun
     expected = tiny.outcomes(tmp_path / "whole")
 
     out = tmp_path / "out"
-    draw = random.Random(0)
+    draw = random.Random(5)
+    orphaning = draw.sample(range(10), 4)  # in these the parent alone is killed
     said = []
     for kill in range(10):
         before = state(out)
+        begun = time.time()
         process = tiny.begin(*words(photos, out, 10, seeds=3))
         if kill == 0:
-            where = "while decoding"
+            where, wait = "while decoding", 0.0
             tiny.until(lambda: list(out.glob("data/.images.npy.*")))
         elif kill == 9:
-            where = "while measuring costs"
+            where, wait = "while measuring costs", 1.0
             tiny.until(lambda: len(state(out)) == 6, 600)
-            time.sleep(1)
+        elif kill % 2:
+            where, wait = "from the start", draw.uniform(0.1, 8)
         else:
-            delay = draw.uniform(0.5, 0.2 * seconds)
-            where = f"after {delay:.1f} s"
-            time.sleep(delay)
-        running = process.poll() is None
-        whom = draw.choice(["all", "the parent"])
-        with suppress(ProcessLookupError):
-            (os.killpg if whom == "all" else os.kill)(process.pid, signal.SIGKILL)
+            where, wait = "from the first epoch", draw.uniform(0, 12)
+            tiny.until(lambda begun=begun: checkpointed(out) > begun, 120)
+        time.sleep(wait)
+        assert process.poll() is None, "it had ended by itself"
+        whom = "the parent" if kill in orphaning else "all"
+        (os.kill if kill in orphaning else os.killpg)(process.pid, signal.SIGKILL)
         process.wait()
-        tiny.gone(process.pid, seconds=1 if whom == "all" else 4)  # a worker must have imported torch to notice
+        tiny.gone(process.pid, seconds=4 if kill in orphaning else 1)  # a worker must have imported torch to notice
         after = state(out)
         assert {path: after[path] for path in before} == before, "a finished run was touched"
-        said.append(f"{kill + 1}. {whom} {where}{'' if running else ', too late'}: {len(after)} of 6 runs finished")
+        said.append(f"{kill + 1}. {whom}, {wait:.1f} s {where}: {len(after)} of 6 runs finished")
 
     before = state(out)
     ended = tiny.regard(*words(photos, out, 10, seeds=3), timeout=600)

@@ -191,7 +191,7 @@ def compare(
     model
         small_resnet, or any network of timm, with options where wanted: "resnet18[zero_init_last=false]".
     seeds
-        How many seeds, counted from 0; 8 if not said. Fewer than 6 can never show a difference.
+        How many seeds, counted from 0; 8 if not said. Fewer than 6 can never show a difference, more arms need more.
     seed_list
         Which seeds instead, e.g. 3,4,5.
     epochs

@@ -130,6 +130,8 @@ class Attached:
         Raises:
             UserError: some sites are orphans, or the file cannot be written.
         """
+        if not self.modules:
+            raise UserError(f"cannot save {self.label!r}: it was removed")
         if self.orphans:
             site, reason = next(iter(self.orphans.items()))
             raise UserError(f"cannot save {self.label!r}: at {site!r} {reason}; attach before converting or fusing")
@@ -139,6 +141,7 @@ class Attached:
             "label": self.label,
             "start": self.start,
             "channels": self._channels,
+            "host": _host_keys(self.model),
         }
         tensors = {name: tensor.detach().clone().contiguous() for name, tensor in self.state_dict().items()}
         try:
@@ -148,8 +151,11 @@ class Attached:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
     def __repr__(self) -> str:
+        if not self.modules:
+            return f"{self.label} ({self.mechanism}), removed"
         count = sum(parameter.numel() for parameter in self.parameters())
-        text = f"{self.label} ({self.mechanism}) at {len(self.sites)} sites, {count:,} parameters, start={self.start}"
+        sites = f"{len(self.sites)} site{'s' * (len(self.sites) != 1)}"
+        text = f"{self.label} ({self.mechanism}) at {sites}, {count:,} parameters, start={self.start}"
         return text + (f"; {len(self.orphans)} of them orphans" if self.orphans else "")
 
 
@@ -167,8 +173,9 @@ def attach(
 ) -> Attached:
     """Put a mechanism behind chosen modules of a model, without touching its code or its weights.
 
-    Old state-dict keys keep their names; the new ones are ``SITE.regard.LABEL....``. The dry run leaves modes, buffers
-    and random state as they were. Nothing is changed when anything fails.
+    Old state-dict keys keep their names; the new ones are ``SITE.regard.LABEL....``. An optimiser that exists already
+    must be told: ``optimiser.add_param_group({"params": list(attached.parameters())})``. The dry run leaves modes,
+    buffers and random state as they were. Nothing is changed when anything fails.
 
     Args:
         model: any module that is not compiled yet.
@@ -275,7 +282,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> Attached:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["regard"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            label = str(header["label"])
+            label, host = str(header["label"]), header["host"]
             record = {key: header[key] for key in ("mechanism", "options", "start", "channels")}
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
@@ -290,6 +297,11 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> Attached:
             raise UserError(f"{path} was made for a site {site!r} that this host lacks{near(site, list(modules))}")
         if label in _labels(modules[site]):
             raise UserError(f"site {site!r} already has {label!r}: remove it first")
+    if differing := sorted({*host} ^ {*_host_keys(model)}):
+        whose = "this host lacks" if differing[0] in host else "only this host has"
+        raise UserError(
+            f"{path} was made for another host: {whose} {differing[0]!r}, one of {len(differing)} such keys"
+        )
     ranks = {site: record["options"].get("spatial_dims", 2) for site in record["channels"]}
     attached = _insert(model, label, record, _build(record, ranks, 0))
     for site, mechanism in attached.modules.items():
@@ -374,6 +386,11 @@ def _check_calls(model: nn.Module, example: Any, attached: Attached, before: Sur
     for name, times in calls.items():
         if times != len(before.outputs[name]):
             raise UserError(f"site {name!r} runs all its children by itself: choose the last module inside it")
+
+
+def _host_keys(model: nn.Module) -> list[str]:
+    """The state-dict keys of the host alone, whatever is attached to it."""
+    return [key for key in model.state_dict() if f".{CHILD}." not in f".{key}"]
 
 
 def _labels(site: nn.Module) -> list[str]:

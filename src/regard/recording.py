@@ -27,6 +27,9 @@ class Map:
     kind: str
     value: Tensor
 
+    def __repr__(self) -> str:
+        return f"Map({self.name!r}, {self.kind!r}, {tuple(self.value.shape)})"
+
 
 @contextmanager
 def record(model: nn.Module) -> Iterator[list[Map]]:

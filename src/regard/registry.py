@@ -124,6 +124,8 @@ def names(category: str | None = None) -> list[str]:
 
 def info(name: str) -> Info:
     """What is known of a mechanism; ``print(info("cbam"))`` shows its card."""
+    if "[" in name:
+        raise UserError(f"options are keyword arguments here: pass {name.partition('[')[0]!r} and option=value")
     if name not in _registry:
         raise UserError(
             f"there is no mechanism {name!r}{near(name, names()) or ': the names are ' + ', '.join(names())}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -286,6 +286,8 @@ def is_compiled(module: nn.Module) -> bool:
 
 
 def refuse_unhookable(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise UserError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
         where = f"{name!r}" if name else "the model"
         if is_compiled(module):
@@ -305,10 +307,14 @@ def choose(model: nn.Module, at: At, survey: Survey) -> list[Site]:
     if isinstance(at, str) and at in WORDS:
         found = find(at, modules, survey)
         if not found:
-            missing = {"branches": "residual additions", "blocks": "residual additions"}.get(at, "stacked convolutions")
+            reason = "the dry run saw no stacked convolutions with feature maps (B, C, ...)"
+            if at != "stages":
+                reason = "the dry run saw no residual addition that ends in a module with a feature map (B, C, ...)"
+            others = [word for word in PLACES if word != at and find(word, modules, survey)]
+            hint = f"try at={' or at='.join(map(repr, others))}, or " if others else ""
             raise UserError(
-                f"at={at!r} finds nothing in this {type(model).__name__}: the dry run saw no {missing} of feature maps "
-                f"(B, C, ...); give names or a pattern, such as {_some(survey)}"
+                f"at={at!r} finds nothing in this {type(model).__name__}: {reason}; {hint}give names or a pattern, "
+                f"such as {_some(survey)}"
             )
     elif isinstance(at, str):
         pattern = _glob(at)
@@ -327,6 +333,8 @@ def choose(model: nn.Module, at: At, survey: Survey) -> list[Site]:
         if not found:
             raise UserError(f"the function given as `at` chose none of the modules, such as {_some(survey)}")
     else:
+        if not isinstance(at, Iterable):
+            raise UserError(f"`at` is a word, a pattern, a list of names or a function, got {at!r}")
         found = list(dict.fromkeys(at))
         for name in found:
             if name not in modules or not name:

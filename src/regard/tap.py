@@ -11,7 +11,8 @@ class Tap(nn.Module):
 
     A tap may also *fade in* its map: a gate ``g`` becomes ``1 + strength * (g - 1)`` with one learnable number that
     starts at 0, so that the mechanism starts as the identity and costs nothing more (the arithmetic is done on the
-    small gate). What a hook sees is the gate that is really applied.
+    small gate). What a hook sees is the gate that is really applied: with a strength below 0 or above 1 that learnt to
+    press down what the mechanism lifts, or the other way round, it leaves the range of `low` and `high`.
 
     Args:
         kind: what the map speaks of: ``"channel"`` (B, C, 1, ...), ``"spatial"`` (B, 1, H, ...) or

@@ -182,7 +182,8 @@ class Comparison:
         if self.missing:
             pairs = ", ".join(f"{arm} seed {seed}" for arm, seed in self.missing[:12])
             rest = f" and {len(self.missing) - 12} more" if len(self.missing) > 12 else ""
-            notes.append(f"Missing: {counted(len(self.missing), 'run')} not finished yet: {pairs}{rest}.")
+            runs = counted(len(self.missing), "run")
+            notes.append(f"Missing: {runs} not finished yet: {pairs}{rest}; the same command goes on.")
         notes += [f"Broken file, left out: {file}: {reason}" for file, reason in self.question.get("broken", [])]
         if added := self.added_in_words:
             notes.append(f"Added after looking: {added}, so the stated error rate no longer holds exactly.")

@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -282,6 +283,9 @@ def loading_torch(process, out):
     return "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()
 
 
+PATIENCE = 3  # seconds: one or two, and what the tests beside this one take
+
+
 def starting_a_worker(process, out):
     return tiny.workers(process.pid)
 
@@ -295,7 +299,7 @@ def interrupt(photos, out, moment, **options):
     words = ["compare", "se", "--data", str(photos), *tiny.WORDS, "--epochs", "5000", "--seeds", "2"]
     process = tiny.begin(*words, "--out", str(out), **options)
     try:
-        tiny.until(lambda: moment(process, out))
+        tiny.until(lambda: moment(process, out), process)
         pressed = time.monotonic()
         os.killpg(process.pid, signal.SIGINT)
         process.wait(20)
@@ -313,7 +317,7 @@ def test_ctrl_c_ends_everything_with_one_sentence(photos, tmp_path, moment):
     assert err.endswith(f"\n{STOPPED}\n")
     assert "Traceback" not in err
     assert "KeyboardInterrupt" not in err
-    assert seconds < 2
+    assert seconds < PATIENCE
 
 
 @pytest.mark.slow
@@ -325,7 +329,7 @@ def test_ctrl_c_at_any_moment(photos, tmp_path, delay):
     assert process.returncode == 130
     assert err.endswith(f"\n{STOPPED}\n")
     assert "Traceback" not in err
-    assert seconds < 2
+    assert seconds < PATIENCE
 
 
 def test_ctrl_c_on_a_terminal(photos, tmp_path):
@@ -333,16 +337,22 @@ def test_ctrl_c_on_a_terminal(photos, tmp_path):
     ours, theirs = pty.openpty()
     environment = tiny.ENVIRONMENT | {"TERM": "xterm-256color", "NO_COLOR": "1"}
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
+    pieces = []
+
+    def read():  # a terminal reads all the time; one that does not would block the writer
+        with suppress(OSError):  # the other end is closed
+            while piece := os.read(ours, 65536):
+                pieces.append(piece)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
     process, seconds = interrupt(photos, tmp_path / "out", training, env=environment, **streams)
     os.close(theirs)
-    text = b""
-    with suppress(OSError):  # the other end is closed
-        while piece := os.read(ours, 65536):
-            text += piece
+    reader.join(10)
     os.close(ours)
-    text = text.decode()
+    text = b"".join(pieces).decode()
     assert process.returncode == 130
-    assert seconds < 2
+    assert seconds < PATIENCE
     assert text.startswith("Loading ...\r")
     assert text.endswith(f"{STOPPED}\r\n")
     assert "Traceback" not in text

@@ -63,7 +63,7 @@ def uninterrupted(photos, tmp_path_factory):
 def test_a_killed_comparison_goes_on_as_if_nothing_had_happened(photos, tmp_path, uninterrupted):
     out = tmp_path / "out"
     process = tiny.begin(*words(photos, out, EPOCHS))
-    tiny.until(lambda: state(out))
+    tiny.until(lambda: state(out), process)
     finished = state(out)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -84,26 +84,23 @@ def test_a_killed_comparison_goes_on_as_if_nothing_had_happened(photos, tmp_path
 def test_workers_end_when_their_parent_is_killed():
     program = "import time\nfrom regard.comparison import grid\ngrid.call(time.sleep, 60, threads=1)"
     process = subprocess.Popen([sys.executable, "-c", program], env=tiny.ENVIRONMENT, start_new_session=True)
-    (worker,) = tiny.until(lambda: tiny.workers(process.pid))
-    tiny.until(lambda: "libtorch" in Path(f"/proc/{worker}/maps").read_text())
-    until_asleep(worker)
+    (worker,) = tiny.until(lambda: tiny.workers(process.pid), process)
+    tiny.until(lambda: "libtorch" in Path(f"/proc/{worker}/maps").read_text(), process)
+    tiny.until(lambda: rests(worker), process)
     process.kill()
     process.wait()
     tiny.gone(process.pid, seconds=1)
 
 
-def until_asleep(process):
-    """Until a process has used no processor time for a quarter of a second: its imports are over."""
+def rests(process):
+    """Whether a process takes no processor time for a quarter of a second: its imports are over."""
 
     def used():
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
 
-    def rests():
-        before = used()
-        time.sleep(0.25)
-        return used() == before
-
-    tiny.until(rests)
+    before = used()
+    time.sleep(0.25)
+    return used() == before
 
 
 @pytest.mark.slow
@@ -124,15 +121,15 @@ def test_ten_kills_at_random_moments(tmp_path, capsys):
         process = tiny.begin(*words(photos, out, 10, seeds=3))
         if kill == 0:
             where, wait = "while decoding", 0.0
-            tiny.until(lambda: list(out.glob("data/.images.npy.*")))
+            tiny.until(lambda: list(out.glob("data/.images.npy.*")), process)
         elif kill == 9:
             where, wait = "while measuring costs", 1.0
-            tiny.until(lambda: len(state(out)) == 6, 600)
+            tiny.until(lambda: len(state(out)) == 6, process, 600)
         elif kill % 2:
             where, wait = "from the start", draw.uniform(0.1, 8)
         else:
             where, wait = "from the first epoch", draw.uniform(0, 12)
-            tiny.until(lambda begun=begun: checkpointed(out) > begun, 120)
+            tiny.until(lambda begun=begun: checkpointed(out) > begun, process)
         time.sleep(wait)
         assert process.poll() is None, "it had ended by itself"
         whom = "the parent" if kill in orphaning else "all"

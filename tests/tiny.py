@@ -100,11 +100,12 @@ def begin(*words: str, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen([REGARD, *words], text=True, start_new_session=True, **options)
 
 
-def until(happened: Callable[[], Any], seconds: float = 60) -> Any:
-    """Wait for something, and give it."""
+def until(happened: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 120) -> Any:
+    """Wait for something that a process does, and give it."""
     deadline = time.monotonic() + seconds
     while not (seen := happened()):
-        assert time.monotonic() < deadline, "it never happened"
+        assert process.poll() is None, f"it ended: {process.communicate()}"
+        assert time.monotonic() < deadline, f"it never happened; there are {alive(process.pid)}"
         time.sleep(0.01)
     return seen
 

@@ -14,7 +14,7 @@ from regard import ops
 from regard.errors import UserError
 from regard.ops.dispatch import FAST
 
-OPS = {"squeeze": ops.squeezing, "gate": ops.gating}
+OPS = {"squeeze": ops.squeezing, "gate": ops.gating, "attend": ops.attending}
 SLOTS = ("Formula", "Shape", "Gradient", "Keeps", "Traffic", "Impls", "Tolerance")
 CASES = [
     pytest.param(op, impl, arguments, id=f"{op.name}-{impl}-{name}")
@@ -128,15 +128,16 @@ def test_docstrings(word):
     assert listed == {"reference", *op.fast}
     assert all(impl in FAST for impl in op.fast)
     arguments = list(inspect.signature(getattr(ops, word)).parameters)
-    described = re.findall(r"^    (\w+):", inspect.cleandoc(getattr(ops, word).__doc__), re.MULTILINE)
-    assert described == arguments
+    described = re.findall(r"^    (\w[\w, ]*):", inspect.cleandoc(getattr(ops, word).__doc__), re.MULTILINE)
+    assert ", ".join(described).split(", ") == arguments
 
 
 @pytest.mark.parametrize("word", OPS)
 def test_the_public_op_is_the_dispatched_one(word, monkeypatch):
     calls = []
     monkeypatch.setattr(OPS[word], "reference", lambda *args: calls.append(args))
-    getattr(ops, word)(torch.ones(1, 2, 3, 3), *((2, 3),) if word == "squeeze" else torch.ones(1, 2, 1, 1))
+    x = torch.ones(1, 2, 3, 3)
+    getattr(ops, word)(x, *{"squeeze": [(2, 3)], "gate": [x], "attend": [x, x]}[word])
     assert len(calls) == 1
 
 
@@ -228,6 +229,34 @@ def test_large_values_do_not_overflow():
 def test_unknown_kinds():
     with pytest.raises(ValueError, match="squeeze kind 'mean': the kinds are avg, max, lp, lse"):
         ops.squeeze(torch.ones(1, 2, 3, 3), (2, 3), ("mean",))
+
+
+# --- attend ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_attend_says_what_numpy_says(watched):
+    query, key = torch.randn(2, 2, 4, 3, 2, dtype=torch.float64), torch.randn(2, 2, 4, 5, dtype=torch.float64)
+    value = torch.randn(2, 2, 6, 5, dtype=torch.float64)
+    seen = []
+    watch = (lambda weights: seen.append(weights) or weights) if watched else None
+    got = ops.attend(query, key, value, scale=0.7, watch=watch)
+    logits = 0.7 * np.einsum("bhdij,bhdk->bhijk", query, key)
+    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_allclose(got, np.einsum("bhijk,bhek->bheij", weights, value))
+    if watched:
+        np.testing.assert_allclose(seen[0], weights)
+
+
+def test_what_the_watcher_returns_is_applied():
+    x = torch.randn(1, 1, 3, 4)
+    assert (ops.attend(x, x, x, watch=torch.zeros_like) == 0).all()
+
+
+def test_a_hidden_key_has_no_say():
+    x = torch.randn(1, 1, 3, 4)
+    bias = torch.tensor([0, 0, 0, -float("inf")]).view(1, 1, 1, 4)
+    torch.testing.assert_close(ops.attend(x, x, x, bias=bias), ops.attend(x, x[..., :3], x[..., :3]))
 
 
 # --- gate ------------------------------------------------------------------------------------------------------------

@@ -206,6 +206,8 @@ def attach(
         >>> attached.remove()
     """
     known = info(mechanism)
+    if known.place is None:
+        raise UserError(f"{mechanism} cannot be attached: it takes {known.signature}; {known.slots.get('Place', '')}")
     label = mechanism if label is None else label
     if not label.isidentifier() or hasattr(Inserted(), label):
         raise UserError(
@@ -366,8 +368,11 @@ def _check_calls(model: nn.Module, example: Any, attached: Attached, before: Sur
     calls = dict.fromkeys(attached.modules, 0)
 
     def count(name: str) -> Callable[..., None]:
-        def add(*_: Any) -> None:
+        def add(_: nn.Module, args: tuple[Tensor], output: Any) -> None:
             calls[name] += 1
+            if not isinstance(output, Tensor) or output.shape != args[0].shape:
+                shape = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+                raise ValueError(f"{attached.label} turns {tuple(args[0].shape)} into {shape}")
 
         return add
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class Map:
 
     Attributes:
         name: dotted name of the tap.
-        kind: ``"channel"`` (B, C, 1, ...), ``"spatial"`` (B, 1, *spatial) or ``"axis"`` (B, C, one axis long, else 1).
+        kind: what it speaks of, and with it its shape: see `regard.tap.Tap`.
         value: detached, as the mechanism applied it.
     """
 
@@ -32,10 +32,14 @@ class Map:
 
 
 @contextmanager
-def record(model: nn.Module) -> Iterator[list[Map]]:
+def record(model: nn.Module, *, kinds: Collection[str] | None = None) -> Iterator[list[Map]]:
     """Collect the maps of every tap inside a model while the block runs.
 
     Afterwards the model is as it was, also after an exception.
+
+    Args:
+        model: with taps in it.
+        kinds: collect only these, see `regard.tap.Tap`; maps between all positions are then not even built.
 
     Yields:
         A list that grows by one `Map` for each tap and call, in the order of the calls.
@@ -60,6 +64,8 @@ def record(model: nn.Module) -> Iterator[list[Map]]:
     handles = []
     try:
         for name, tap in found:
+            if kinds is not None and tap.kind not in kinds:
+                continue
 
             def keep(tap: Tap, args: tuple[Tensor], value: Tensor, name: str = name) -> None:
                 maps.append(Map(name, tap.kind, value.detach()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -17,6 +18,7 @@ from regard.tap import fade_in
 
 SLOTS = ("Paper", "Category", "Formula", "Shape", "Cost", "Place", "Differs", "Maps")
 PLACES = ("branches", "blocks", "stages")
+SAME = "(B, C, *spatial) -> same"
 
 # What the authors' checkpoint asks for: our channels, our options, and their names for our parameters.
 Translation = tuple[int | None, dict[str, Any], dict[str, str]]
@@ -32,10 +34,13 @@ class Info:
         factory: ``factory(channels, **options) -> nn.Module``.
         category: channel, spatial, channel and spatial, ...
         paper: first author, year, arXiv number.
-        place: the word that ``at="auto"`` stands for.
+        place: the word that ``at="auto"`` stands for; None when `attach` cannot put it into a network.
         parameters: published formula, ``parameters(channels, **options) -> int``.
-        identity: what makes a fresh module the identity, exactly; None when it is so by itself.
-        official: golden key -> ``(tensors, channels, **their_args) -> Translation``.
+        signature: shapes of inputs and outputs, see `shapes`; most are ``(B, C, *spatial) -> same``.
+        identity: what makes a fresh module the identity, exactly; None when it is so by itself, or never.
+        official: golden key -> ``(tensors, channels, **their_args) -> Translation``; it may rewrite the tensors it is
+            given, a dict of its own.
+        exceptions: what the contract asks and this mechanism does not give -> the reason.
         options: option name -> default value.
         slots: the docstring's slots, by name, and ``"Summary"``.
     """
@@ -44,10 +49,12 @@ class Info:
     factory: Callable[..., nn.Module]
     category: str
     paper: str
-    place: str
+    place: str | None
     parameters: Callable[..., int]
+    signature: str
     identity: Callable[[nn.Module], None] | None
     official: Mapping[str, Callable[..., Translation]]
+    exceptions: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     slots: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -57,7 +64,11 @@ class Info:
         for slot in SLOTS:
             text = self.slots.get(slot, "").replace("\n", "\n" + " " * 12)
             lines.append(f"  {slot + ':':<10}{text}")
-        return "\n".join([*lines, f"  {'Options:':<10}{options}"])
+        if self.signature != SAME:
+            lines.append(f"  {'Takes:':<10}{self.signature}")
+        lines.append(f"  {'Options:':<10}{options}")
+        lines += [f"  {'Not:':<10}{column}, because {reason}" for column, reason in self.exceptions.items()]
+        return "\n".join(lines)
 
 
 _registry: dict[str, Info] = {}
@@ -68,16 +79,19 @@ def register(
     *,
     category: str,
     paper: str,
-    place: str,
+    place: str | None,
     parameters: Callable[..., int],
+    signature: str = SAME,
     identity: Callable[[nn.Module], None] | None = fade_in,
     official: Mapping[str, Callable[..., Translation]] | None = None,
+    exceptions: Mapping[str, str] | None = None,
 ) -> Callable[[Factory], Factory]:
     """Make a mechanism known under a name; a decorator for its class or factory function.
 
     Args:
         name: lower-case identifier.
-        category, paper, place, parameters, identity, official: see `Info`. Most gates can leave ``identity`` alone.
+        category, paper, place, parameters, signature, identity, official, exceptions: see `Info`. Most gates can leave
+            ``signature`` and ``identity`` alone.
 
     Raises:
         UserError: the name is taken by another mechanism or is no lower-case identifier, or the place is unknown.
@@ -93,8 +107,8 @@ def register(
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UserError(f"a mechanism's name is a lower-case identifier such as 'se', got {name!r}")
-    if place not in PLACES:
-        raise UserError(f"{name}: the place is one of {', '.join(PLACES)}, got {place!r}")
+    if place not in (*PLACES, None):
+        raise UserError(f"{name}: the place is None or one of {', '.join(PLACES)}, got {place!r}")
 
     def add(factory: Factory) -> Factory:
         known = _registry.get(name)
@@ -110,8 +124,9 @@ def register(
             if parameter.kind is parameter.KEYWORD_ONLY
         }
         _registry[name] = Info(
-            name, factory, category, paper, place, parameters, identity, official or {}, options, _slots(factory)
-        )
+            name, factory, category, paper, place, parameters, signature, identity, official or {}, exceptions or {},
+            options, _slots(factory),
+        )  # fmt: skip
         return factory
 
     return add
@@ -196,13 +211,14 @@ def load_official(
         raise UserError(f"there is no official key {key!r}{near(key, known_keys) or ': ' + ', '.join(known_keys)}")
     known, translate = translators[key]
     theirs = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    given = ", ".join(theirs)
     try:
         inspect.signature(translate).bind(theirs, channels, **their_args)
         channels, options, renamed = translate(theirs, channels, **their_args)
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"load_official({key!r}): {error}") from error
     except KeyError as error:
-        raise UserError(f"load_official({key!r}): the tensors lack {error}; they have {', '.join(theirs)}") from error
+        raise UserError(f"load_official({key!r}): the tensors lack {error}; they have {given}") from error
     if channels is None:
         raise UserError(
             f"load_official({key!r}): neither the tensors nor the arguments tell the channels: pass channels="
@@ -230,6 +246,47 @@ def load_official(
         raise UserError(f"load_official({key!r}): the tensors do not give {', '.join(sorted(missing))}")
     module.load_state_dict(own)
     return module
+
+
+def shapes(
+    known: Info, channels: int, *, batch: int = 2, size: tuple[int, ...] = (7, 9), **options: Any
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """The shapes that a mechanism's signature stands for, of its inputs and of its outputs.
+
+    A signature reads ``(B, C, *spatial), (B, gating, *coarse) -> same``: B is the batch, C the channels, ``*spatial``
+    the size, ``*coarse`` half of it, H and W its two sides, an option's name its value (C where that is None), any
+    other letter a number of the caller's choice, and a word beside a word their product; ``same`` is the first input.
+
+    Args:
+        known: the mechanism.
+        channels, batch, size: sizes to fill in.
+        options: those that differ from their defaults.
+
+    Example:
+        >>> import regard
+        >>> shapes(regard.info("se"), 8)
+        ([(2, 8, 7, 9)], [(2, 8, 7, 9)])
+    """
+    chosen = {name: channels if value is None else value for name, value in (known.options | options).items()}
+    free = {letter: 3 + place for place, letter in enumerate("KLQV")}
+    numbers = free | chosen | {"B": batch, "C": channels, "H": size[0], "W": size[-1]}
+    sizes = {"*spatial": size, "*coarse": tuple(-(-side // 2) for side in size)}
+
+    def read(text: str) -> list[tuple[int, ...]]:
+        groups = [[axis.strip() for axis in group.split(",")] for group in re.findall(r"\(([^)]*)\)", text)]
+        return [
+            tuple(n for axis in group for n in sizes.get(axis) or [math.prod(numbers[word] for word in axis.split())])
+            for group in groups
+        ]
+
+    takes, _, gives = known.signature.partition(" -> ")
+    inputs = read(takes)
+    return inputs, inputs[:1] if gives == "same" else read(gives)
+
+
+def example_inputs(known: Info, channels: int = 20, **others: Any) -> tuple[Tensor, ...]:
+    """Random inputs of the shapes that a mechanism takes; see `shapes` for the other arguments."""
+    return tuple(torch.randn(shape) for shape in shapes(known, channels, **others)[0])
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Tap: an identity inside a mechanism that marks a map, so that it can be read."""
+"""Tap: an identity inside a mechanism that marks a map, so that it can be read. Blend: a mechanism faded in as a whole."""
 
 from collections.abc import Iterator
 
@@ -15,31 +15,67 @@ class Tap(nn.Module):
     press down what the mechanism lifts, or the other way round, it leaves the range of `low` and `high`.
 
     Args:
-        kind: what the map speaks of: ``"channel"`` (B, C, 1, ...), ``"spatial"`` (B, 1, H, ...) or
-            ``"axis"`` (B, C and one axis of the map, the others 1).
+        kind: what the map speaks of; with *spatial* as in the mechanism's input:
+            ``"channel"`` (B, C, 1, ...); ``"spatial"`` (B, 1 or groups, \\*spatial); ``"axis"`` (B, C or 1, each axis
+            whole or 1); ``"element"`` (B, C, \\*spatial); ``"position"`` (B, heads, \\*spatial of the queries,
+            \\*spatial of the keys); ``"criss-cross"`` (B, H, W, H + W): a pixel's column, then its row;
+            ``"pair"`` (B, N, N): of channels or layers; ``"branch"`` (B, branches, C, 1, ...); ``"frame"``
+            (B, d, d + 1): an affine transform; ``"path"`` (B, T, 2): places x, y in -1..1; ``"kernel"`` (B, C, k):
+            weights over time; ``"query"`` (B, Q, K): of queries over keys.
         low, high: the values the map can take before it is faded in.
+        rest: the gate that leaves the map as it is; None for a map that multiplies nothing and is never faded in.
     """
 
     strength: nn.Parameter | None
 
-    def __init__(self, kind: str, *, low: float = 0.0, high: float = 1.0) -> None:
+    def __init__(self, kind: str, *, low: float = 0.0, high: float = 1.0, rest: float | None = 1.0) -> None:
         super().__init__()
         self.kind = kind
-        self.low, self.high = low, high
+        self.low, self.high, self.rest = low, high, rest
         self.register_parameter("strength", None)
 
+    @property
+    def watched(self) -> bool:
+        """Whether somebody reads the map: one that grows with the square of the pixels is only built then."""
+        return bool(self._forward_hooks)
+
     def fade_in(self) -> None:
-        """Start from a gate of 1 everywhere. The strength is not counted in a mechanism's published parameters."""
-        # one element, not none: sharding and some optimisers refuse scalars
-        self.strength = nn.Parameter(torch.zeros(1))
+        """Start from a gate at rest. The strength is not counted in a mechanism's published parameters."""
+        if self.rest is not None:
+            self.strength = _closed()
 
     def forward(self, value: Tensor) -> Tensor:
         if self.strength is None:
             return value
-        return 1 + self.strength.to(value.dtype) * (value - 1)
+        return self.rest + self.strength.to(value.dtype) * (value - self.rest)
 
     def extra_repr(self) -> str:
         return f"{self.kind}, {self.low:g}..{self.high:g}" + (", fades in" if self.strength is not None else "")
+
+
+class Blend(nn.Module):
+    """Pass on what a mechanism made of a map, or fade it in: ``x + strength * (y - x)``, from ``x`` on.
+
+    For what is no gate: a mechanism that moves channels or pixels, or answers with another map.
+    """
+
+    strength: nn.Parameter | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("strength", None)
+
+    def fade_in(self) -> None:
+        """Start from the map as it came. The strength is not counted in a mechanism's published parameters."""
+        self.strength = _closed()
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.strength is None:
+            return y
+        return x + self.strength.to(x.dtype) * (y - x)
+
+    def extra_repr(self) -> str:
+        return "fades in" if self.strength is not None else ""
 
 
 def taps(module: nn.Module) -> Iterator[tuple[str, Tap]]:
@@ -50,6 +86,12 @@ def taps(module: nn.Module) -> Iterator[tuple[str, Tap]]:
 
 
 def fade_in(module: nn.Module) -> None:
-    """Let every gate of a mechanism start at 1: the identity, exactly."""
-    for _, tap in taps(module):
-        tap.fade_in()
+    """Let a mechanism start as the identity, exactly: as a whole where it has a `Blend`, else every gate from rest."""
+    blends = [child for child in module.modules() if isinstance(child, Blend)]
+    for child in blends or [tap for _, tap in taps(module)]:
+        child.fade_in()
+
+
+def _closed() -> nn.Parameter:
+    # one element, not none: sharding and some optimisers refuse scalars
+    return nn.Parameter(torch.zeros(1))

@@ -17,6 +17,7 @@ from regard.recording import Map, record
 from regard.tap import taps
 
 COUNT = 8
+DRAWN = ("channel", "spatial", "axis", "element")
 
 
 def write(
@@ -37,7 +38,7 @@ def write(
     device = next(model.parameters()).device
     x = prepare(data.centre(pixels.to(device), question["size"]))
     model.eval()
-    with torch.inference_mode(), record(model) as maps:
+    with torch.inference_mode(), record(model, kinds=DRAWN) as maps:
         predictions = model(x).argmax(1)
     arrays: dict[str, np.ndarray] = {}
     described: list[dict[str, Any]] = []
@@ -71,15 +72,15 @@ def _spread(labels: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 def _together(maps: list[Map]) -> list[tuple[str, str, Tensor]]:
     """Name, kind and values, (K, C) for channels and (K, h, w) for pixels. The gates along the axes of one mechanism
-    multiply, so they are one map: the mean over channels of their product."""
+    multiply, so they are one map: the mean over channels of their product. What is neither is not drawn."""
     result: list[tuple[str, str, Tensor]] = []
     axes: dict[str, list[Tensor]] = {}
     for found in maps:
         if found.kind == "channel":
             result.append((found.name, "channel", found.value.flatten(1)))
-        elif found.kind == "spatial":
+        elif found.kind in ("spatial", "element"):
             result.append((found.name, "spatial", found.value.mean(1)))
-        else:
+        elif found.kind == "axis":
             axes.setdefault(found.name.rpartition(".")[0], []).append(found.value)
     for name, gates in axes.items():
         product = gates[0]

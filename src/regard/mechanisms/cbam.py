@@ -9,7 +9,7 @@ from regard import ops
 from regard.errors import UserError, near
 from regard.norm import BatchNorm
 from regard.registry import Translation, register
-from regard.tap import Tap, fade_in
+from regard.tap import Tap
 
 ARRANGEMENTS = ("channel-spatial", "spatial-channel", "parallel", "channel", "spatial")
 SQUEEZES = ("avg", "max", "lp", "lse")
@@ -66,21 +66,12 @@ def _translate_spatial(tensors: Mapping[str, Tensor], channels: int | None) -> T
     return channels or 1, options, {"spatial.conv": "conv", "spatial.bn": "norm"}
 
 
-def _start_as_identity(cbam: nn.Module) -> None:
-    fade_in(cbam)
-    # The authors' zero in the norm is a second closed door before the convolution: with both it would learn nothing
-    # in the first steps.
-    if isinstance(getattr(cbam, "norm", None), BatchNorm):
-        nn.init.ones_(cbam.norm.weight)  # type: ignore[union-attr,arg-type]
-
-
 @register(
     "cbam",
     category="channel and spatial",
     paper="Woo et al. 2018, arXiv 1807.06521",
     place="branches",
     parameters=_parameters,
-    identity=_start_as_identity,
     official={"cbam": _translate, "cbam_channel": _translate, "cbam_spatial": _translate_spatial},
 )
 class CBAM(nn.Module):
@@ -96,9 +87,8 @@ class CBAM(nn.Module):
     Differs:  As the released code, not the paper: the mask has a batch norm (momentum 0.01) whose weight starts at 0,
               so that the mask starts at exactly 0.5; the maximum comes before the mean; the network has biases.
               Fewer channels than `reduction` leave the authors no hidden unit; here at least one stays. The paper does
-              not say how its parallel form joins the two: here both read x and both multiply it. Starting as the
-              identity sets the norm's weight to 1. Popular copies drop the biases, the norm or the hidden activation,
-              add the input a second time, or use a 49x49 kernel.
+              not say how its parallel form joins the two: here both read x and both multiply it. Popular copies
+              drop the biases, the norm or the hidden activation, add the input a second time, or use a 49x49 kernel.
     Maps:     `gate`, channel, values in (0, 1); `mask`, spatial, values in (0, 1).
 
     Args:

@@ -1,13 +1,17 @@
 """The ops that carry the mechanisms. Each has a plain implementation that is the law; see `dispatch`."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 
+from regard.ops.attending import reference as _attending
 from regard.ops.dispatch import Op, use_impl
 from regard.ops.gating import reference as _gating
 from regard.ops.squeezing import reference as _squeezing
 
-__all__ = ["gate", "gating", "squeeze", "squeezing", "use_impl"]
+__all__ = ["attend", "attending", "gate", "gating", "squeeze", "squeezing", "use_impl"]
 
+attending = Op("regard.ops.attending", _attending.run)
 squeezing = Op("regard.ops.squeezing", _squeezing.run)
 gating = Op("regard.ops.gating", _gating.run)
 
@@ -49,3 +53,33 @@ def gate(x: Tensor, *gates: Tensor) -> Tensor:
         gates: tensors that broadcast to the map, e.g. (B, C, 1, 1) or (B, 1, H, W).
     """
     return gating(x, *gates)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float = 1.0,
+    bias: Tensor | None = None,
+    watch: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Weigh values by how well their keys answer a query: softmax attention between positions, channels first.
+
+    Formula:   w_ij = softmax_j(scale * q_i . k_j + bias_ij);  y_i = sum_j w_ij v_j
+    Shape:     query: (B, heads, D, *queries);  key: (B, heads, D, *keys);  value: (B, heads, E, *keys);
+               y: (B, heads, E, *queries);  w: (B, heads, *queries, *keys)
+    Gradient:  of query, key, value and bias
+    Keeps:     query, key, value, y and one number for each query; the weights only where they are watched
+    Traffic:   linear in the positions; quadratic where the weights are watched
+    Impls:     reference
+    Tolerance: float32 1e-5, bfloat16 3e-2, relative to the largest value
+
+    Args:
+        query, key, value: maps with any number of axes after the third.
+        scale: of the logits; 1 leaves them alone.
+        bias: added to the logits, broadcasts to (B, heads, N of the queries, N of the keys); -inf hides a key.
+        watch: sees the weights, and what it returns is applied: a `Tap` that is watched. Without it they are never
+            built.
+    """
+    return attending(query, key, value, scale, bias, watch)

@@ -1,0 +1,1 @@
+"""attend: values weighed by how well their keys answer a query."""

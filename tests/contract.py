@@ -1,0 +1,387 @@
+"""What every mechanism owes: one function for each promise, asked of ours by test_contract.py and of ours and others by
+`make trust`."""
+
+from __future__ import annotations
+
+import copy
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import timm
+import torch
+from torch import nn
+
+import regard
+from regard.registry import SAME, SLOTS, Info, shapes
+from regard.tap import taps
+
+SIZES = [(14, 14), (7, 13), (1, 1), (1, 9)]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A mechanism under test: its name, how to build it, and the shapes it takes and gives."""
+
+    name: str
+    build: Callable[..., nn.Module]
+    known: Info
+
+    def make(self, channels: int = 20, **options) -> nn.Module:
+        torch.manual_seed(0)
+        module = self.build(channels, **options)
+        for parameter in module.parameters():  # a zero start would hide what the weights do
+            nn.init.normal_(parameter, std=0.3)
+        return module
+
+    def inputs(self, channels: int = 20, size=(7, 13), *, batch=2, dtype=torch.float32, **options):
+        generator = torch.Generator().manual_seed(1)
+        wanted, _ = shapes(self.known, channels, batch=batch, size=size, **options)
+        return tuple(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in wanted)
+
+    def outputs(self, channels: int = 20, size=(7, 13), *, batch=2, **options):
+        return shapes(self.known, channels, batch=batch, size=size, **options)[1]
+
+    @cached_property
+    def spatial(self) -> bool:
+        return "*spatial" in self.known.signature or "H, W" in self.known.signature
+
+
+def ours(name: str) -> Subject:
+    return Subject(name, lambda channels, **options: regard.create(name, channels, **options), regard.info(name))
+
+
+PROMISES: dict[str, tuple[Callable[[Subject], None], Callable[[Info], bool], bool]] = {}
+
+
+def promise(words: str, *, where: Callable[[Info], bool] = lambda known: True, slow: bool = False):
+    """Name a promise, and the mechanisms that it has a meaning for."""
+
+    def add(check):
+        PROMISES[words] = check, where, slow
+        return check
+
+    return add
+
+
+def same(known):
+    """One map in, one map of its shape out."""
+    return known.signature in (SAME, "(B, C, H, W) -> same")
+
+
+def inserted(known):
+    return known.place is not None
+
+
+def first(value):
+    return value[0] if isinstance(value, tuple) else value
+
+
+def all_of(value):
+    return list(value) if isinstance(value, tuple | list) else [value]
+
+
+def total(value):
+    return sum(y.square().sum() for y in all_of(value))
+
+
+def sizes(subject):
+    return SIZES if subject.spatial else SIZES[:1]
+
+
+@promise("any channels and size")
+def any_map(subject):
+    for channels in (8, 20, 64):
+        for training in (True, False):
+            module = subject.make(channels).train(training)
+            for size in sizes(subject):
+                got = all_of(module(*subject.inputs(channels, size)))
+                assert [tuple(y.shape) for y in got] == subject.outputs(channels, size), f"at {channels} x {size}"
+                assert all(y.isfinite().all() for y in got), f"NaN or infinity at {channels} x {size}"
+
+
+@promise("one value per channel in training", where=lambda known: "spatial" in known.signature or same(known))
+def one_value(subject):
+    module = subject.make()
+    inputs = [x.requires_grad_() for x in subject.inputs(20, (1, 1), batch=1)]
+    y = module(*inputs)
+    total(y).backward()
+    assert all(value.isfinite().all() for value in all_of(y))
+    assert all(x.grad.isfinite().all() for x in inputs)
+    assert all(buffer.isfinite().all() for buffer in module.buffers())
+
+
+@promise("channels_last", where=same)
+def channels_last(subject):
+    for training in (True, False):
+        module = subject.make().train(training)
+        (x,) = subject.inputs()
+        last = x.contiguous(memory_format=torch.channels_last)
+        y = copy.deepcopy(module)(last)
+        plain = copy.deepcopy(module)(x)
+        assert y.is_contiguous(memory_format=torch.channels_last), "channels_last in, another layout out"
+        assert plain.is_contiguous(), "contiguous in, another layout out"
+        torch.testing.assert_close(y, plain, rtol=1e-4, atol=1e-5)
+
+
+@promise("non-contiguous maps")
+def sliced(subject):
+    module = subject.make().eval()
+    inputs = subject.inputs()
+    apart = [torch.stack([x, x], dim=-1)[..., 0] for x in inputs]
+    assert not any(x.is_contiguous() for x in apart)
+    for y, expected in zip(all_of(module(*apart)), all_of(module(*inputs)), strict=True):
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+
+
+@promise("keeps the dtype under autocast")
+def autocast(subject):
+    for dtype in (torch.float32, torch.bfloat16):
+        module = subject.make().eval()
+        inputs = subject.inputs(dtype=dtype)
+        expected = all_of(module(*(x.float() for x in inputs)))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got = all_of(module(*inputs))
+        for y, wanted in zip(got, expected, strict=True):
+            assert y.dtype == dtype, f"{dtype} in, {y.dtype} out"
+            error = (y.float() - wanted).norm() / wanted.norm().clamp(min=1e-6)
+            assert error < 0.1, f"off by {error:.0%}"
+
+
+@promise("gradients")
+def gradients(subject):
+    for training in (True, False):
+        module = subject.make(6).double().train(training)
+        inputs = [x.requires_grad_() for x in subject.inputs(6, (3, 4), dtype=torch.float64)]
+        parameters = dict(module.named_parameters())
+        buffers = copy.deepcopy(dict(module.named_buffers()))
+        count = len(inputs)
+
+        def function(*values, module=module, parameters=parameters, buffers=buffers, count=count):
+            state = dict(zip(parameters, values[count:], strict=True)) | copy.deepcopy(buffers)
+            return torch.func.functional_call(module, state, values[:count])
+
+        assert torch.autograd.gradcheck(function, (*inputs, *parameters.values()), fast_mode=True)
+
+
+@promise("every parameter gets a gradient")
+def every_parameter(subject):
+    module = subject.make(64)
+    total(module(*subject.inputs(64))).backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, f"{name} gets none"
+        assert parameter.grad.abs().sum() > 0, f"{name} gets zero"
+
+
+@promise("as many parameters as the formula says")
+def parameter_count(subject):
+    for channels in (8, 20, 256, 1000):
+        built = sum(p.numel() for p in subject.build(channels).parameters())
+        assert built == subject.known.parameters(channels), f"{built} with {channels} channels"
+
+
+@promise("an image does not see its neighbours", where=lambda known: known.signature.startswith("(B,"))
+def neighbours(subject):
+    module = subject.make().eval()
+    inputs = subject.inputs(batch=3)
+    together, alone = all_of(module(*inputs)), all_of(module(*(x[1:2] for x in inputs)))
+    for y, expected in zip(together, alone, strict=True):
+        torch.testing.assert_close(y[1:2], expected, rtol=1e-4, atol=1e-5)
+
+
+@promise("the input is not written to")
+def untouched(subject):
+    for training in (True, False):
+        module = subject.make().train(training)
+        inputs = [x.requires_grad_() for x in subject.inputs()]
+        before = [(x.detach().clone(), x._version) for x in inputs]
+        total(module(*inputs)).backward()
+        for x, (kept, version) in zip(inputs, before, strict=True):
+            assert torch.equal(x, kept)
+            assert x._version == version
+
+
+@promise("repr, copy and state dict")
+def copies(subject):
+    module = subject.make().eval()
+    inputs = subject.inputs()
+    assert type(module).__name__ in repr(module)
+    assert torch.equal(first(copy.deepcopy(module)(*inputs)), first(module(*inputs)))
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    fresh = subject.build(20).eval()
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(first(fresh(*inputs)), first(module(*inputs)))
+
+
+@promise("same seed, same weights")
+def seeds(subject):
+    def weights():
+        torch.manual_seed(3)
+        return subject.build(20).state_dict()
+
+    first, again = weights(), weights()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+@promise("torch.export with dynamic batch and sides")
+def export(subject):
+    module = subject.make().eval()
+    inputs = subject.inputs(size=(6, 10))
+    wanted = subject.inputs(size=(10, 14), batch=3)
+    # what does not change between the two stays fixed
+    dynamic = tuple(
+        {axis: torch.export.Dim.AUTO for axis in range(x.dim()) if x.shape[axis] != y.shape[axis]}
+        for x, y in zip(inputs, wanted, strict=True)
+    )
+    program = torch.export.export(module, inputs, dynamic_shapes=dynamic)
+    torch.testing.assert_close(first(program.module()(*wanted)), first(module(*wanted)))
+
+
+@promise("torch.compile without a graph break")
+def compiled(subject):
+    for training in (True, False):
+        torch.compiler.reset()
+        module = subject.make().train(training)
+        inputs = subject.inputs()
+        fast = torch.compile(copy.deepcopy(module), fullgraph=True, backend="eager")
+        torch.testing.assert_close(first(fast(*inputs)), first(module(*inputs)), rtol=1e-4, atol=1e-5)
+
+
+@promise("inductor agrees", slow=True)
+def inductor(subject):
+    module = subject.make().eval()
+    inputs = subject.inputs()
+    fast = torch.compile(module, fullgraph=True)
+    torch.testing.assert_close(first(fast(*inputs)), first(module(*inputs)), rtol=1e-4, atol=1e-5)
+
+
+MAPS = {
+    "channel": lambda b, c, size: [(b, c, *(1 for _ in size))],
+    "spatial": lambda b, c, size: [(b, groups, *size) for groups in range(1, c + 1)],
+    "element": lambda b, c, size: [(b, c, *size)],
+    "position": lambda b, c, size: [(b, heads, *size, *keys) for heads in range(1, 9) for keys in halves(size)],
+    "criss-cross": lambda b, c, size: [(b, *size, sum(size))],
+}
+
+
+def halves(size):
+    """The keys may be sub-sampled."""
+    return [size, tuple(side // 2 for side in size), tuple(-(-side // 2) for side in size)]
+
+
+@promise("every map is shown once, and in its range", where=lambda known: known.slots["Maps"] != "none.")
+def maps(subject):
+    module = subject.make().eval()
+    inputs = subject.inputs()
+    unseen = all_of(module(*inputs))
+    with regard.record(module) as maps:
+        seen = all_of(module(*inputs))
+    for y, expected in zip(seen, unseen, strict=True):
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    by_name = dict(taps(module))
+    assert sorted(found.name for found in maps) == sorted(by_name)
+    for found in maps:
+        tap = by_name[found.name]
+        assert found.value.min() >= tap.low - 1e-6, found.name
+        assert found.value.max() <= tap.high + 1e-6, found.name
+        assert found.value.min() < found.value.max(), f"{found.name} is constant: the test sees nothing"
+        if found.kind in MAPS:
+            expected = MAPS[found.kind](*inputs[0].shape[:2], tuple(inputs[0].shape[2:]))
+            assert tuple(found.value.shape) in expected, f"{found.name} is {tuple(found.value.shape)}"
+
+
+@promise("starts as the identity, and can learn", where=lambda known: inserted(known) and same(known))
+def identity(subject):
+    (x,) = subject.inputs(64)
+    torch.manual_seed(0)
+    module = subject.build(64)
+    start = subject.known.identity
+    if start is not None:
+        start(module)
+    module.eval()
+    assert torch.equal(module(x), x)
+    module.train()
+    before = copy.deepcopy(dict(module.named_parameters()))
+    optimiser = torch.optim.Adam(module.parameters(), lr=0.01) if before else None
+    # in the first step the strength moves, in the second what the authors start at zero, in the third all behind it
+    for _ in range(3 if optimiser else 0):
+        optimiser.zero_grad()
+        (module(x) - x.roll(1, dims=0)).square().mean().backward()
+        optimiser.step()
+    for name, parameter in module.named_parameters():
+        assert not torch.equal(parameter, before[name]), f"{name} did not move within three steps"
+
+
+@cache
+def resnet():
+    torch.manual_seed(0)
+    # timm starts the last norm of every branch at 0, and what weighs a zero map shows nothing
+    return timm.create_model("resnet10t", num_classes=10, zero_init_last=False).eval()
+
+
+@promise("attaches to a network and leaves it as it was", where=lambda known: inserted(known) and same(known))
+@torch.no_grad()
+def attach(subject):
+    network = copy.deepcopy(resnet())
+    x = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    before = network(x)
+    keys = list(network.state_dict())
+    attached = regard.attach(network, subject.name, example=x)
+    assert torch.equal(network(x), before)
+    attached.remove()
+    assert list(network.state_dict()) == keys
+    assert torch.equal(network(x), before)
+    regard.attach(network, subject.name, example=x, start="paper")
+    itself = regard.info(subject.name).identity is None
+    assert torch.equal(network(x), before) == itself, "identity=None is for what is the identity by itself"
+
+
+@promise("a card whose slots are true")
+def card(subject):
+    known = subject.known
+    for slot in SLOTS:
+        assert known.slots.get(slot), f"the docstring lacks the slot {slot}"
+    assert known.slots["Category"].startswith(f"{known.category};")
+    if known.place is not None:
+        assert known.slots["Place"].startswith(f"{known.place}:")
+    assert known.paper.split(", ")[0] in known.slots["Paper"]
+    assert known.paper.split(" ")[-1] in known.slots["Paper"]
+    marked = re.findall(r"`([\w.]+)`", known.slots["Maps"])
+    assert sorted(marked) == sorted(name for name, _ in taps(subject.build(20)))
+    for option in known.options:
+        assert re.search(rf"^\s+{option}:", known.factory.__doc__, re.MULTILINE), f"Args lacks {option}"
+    assert known.factory.__module__.rpartition(".")[2] in (subject.name, subject.name.partition("_")[0])
+    assert subject.name in str(known)
+    assert all(column in PROMISES for column in known.exceptions)
+
+
+@promise("the formula of its cost")
+def cost(subject):
+    """`Cost: FORMULA parameters; ...` is evaluated and compared with what is built; its letters are C, the options'
+    initials r, k and names, and M, the hidden width."""
+    known = subject.known
+    text = known.slots["Cost"].partition(" parameters")[0]
+    r, k = known.options.get("reduction"), known.options.get("kernel_size")
+    k = subject.build(256).conv.weight.shape[-1] if k == "adaptive" else k
+    values = {"C": 256, "r": r, "k": k, "M": max(known.options.get("min_width", 0), 256 // (r or 1))}
+    values |= {name: 256 if value is None else value for name, value in known.options.items()} | {"log2": 8}
+    if "G" in text:
+        values["G"] = subject.build(256).groups
+    formula = re.sub(r"(?<=[\w)]) (?=[\w(])", " * ", text.replace("^", "**"))
+    assert eval(formula, values) == known.parameters(256), formula
+
+
+@promise("sequences and volumes", where=lambda known: "*spatial" in known.signature)
+def ranks(subject):
+    for size in ((9,), (5, 6, 7)):
+        options = {"spatial_dims": len(size)} if "spatial_dims" in subject.known.options else {}
+        module = subject.make(**options)
+        inputs = [x.requires_grad_() for x in subject.inputs(20, size, **options)]
+        got = all_of(module(*inputs))
+        assert [tuple(y.shape) for y in got] == subject.outputs(20, size, **options)
+        total(got).backward()
+        assert all(x.grad.isfinite().all() for x in inputs)

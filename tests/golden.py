@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 
@@ -40,7 +39,7 @@ FUNCTIONS = {"stn": sample, "ram_retina": retina, "nadaraya_watson": regress}
 
 
 def load(case, tensors):
-    return regard.load_official(case["mechanism"], tensors, channels=case["x_shape"][1], **case["args"])
+    return regard.load_official(case["mechanism"], tensors, **{"channels": case["x_shape"][1]} | case["args"])
 
 
 def deviations(case) -> dict[str, float]:
@@ -99,7 +98,9 @@ def inside(module, case, tensors):
     renamed = dict(load(case, before | nothing | gradients).named_parameters())
     for name, parameter in module.named_parameters():
         if renamed[name].isnan().all():
-            assert parameter.grad is None or not parameter.grad.any(), f"{name} gets a gradient that the authors' has not"
+            assert parameter.grad is None or not parameter.grad.any(), (
+                f"{name} gets a gradient that the authors' has not"
+            )
         else:
             assert parameter.grad is not None, f"{name} gets no gradient"
             distant = distance(parameter.grad, renamed[name])

@@ -1,9 +1,9 @@
 """The contract that every registered mechanism inherits: nobody writes it again for a new one."""
 
 import pytest
-from contract import PROMISES, ours
 
 import regard
+from contract import PROMISES, ours
 
 CASES = [
     pytest.param(name, words, id=f"{name}-{words}", marks=[pytest.mark.slow] * slow)

@@ -29,7 +29,7 @@ FLOORS = [
     "regard.ops",
     "regard.ops.dispatch regard.ops.*",
     "regard.registry",
-    "regard.tap regard.norm regard.files",
+    "regard.tap regard.norm regard.conv regard.files",
     "regard.errors",
 ]
 

@@ -1,9 +1,9 @@
 """Every mechanism against numbers computed with the authors' own code."""
 
 import pytest
-from golden import CASES, deviations
 
 import regard
+from golden import CASES, deviations
 
 QUIRKS = ("bam_official_wide_quirk",)  # recorded bugs that are not imitated
 

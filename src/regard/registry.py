@@ -267,7 +267,7 @@ def shapes(
         >>> shapes(regard.info("se"), 8)
         ([(2, 8, 7, 9)], [(2, 8, 7, 9)])
     """
-    chosen = {name: channels if value is None else value for name, value in (known.options | options).items()}
+    chosen = {name: channels if value is None else value for name, value in {**known.options, **options}.items()}
     free = {letter: 3 + place for place, letter in enumerate("KLQV")}
     numbers = free | chosen | {"B": batch, "C": channels, "H": size[0], "W": size[-1]}
     sizes = {"*spatial": size, "*coarse": tuple(-(-side // 2) for side in size)}

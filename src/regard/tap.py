@@ -1,9 +1,11 @@
-"""Tap: an identity inside a mechanism that marks a map, so that it can be read. Blend: a mechanism faded in as a whole."""
+"""Tap: an identity inside a mechanism that marks a map, so that it can be read. Blend: fades a whole mechanism in."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class Tap(nn.Module):
@@ -45,7 +47,7 @@ class Tap(nn.Module):
             self.strength = _closed()
 
     def forward(self, value: Tensor) -> Tensor:
-        if self.strength is None:
+        if self.strength is None or self.rest is None:
             return value
         return self.rest + self.strength.to(value.dtype) * (value - self.rest)
 
@@ -56,7 +58,8 @@ class Tap(nn.Module):
 class Blend(nn.Module):
     """Pass on what a mechanism made of a map, or fade it in: ``x + strength * (y - x)``, from ``x`` on.
 
-    For what is no gate: a mechanism that moves channels or pixels, or answers with another map.
+    For what is no gate: a mechanism that moves channels or pixels, or answers with another map. The result has the
+    dtype and the memory layout of x.
     """
 
     strength: nn.Parameter | None
@@ -71,8 +74,10 @@ class Blend(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         if self.strength is None:
-            return y
-        return x + self.strength.to(x.dtype) * (y - x)
+            y = y.to(x.dtype)
+            last = LAST.get(x.dim())
+            return y.contiguous(memory_format=last) if last and x.is_contiguous(memory_format=last) else y.contiguous()
+        return x + self.strength.to(x.dtype) * (y.to(x.dtype) - x)
 
     def extra_repr(self) -> str:
         return "fades in" if self.strength is not None else ""
@@ -87,9 +92,9 @@ def taps(module: nn.Module) -> Iterator[tuple[str, Tap]]:
 
 def fade_in(module: nn.Module) -> None:
     """Let a mechanism start as the identity, exactly: as a whole where it has a `Blend`, else every gate from rest."""
-    blends = [child for child in module.modules() if isinstance(child, Blend)]
-    for child in blends or [tap for _, tap in taps(module)]:
-        child.fade_in()
+    gates = [tap for _, tap in taps(module)]
+    for part in [child for child in module.modules() if isinstance(child, Blend)] or gates:
+        part.fade_in()
 
 
 def _closed() -> nn.Parameter:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from regard import ops
+from regard.conv import conv
 from regard.errors import UserError, near
 from regard.norm import BatchNorm
 from regard.registry import Translation, register
@@ -13,7 +14,6 @@ from regard.tap import Tap
 
 ARRANGEMENTS = ("channel-spatial", "spatial-channel", "parallel", "channel", "spatial")
 SQUEEZES = ("avg", "max", "lp", "lse")
-CONVOLUTIONS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def _squeezes(squeeze: str | Sequence[str]) -> tuple[str, ...]:
@@ -31,11 +31,13 @@ def _parameters(
     kernel_size: int = 7,
     squeeze: str | Sequence[str] = "both",
     arrangement: str = "channel-spatial",
+    bias: bool = True,
+    norm: bool = True,
     spatial_dims: int = 2,
 ) -> int:
     hidden = max(1, channels // reduction)
-    channel = 2 * channels * hidden + channels + hidden
-    spatial = 2 * kernel_size**spatial_dims + 2
+    channel = 2 * channels * hidden + bias * (channels + hidden)
+    spatial = 2 * kernel_size**spatial_dims + 2 * norm
     return (arrangement != "spatial") * channel + (arrangement != "channel") * spatial
 
 
@@ -86,6 +88,7 @@ class CBAM(nn.Module):
     Place:    branches: the end of each residual branch, before the addition.
     Differs:  As the released code, not the paper: the mask has a batch norm (momentum 0.01) whose weight starts at 0,
               so that the mask starts at exactly 0.5; the maximum comes before the mean; the network has biases.
+              `norm=False, bias=False` gives the paper's form.
               Fewer channels than `reduction` leave the authors no hidden unit; here at least one stays. The paper does
               not say how its parallel form joins the two: here both read x and both multiply it. Popular copies
               drop the biases, the norm or the hidden activation, add the input a second time, or use a 49x49 kernel.
@@ -99,6 +102,8 @@ class CBAM(nn.Module):
             ``"max"``, ``"lp"`` (root of the sum of squares), ``"lse"`` (log of the sum of exponentials), joined by
             ``+`` or as a sequence.
         arrangement: ``"channel-spatial"``, ``"spatial-channel"``, ``"parallel"``, ``"channel"`` or ``"spatial"``.
+        bias: whether the network that sees the channels has biases.
+        norm: whether the mask passes a batch norm.
         spatial_dims: number of spatial axes of the map: 1, 2 or 3.
 
     Example:
@@ -115,6 +120,8 @@ class CBAM(nn.Module):
         kernel_size: int = 7,
         squeeze: str | Sequence[str] = "both",
         arrangement: str = "channel-spatial",
+        bias: bool = True,
+        norm: bool = True,
         spatial_dims: int = 2,
     ) -> None:
         super().__init__()
@@ -123,21 +130,21 @@ class CBAM(nn.Module):
             raise UserError(f"cbam has no arrangement {arrangement!r}{hint}")
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise UserError(f"cbam: kernel_size is an odd number, so that the mask fits the map, got {kernel_size}")
-        if spatial_dims not in CONVOLUTIONS:
-            raise UserError(f"cbam: spatial_dims is 1, 2 or 3, got {spatial_dims}")
         self.squeeze, self.arrangement = _squeezes(squeeze), arrangement
         if arrangement != "spatial":
             hidden = max(1, channels // reduction)
-            self.down = nn.Linear(channels, hidden)
-            self.up = nn.Linear(hidden, channels)
-            nn.init.zeros_(self.down.bias)
-            nn.init.zeros_(self.up.bias)
+            self.down = nn.Linear(channels, hidden, bias=bias)
+            self.up = nn.Linear(hidden, channels, bias=bias)
+            if bias:
+                nn.init.zeros_(self.down.bias)
+                nn.init.zeros_(self.up.bias)
             self.gate = Tap("channel")
         if arrangement != "channel":
-            self.conv = CONVOLUTIONS[spatial_dims](2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+            self.conv = conv(spatial_dims, 2, 1, kernel_size, padding=kernel_size // 2, bias=False)
             nn.init.kaiming_normal_(self.conv.weight, mode="fan_out")
-            self.norm = BatchNorm(1, momentum=0.01)
-            nn.init.zeros_(self.norm.weight)
+            self.norm = BatchNorm(1, momentum=0.01) if norm else nn.Identity()
+            if norm:
+                nn.init.zeros_(self.norm.weight)  # type: ignore[arg-type]
             self.mask = Tap("spatial")
 
     def weigh_channels(self, x: Tensor) -> Tensor:

@@ -1,0 +1,87 @@
+"""Criss-Cross Attention (Huang et al. 2019): https://arxiv.org/abs/1811.11721"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from regard.conv import Pointwise
+from regard.registry import Translation, register
+from regard.tap import Tap
+
+
+def _parameters(channels: int, *, reduction: int = 8, recurrence: int = 2) -> int:
+    hidden = max(1, channels // reduction)
+    return 2 * (channels * hidden + hidden) + channels**2 + channels + 1
+
+
+def _translate(
+    tensors: Mapping[str, Tensor], channels: int | None, *, in_dim: int | None = None, recurrence: int = 1
+) -> Translation:
+    hidden, width = tensors["query_conv.weight"].shape[:2]
+    channels = in_dim or channels or width
+    names = {"query_conv": "query", "key_conv": "key", "value_conv": "value"}
+    return channels, {"reduction": channels // hidden, "recurrence": recurrence}, names
+
+
+@register(
+    "criss_cross",
+    category="spatial",
+    paper="Huang et al. 2019, arXiv 1811.11721",
+    place="stages",
+    parameters=_parameters,
+    signature="(B, C, H, W) -> same",
+    identity=None,
+    official={"ccnet": _translate},
+)
+class CrissCross(nn.Module):
+    """Add to every pixel what its row and column hold, weighed by likeness; twice, so that it reaches every pixel.
+
+    Paper:    Huang et al. 2019, CCNet: Criss-Cross Attention, arXiv 1811.11721, section 3.2.
+    Category: spatial; weights between a pixel and the H + W - 1 of its row and column.
+    Formula:  w_ij = softmax_j(Q x_i . K x_j) over the pixels j in the row and column of i;
+              y_i = x_i + gamma sum_j w_ij V x_j;  again with x = y, as often as `recurrence` says
+    Shape:    x, y: (B, C, H, W);  Q, K: C to M = C / r;  V: C to C;  w: (B, H, W, H + W)
+    Cost:     2 (C M + M) + C^2 + C + 1 parameters; time and memory grow with (H + W) H W, never with (H W)^2.
+    Place:    stages: the authors put it once, with recurrence 2, on the last map of a dilated network, narrowed to C/4.
+    Differs:  As the released code, where the pixel itself is hidden in the column part, so that it counts once. The
+              code works on a GPU in float32 only and has no query of width 0 for C < 8; here any device, any dtype,
+              and at least one. gamma starts at 0, so that a fresh module is the identity. The sum over row and column
+              is one softmax, not two.
+    Maps:     `weights.0`, `weights.1`, criss-cross, one for each recurrence, values in (0, 1): the column, then the
+              row.
+
+    Args:
+        channels: C.
+        reduction: r, how many times narrower queries and keys are.
+        recurrence: how often the module runs with the same weights.
+
+    Example:
+        >>> import regard, torch
+        >>> regard.create("criss_cross", 64)(torch.randn(2, 64, 7, 9)).shape
+        torch.Size([2, 64, 7, 9])
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 8, recurrence: int = 2) -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.query = Pointwise(channels, hidden)
+        self.key = Pointwise(channels, hidden)
+        self.value = Pointwise(channels, channels)
+        self.weights = nn.ModuleList(Tap("criss-cross", rest=None) for _ in range(recurrence))
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for tap in self.weights:
+            x = x + (self.gamma * self._attend(x, tap)).to(x.dtype)
+        return x
+
+    def _attend(self, x: Tensor, tap: nn.Module) -> Tensor:
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        height, width = x.shape[2:]
+        itself = torch.eye(height, dtype=torch.bool, device=x.device).view(height, 1, height)
+        column = torch.einsum("bchw,bcgw->bhwg", query, key).masked_fill(itself, -float("inf"))
+        row = torch.einsum("bchw,bchv->bhwv", query, key)
+        weights = tap(torch.softmax(torch.cat([column, row], dim=-1), dim=-1)).to(value.dtype)
+        column, row = weights.split([height, width], dim=-1)
+        return torch.einsum("bhwg,bcgw->bchw", column, value) + torch.einsum("bhwv,bchv->bchw", row, value)

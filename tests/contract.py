@@ -56,14 +56,24 @@ def ours(name: str) -> Subject:
     return Subject(name, lambda channels, **options: regard.create(name, channels, **options), regard.info(name))
 
 
-PROMISES: dict[str, tuple[Callable[[Subject], None], Callable[[Info], bool], bool]] = {}
+@dataclass(frozen=True)
+class Promise:
+    """A check that raises, the mechanisms it has a meaning for, whether other libraries can be asked, and its pace."""
+
+    check: Callable[[Subject], None]
+    where: Callable[[Info], bool]
+    anyone: bool
+    slow: bool
 
 
-def promise(words: str, *, where: Callable[[Info], bool] = lambda known: True, slow: bool = False):
-    """Name a promise, and the mechanisms that it has a meaning for."""
+PROMISES: dict[str, Promise] = {}
+
+
+def promise(words: str, *, where: Callable[[Info], bool] = lambda known: True, anyone: bool = True, slow: bool = False):
+    """Give a check its words."""
 
     def add(check):
-        PROMISES[words] = check, where, slow
+        PROMISES[words] = Promise(check, where, anyone, slow)
         return check
 
     return add
@@ -111,9 +121,9 @@ def one_value(subject):
     inputs = [x.requires_grad_() for x in subject.inputs(20, (1, 1), batch=1)]
     y = module(*inputs)
     total(y).backward()
-    assert all(value.isfinite().all() for value in all_of(y))
-    assert all(x.grad.isfinite().all() for x in inputs)
-    assert all(buffer.isfinite().all() for buffer in module.buffers())
+    assert all(value.isfinite().all() for value in all_of(y)), "NaN or infinity in the output"
+    assert all(x.grad.isfinite().all() for x in inputs), "NaN or infinity in the gradient"
+    assert all(buffer.isfinite().all() for buffer in module.buffers()), "NaN or infinity in a buffer"
 
 
 @promise("channels_last", where=same)
@@ -178,7 +188,7 @@ def every_parameter(subject):
         assert parameter.grad.abs().sum() > 0, f"{name} gets zero"
 
 
-@promise("as many parameters as the formula says")
+@promise("as many parameters as the formula says", anyone=False)
 def parameter_count(subject):
     for channels in (8, 20, 256, 1000):
         built = sum(p.numel() for p in subject.build(channels).parameters())
@@ -220,7 +230,7 @@ def copies(subject):
     assert torch.equal(first(fresh(*inputs)), first(module(*inputs)))
 
 
-@promise("same seed, same weights")
+@promise("same seed, same weights", anyone=False)
 def seeds(subject):
     def weights():
         torch.manual_seed(3)
@@ -276,7 +286,7 @@ def halves(size):
     return [size, tuple(side // 2 for side in size), tuple(-(-side // 2) for side in size)]
 
 
-@promise("every map is shown once, and in its range", where=lambda known: known.slots["Maps"] != "none.")
+@promise("every map is shown once, and in its range", anyone=False, where=lambda known: known.slots["Maps"] != "none.")
 def maps(subject):
     module = subject.make().eval()
     inputs = subject.inputs()
@@ -297,7 +307,7 @@ def maps(subject):
             assert tuple(found.value.shape) in expected, f"{found.name} is {tuple(found.value.shape)}"
 
 
-@promise("starts as the identity, and can learn", where=lambda known: inserted(known) and same(known))
+@promise("starts as the identity, and can learn", anyone=False, where=lambda known: inserted(known) and same(known))
 def identity(subject):
     (x,) = subject.inputs(64)
     torch.manual_seed(0)
@@ -326,7 +336,9 @@ def resnet():
     return timm.create_model("resnet10t", num_classes=10, zero_init_last=False).eval()
 
 
-@promise("attaches to a network and leaves it as it was", where=lambda known: inserted(known) and same(known))
+@promise(
+    "attaches to a network and leaves it as it was", anyone=False, where=lambda known: inserted(known) and same(known)
+)
 @torch.no_grad()
 def attach(subject):
     network = copy.deepcopy(resnet())
@@ -343,7 +355,7 @@ def attach(subject):
     assert torch.equal(network(x), before) == itself, "identity=None is for what is the identity by itself"
 
 
-@promise("a card whose slots are true")
+@promise("a card whose slots are true", anyone=False)
 def card(subject):
     known = subject.known
     for slot in SLOTS:
@@ -362,7 +374,7 @@ def card(subject):
     assert all(column in PROMISES for column in known.exceptions)
 
 
-@promise("the formula of its cost")
+@promise("the formula of its cost", anyone=False)
 def cost(subject):
     """`Cost: FORMULA parameters; ...` is evaluated and compared with what is built; its letters are C, the options'
     initials r, k and names, and M, the hidden width."""
@@ -378,7 +390,7 @@ def cost(subject):
     assert eval(formula, values) == known.parameters(256), formula
 
 
-@promise("sequences and volumes", where=lambda known: "*spatial" in known.signature)
+@promise("sequences and volumes", anyone=False, where=lambda known: "*spatial" in known.signature)
 def ranks(subject):
     for size in ((9,), (5, 6, 7)):
         options = {"spatial_dims": len(size)} if "spatial_dims" in subject.known.options else {}

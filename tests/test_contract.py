@@ -6,16 +6,16 @@ import regard
 from contract import PROMISES, ours
 
 CASES = [
-    pytest.param(name, words, id=f"{name}-{words}", marks=[pytest.mark.slow] * slow)
+    pytest.param(name, words, id=f"{name}-{words}", marks=[pytest.mark.slow] * promise.slow)
     for name in regard.names()
-    for words, (_, where, slow) in PROMISES.items()
-    if where(regard.info(name))
+    for words, promise in PROMISES.items()
+    if promise.where(regard.info(name))
 ]
 
 
 @pytest.mark.parametrize(("name", "words"), CASES)
 def test_contract(name, words):
-    check, _, _ = PROMISES[words]
+    check = PROMISES[words].check
     reason = regard.info(name).exceptions.get(words)
     if reason is None:
         check(ours(name))

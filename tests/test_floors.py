@@ -22,7 +22,7 @@ FLOORS = [
     "regard.comparison",
     "regard.costing regard.drawing",
     "regard",
-    "regard.insertion regard.recording regard.timing",
+    "regard.insertion regard.recording regard.timing regard.diagram",
     "regard.survey",
     "regard.mechanisms",
     "regard.mechanisms.*",

@@ -11,16 +11,17 @@ import math
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, combinations, pairwise, product
+from itertools import combinations, pairwise, product
+from textwrap import wrap
 from typing import Any
 from unittest import mock
 from xml.sax.saxutils import escape
 
 import torch
 from torch import Tensor, nn
-from torch.nn import modules as layers
+from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten_with_path, tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -29,71 +30,37 @@ from regard.ops.dispatch import Op, use_impl
 from regard.survey import borrowed
 from regard.tap import Tap
 
-MOST = 40  # boxes; what would take more is drawn coarser
+MOST, WIDEST = 40, 900  # boxes and width of a picture; what would take more is drawn coarser
+ROOM = 650  # the width of a page
 
 # What only changes how a tensor is stored or seen; an arrow says so where it takes a part or changes the order.
-HOUSEKEEPING = set(
-    [
-        "view",
-        "reshape",
-        "flatten",
-        "unflatten",
-        "ravel",
-        "squeeze",
-        "unsqueeze",
-        "transpose",
-        "permute",
-        "movedim",
-        "swapaxes",
-        "t",
-        "contiguous",
-        "clone",
-        "detach",
-        "to",
-        "type",
-        "type_as",
-        "float",
-        "double",
-        "half",
-        "bfloat16",
-        "expand",
-        "expand_as",
-        "broadcast_to",
-        "view_as",
-        "reshape_as",
-        "get",
-        "getitem",
-        "split",
-        "chunk",
-        "unbind",
-        "narrow",
-        "select",
-        "flip",
-        "dropout",
-        "dropout1d",
-        "dropout2d",
-        "dropout3d",
-        "requires_grad",
-    ]
+HOUSEKEEPING = re.compile(
+    "(view|reshape|expand|type)(_as)?|flatten|unflatten|ravel|squeeze|unsqueeze|transpose|permute|movedim|swapaxes|t|"
+    "contiguous|clone|detach|to|float|double|half|bfloat16|broadcast_(to|tensors)|get|getitem|split|chunk|unbind|narrow|"
+    "select|flip|roll|dropout[123d]*|requires_grad"
 )
-SIGNS = {"mul": "×", "add": "+", "sub": "−", "div": "÷", "matmul": "·"}
+FRESH = re.compile("new_.*|.*_like")  # tensors that take no more than their shape from another
+NOISE = re.compile("rand.*|normal|bernoulli")
+ROLES = {"sub": ("", "subtracted"), "div": ("", "divisor"), "scaled_dot_product_attention": ("query", "key", "value")}
+
+# The words for what torch's functions compute: of two operands, over axes, and of any kind.
+SPELLINGS = {"truediv": "div", "iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div", "bmm": "matmul"}
 PAIRS = {
-    "mul": "multiply", "add": "add", "sub": "subtract", "div": "divide", "matmul": "matrix product",
-    "bmm": "matrix product", "maximum": "larger of both", "minimum": "smaller of both",
+    "add": ("+", "add"), "sub": ("−", "subtract"), "mul": ("×", "multiply"), "div": ("÷", "divide"),
+    "matmul": ("·", "matrix product"), "pow": ("to the power", "power"),
+    "maximum": ("or at least", "larger of both"), "minimum": ("or at most", "smaller of both"),
 }  # fmt: skip
-SPELLINGS = {"truediv": "div", "rtruediv": "rdiv", "iadd": "add", "imul": "mul", "isub": "sub", "itruediv": "div"}
 OVER = {
     "mean": "mean", "sum": "sum", "max": "max", "amax": "max", "min": "min", "amin": "min", "softmax": "softmax",
-    "log_softmax": "log-softmax", "std": "deviation", "var": "variance", "norm": "length", "logsumexp": "log-sum-exp",
+    "log_softmax": "log-softmax", "std": "std", "var": "variance", "norm": "length", "logsumexp": "log-sum-exp",
     "vector_norm": "length", "argmax": "place of the max", "cumsum": "running sum", "normalize": "unit length",
     "avg": "mean", "lp": "length", "lse": "log-sum-exp",
 }  # fmt: skip
 WORDS = {
     "scaled_dot_product_attention": "softmax(query · key) · value", "cat": "concat", "neg": "negative",
-    "interpolate": "resize", "grid_sample": "sample at the grid", "multi_head_attention_forward": "attention",
-    "normal": "draw from a normal", "setitem": "write into", "pow": "power", "abs": "absolute value",
+    "interpolate": "resize", "grid_sample": "sample at the grid", "normal": "draw from a normal",
+    "setitem": "write into", "abs": "absolute value", "sqrt": "square root",
 }  # fmt: skip
-ROLES = {"sub": ("", "subtracted"), "div": ("", "divisor"), "scaled_dot_product_attention": ("query", "key", "value")}
 
 
 @dataclass(eq=False)
@@ -108,6 +75,7 @@ class Node:
         sources: the nodes that its arrows come from.
         site: where it was computed, the same in every round of a loop.
         stacks: whether it may stand in the box of its only source.
+        rounds: how many rounds of a loop it stands for.
     """
 
     kind: str
@@ -116,6 +84,7 @@ class Node:
     sources: list[Node]
     site: object = None
     stacks: bool = False
+    rounds: int = 1
 
     def __str__(self) -> str:
         return ", ".join(text or name for text, name in self.rows)
@@ -139,22 +108,22 @@ def trace(module: nn.Module, inputs: Sequence[Tensor], letters: Mapping[int, str
     Args:
         module: any module.
         inputs: its arguments.
-        letters: length of an axis -> its name, by default (B, C, H, W) of the first input. Lengths that differ from
-            each other and from the widths inside the module are told apart.
+        letters: length of an axis -> its name, by default (B, C, H, W) of the first input. Only lengths that differ
+            from each other and from the widths inside the module can be told apart.
 
     Example:
         >>> import regard, torch
-        >>> print(trace(regard.create("eca", 64), [torch.randn(2, 64, 7, 9)]))
-        x; mean over H, W; Conv 3, 1 → 1, sigmoid; gate; times gate; y
+        >>> print(trace(regard.create("se", 64), [torch.randn(2, 64, 7, 9)]))
+        x; mean over H, W; Linear 64 → 4, relu; Linear 4 → 64, sigmoid; gate; times gate; y
     """
     if letters is None:
-        shape = inputs[0].shape
-        letters = dict(reversed(list(zip(shape, "BCHW" if len(shape) < 5 else "BCDHW", strict=False))))
+        axes = zip(inputs[0].shape, "BCHW" if inputs[0].dim() < 5 else "BCDHW", strict=False)
+        letters = dict(list(axes)[::-1])
     depths = {name.count(".") + 1 for name, child in module.named_modules() if name and child._modules}
-    for depth, loops in product((sys.maxsize, *sorted(depths, reverse=True)), (False, True)):
+    for depth, roll in product((sys.maxsize, *sorted(depths, reverse=True)), (False, True)):
         nodes = _Watch(module, inputs, letters, depth).nodes
-        nodes = _tidied(_rolled(nodes) if loops else nodes)
-        if len(nodes) <= MOST:
+        nodes = _tidied(_rolled(nodes) if roll else nodes)
+        if len(nodes) <= MOST and _width(_layout(nodes)) <= WIDEST:
             break
     return Flow(nodes)
 
@@ -169,6 +138,7 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.nodes: list[Node] = []
         self.letters = _sizes(letters)
+        self.batch = next((length for length, letter in letters.items() if letter == "B"), 1)
         self.depth = depth
         self.modules = {child: name for name, child in module.named_modules()}
         self.inside: list[nn.Module] = []
@@ -205,11 +175,12 @@ class _Watch(TorchFunctionMode):
             return result
         inputs = _tensors((args, kwargs))
         traced = [tensor for tensor in inputs if tensor in self.made]
-        if not traced or name.startswith("new_") or name.endswith("_like"):
-            for constant in (tensor for tensor in inputs if tensor in self.constants):
-                self.constants.update((tensor, self.constants[constant]) for tensor in results)
-        elif name in HOUSEKEEPING:
-            self.made.update((tensor, self.made[traced[0]]) for tensor in results)
+        if not traced or FRESH.fullmatch(name):
+            names = [self.constants[tensor] for tensor in inputs if tensor in self.constants]
+            names += ["noise"] if NOISE.fullmatch(name) else []
+            self.constants.update((tensor, names[0]) for tensor in results if names)
+        elif HOUSEKEEPING.fullmatch(name) or _does_nothing(name, inputs, results):
+            self.pass_on(traced, results)
         else:
             self.compute(SPELLINGS.get(name, name), args, kwargs, results)
         return result
@@ -217,27 +188,29 @@ class _Watch(TorchFunctionMode):
     def compute(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], results: list[Tensor]) -> None:
         """Add what a function of torch computes."""
         operands: list[Any] = _tensors((args, kwargs))
-        learnt = any(self.constants.get(tensor) in self.learnt for tensor in operands)
+        kind = "layer" if any(self.constants.get(tensor) in self.learnt for tensor in operands) else "step"
         if name in ("max", "min") and len(operands) == 2:
             name += "imum"
-        swapped = name in ("rsub", "rdiv", "rpow")
-        name = name.removeprefix("r") if swapped else name
+        swapped = name in ("rsub", "rdiv", "rtruediv", "rpow", "rmatmul")
+        name = SPELLINGS.get(name[1:], name[1:]) if swapped else name
         if name in PAIRS and len(args) > 1:
             operands = [args[1], args[0]] if swapped else [args[0], args[1]]
             text = self.pair(name, operands[0], operands[1])
         elif name in OVER:
-            dims = _dims(name, args, kwargs)
+            dims = _dims(name, operands[0].dim(), args, kwargs)
             summed_up = name == "sum" and [self.stacked.get(operands[0])] == dims
             text = "add" if summed_up else self.over(OVER[name], operands[0], dims)
         elif "pool" in name:
             text = self.pool(name, operands[0], results[0], args[1] if len(args) > 1 else kwargs.get("kernel_size"))
+        elif name == "unfold" and len(args) == 4:
+            text = f"windows of {args[2]}"
         elif name == "einsum":
-            text = f"einsum {args[0]}"
+            text = self.einsum(args[0], operands)
         else:
             text = WORDS.get(name, name.replace("_", " "))
-        self.add("layer" if learnt else "step", text, operands, results, roles=ROLES.get(name, ()))
+        self.add(kind, text, operands, results, roles=ROLES.get(name, ()))
         if name == "stack":
-            self.stacked[results[0]] = _dims(name, args, {"dim": 0} | dict(kwargs))[0]
+            self.stacked[results[0]] = _dims(name, results[0].dim(), args, {"dim": 0, **kwargs})[0]
 
     def add(
         self,
@@ -250,7 +223,7 @@ class _Watch(TorchFunctionMode):
         roles: Sequence[str] = (),
         site: object = None,
     ) -> None:
-        """Add a node that makes the `results` from the `inputs`; those not computed from the arguments have no arrow."""
+        """Add a node that makes the `results` from the `inputs`; a constant among them has no arrow."""
         results = _tensors(results)
         roles = [*roles, *[""] * len(inputs)]
         pairs = [(x, role) for x, role in zip(inputs, roles, strict=False) if isinstance(x, Tensor) and x in self.made]
@@ -261,14 +234,20 @@ class _Watch(TorchFunctionMode):
         self.nodes.append(node)
         self.made.update((tensor, (node, tensor)) for tensor in results)
 
+    def pass_on(self, inputs: Sequence[Tensor], results: Sequence[Tensor]) -> None:
+        """Let the results come from where the inputs come from: each from its own, or all from the first."""
+        origins = inputs if len(inputs) == len(results) else [inputs[0]] * len(results)
+        self.made.update((result, self.made[x]) for result, x in zip(results, origins, strict=True))
+
     def source(self, tensor: Tensor, role: str) -> Node:
         """The node that a tensor comes from, or a note on the way where that needs words."""
         node, made = self.made[tensor]
         words = [role] if role and not any(role in name for _, name in node.rows) else []
         if tensor.numel() < made.numel():
             words.append(self.shape(tensor))
-        elif tensor is not made and tensor.shape == made.shape and tensor.dtype == made.dtype:
-            words += [] if torch.equal(tensor, made) else ["reordered"]
+        elif tensor.numel() == made.numel() and tensor.shape[-1:] == made.shape[-1:] and tensor is not made:
+            # the last axis stayed where it was: if the rest no longer reads in the old order, channels were shuffled
+            words += [] if torch.equal(tensor.reshape(made.shape), made.to(tensor.dtype)) else ["reordered"]
         if not words:
             return node
         note = Node("note", [(" ".join(words), "")], self.shape(tensor), [node], " ".join(words))
@@ -285,15 +264,19 @@ class _Watch(TorchFunctionMode):
         self.inside.pop()
         self.hidden -= self.is_box(module)
         kind, inputs, results = type(module).__name__, _tensors((args, kwargs)), _tensors(output)
-        if self.hidden or not results or kind.startswith(("Identity", "Dropout")):
+        if self.hidden or not results:
             return
         name, site = self.modules[module], id(module)
         if isinstance(module, Tap):
             self.add("tap", name, inputs, output, site=site)
+        elif not inputs:
+            self.constants.update((tensor, name) for tensor in results)
+        elif kind.startswith(("Identity", "Dropout", "Flatten", "Unflatten")) and inputs[0] in self.made:
+            self.pass_on(inputs, results)
         elif self.is_box(module) or not any(tensor in self.made for tensor in results):
             learnt = any(True for _ in module.parameters())
             text = self.layer(module, inputs[0], results[0])
-            self.add("layer" if learnt else "step", text, inputs, output, name=name, site=site)
+            self.add("layer" if learnt else "step", text, inputs, output, name=name if learnt else "", site=site)
             self.nodes[-1].stacks &= not learnt or "Norm" in kind
             self.nodes[-1].rows += [
                 ("", f"map {self.modules[tap]}") for tap in module.modules() if isinstance(tap, Tap)
@@ -302,18 +285,17 @@ class _Watch(TorchFunctionMode):
     def is_box(self, module: nn.Module) -> bool:
         """Whether a module is drawn as one box: torch's own, and what lies too deep."""
         family = set(type(module).__mro__) - {nn.Module, nn.Sequential}
-        deep = self.modules[module].count(".") + 1 >= self.depth
-        return any(kind.__module__.startswith("torch.nn.modules") for kind in family) or (
-            deep and bool(module._modules)
-        )
+        name = self.modules[module]
+        deep = name and module._modules and name.count(".") + 1 >= self.depth and not isinstance(module, nn.Sequential)
+        return bool(deep) or any(kind.__module__.startswith("torch.nn.modules") for kind in family)
 
     def watched_ops(self) -> Any:
-        """The ops of the library, each one step or, where its weights are watched, two, whatever they do inside."""
+        """The ops of the library, each in words of its own, whatever it does inside."""
         call = Op.__call__
 
-        def hide(function: Callable[..., Any], *args: Any) -> Any:
+        def hide(op: Op, *args: Any) -> Any:
             self.hidden += 1
-            result = function(*args)
+            result = call(op, *args)
             self.hidden -= 1
             return result
 
@@ -322,10 +304,10 @@ class _Watch(TorchFunctionMode):
                 return call(op, *args)
             if op.name == "attending" and args[-1] is not None:
                 return attend(op, *args)
-            result = hide(call, op, *args)
+            result = hide(op, *args)
             if op.name == "squeezing":
                 for kind, squeezed in zip(args[2], result, strict=True):
-                    self.add("step", self.over(OVER[kind], args[0], list(args[1])), [args[0]], squeezed)
+                    self.add("step", self.over(OVER[kind], args[0], args[1]), [args[0]], squeezed)
             elif op.name == "gating":
                 gates = [str(self.made[gate][0]) if self.is_map(gate) else "gate" for gate in args[1:]]
                 self.add("step", f"times {' and '.join(gates)}", args, result)
@@ -345,7 +327,7 @@ class _Watch(TorchFunctionMode):
                 self.hidden += 1
                 return seen[0]
 
-            result: Tensor = hide(call, op, query, key, value, scale, bias, show)
+            result: Tensor = hide(op, query, key, value, scale, bias, show)
             self.add("step", "weighted sum", [seen[0], value], result, roles=("", "value"))
             return result
 
@@ -354,96 +336,110 @@ class _Watch(TorchFunctionMode):
     def is_map(self, tensor: Any) -> bool:
         return isinstance(tensor, Tensor) and tensor in self.made and self.made[tensor][0].kind == "tap"
 
-    # words
-
     def size(self, length: int) -> str:
-        batch = next(iter(self.letters), 0)
-        if length in self.letters or length < 2 or batch < 2 or length % batch:
-            return self.letters.get(length, str(length))
-        rest = self.size(length // batch)
-        return f"{rest}{self.letters[batch]}" if rest.isdigit() else f"{self.letters[batch]}{rest}"
+        return self.letters.get(length, str(length))
 
     def shape(self, tensor: Tensor) -> str:
-        return f"({', '.join(map(self.size, tensor.shape))})"
+        sizes = [self.size(length) for length in tensor.shape]
+        first = tensor.shape[0] if sizes else 0
+        if sizes and sizes[0].isdigit() and first % self.batch == 0 and first > self.batch > 1:
+            rest = self.size(first // self.batch)  # heads or windows, joined to the batch
+            sizes[0] = f"{rest}B" if rest.isdigit() else f"B{rest}"
+        return f"({', '.join(sizes)})"
+
+    def number(self, number: float) -> str:
+        # small numbers are themselves, not the length of an axis
+        letters = self.letters.get(int(number), "") if number > 9 and number == int(number) else ""
+        return f"({letters})" if " " in letters else letters or f"{number:.3g}"
 
     def over(self, what: str, x: Tensor, dims: Iterable[int]) -> str:
-        sizes = [(dim, self.size(x.shape[dim])) for dim in dims]
-        return f"{what} over " + ", ".join(f"{n} channels" if dim == 1 and n.isdigit() else n for dim, n in sizes)
+        sizes = [self.size(x.shape[dim]) for dim in dims]
+        return f"{what} over {', '.join(f'the {size}' if size.isdigit() else size for size in sizes)}"
 
     def pair(self, name: str, left: Any, right: Any) -> str:
         """What an operation of two operands does, of which one may be a number or a constant."""
-        operands = (left, right)
-        known = [isinstance(operand, Tensor) and operand in self.made for operand in operands]
+        sign, word = PAIRS[name]
+        known = [isinstance(operand, Tensor) and operand in self.made for operand in (left, right)]
         if all(known):
-            gates = [str(self.made[operand][0]) for operand in operands if self.is_map(operand)]
+            gates = [str(self.made[operand][0]) for operand in (left, right) if self.is_map(operand)]
             if left is right:
-                return {"mul": "square", "add": "× 2"}.get(name, PAIRS[name])
-            return f"times {gates[0]}" if name == "mul" and gates else PAIRS[name]
-        other = operands[known[0]]
-        word = self.constants.get(other, "constant") if isinstance(other, Tensor) else f"{other:.3g}"
+                return {"mul": "square", "add": "× 2"}.get(name, word)
+            if name == "matmul":
+                return f"{word} over {self.size(left.shape[-1])}"
+            return f"times {gates[0]}" if name == "mul" and gates else word
+        other = right if known[0] else left
+        what = self.constants.get(other, "constant") if isinstance(other, Tensor) else self.number(other)
         if name == "pow" and known[0]:
-            return {"2": "square", "0.5": "root"}.get(word, f"power {word}")
-        if known[0] or name in ("mul", "add", "maximum", "minimum"):
-            return f"{SIGNS.get(name, PAIRS[name])} {word}"
-        return f"{word} {SIGNS.get(name, PAIRS[name])} it"
+            return {"2": "square", "0.5": "square root"}.get(what, f"{sign} {what}")
+        return f"{sign} {what}" if known[0] or name in ("add", "mul", "maximum", "minimum") else f"{what} {sign} it"
+
+    def einsum(self, equation: str, operands: Sequence[Tensor]) -> str:
+        terms, _, kept = equation.replace(" ", "").partition("->")
+        lengths: dict[str, int] = {}
+        for term, x in zip(terms.split(","), operands, strict=False):
+            left, _, right = term.partition("...")
+            lengths |= dict(zip(left, x.shape, strict=False)) | dict(zip(right[::-1], x.shape[::-1], strict=False))
+        gone = [self.size(length) for letter, length in lengths.items() if letter not in kept]
+        return f"matrix product over {', '.join(gone)}" if gone else "multiply"
 
     def pool(self, name: str, x: Tensor, result: Tensor, kernel: Any) -> str:
         what = "max" if "max" in name.lower() else "mean"
-        sides = range(x.dim() - result[0, 0].dim(), x.dim())
-        if result[0, 0].numel() == 1:
-            return self.over(what, x, sides)
+        if set(result.shape[2:]) == {1}:
+            return self.over(what, x, range(2, x.dim()))
         if "daptive" in name:
-            return f"{what} pool to {_by(result.shape[side] for side in sides)}"
-        return f"{what} pool {_by(kernel if isinstance(kernel, tuple) else [kernel] * len(sides))}"
+            return f"{what} pool to {_by(result.shape[2:])}"
+        return f"{what} pool {_by(kernel if isinstance(kernel, tuple) else [kernel] * (x.dim() - 2))}"
 
     def layer(self, module: nn.Module, x: Tensor, result: Tensor) -> str:
-        """What one module does, in a few words."""
+        """What a module does, in a few words."""
         kind = re.sub(r"[123]d$", "", type(module).__name__)
         if isinstance(module, nn.Linear):
-            return f"Linear {module.in_features} → {module.out_features}"
-        if isinstance(module, layers.conv._ConvNd):
-            extras = [
-                f"{word} {_by(getattr(module, word))}"
-                for word in ("stride", "dilation")
-                if set(getattr(module, word)) != {1}
-            ]
+            return f"{kind} {module.in_features} → {module.out_features}"
+        if isinstance(module, _ConvNd):
+            kind = "Conv" if isinstance(module, nn.Conv2d) else type(module).__name__
+            words = [f"{kind} {_by(module.kernel_size)}, {module.in_channels} → {module.out_channels}"]
+            words += [f"{what} {_by(n)}" for what in ("stride", "dilation") if set(n := getattr(module, what)) != {1}]
             if module.groups > 1:
-                extras.append("depthwise" if module.groups == module.in_channels else f"{module.groups} groups")
-            size = _by(module.kernel_size)
-            what = "transposed conv" if module.transposed else "Conv"
-            return ", ".join([f"{what} {size}, {module.in_channels} → {module.out_channels}", *extras])
-        if "Pool" in kind:
-            return self.pool(kind, x, result, getattr(module, "kernel_size", None))
-        if kind in ("Softmax", "LogSoftmax"):
-            return self.over(kind.lower(), x, [module.dim])
+                words.append("depthwise" if module.groups == module.in_channels else f"{module.groups} groups")
+            return ", ".join(words)
         if isinstance(module, nn.GroupNorm):
             return f"group norm, {module.num_groups} groups"
-        if kind in ("ReLU", "SiLU", "GELU", "ELU", "PReLU") or (not module._parameters and not module._modules):
+        if isinstance(module, nn.Softmax) and module.dim is not None:
+            return self.over("softmax", x, [module.dim])
+        room = type(module).__module__.removeprefix("torch.nn.modules.")
+        if room == "pooling":
+            return self.pool(kind, x, result, getattr(module, "kernel_size", None))
+        if room == "activation" and not module._modules:
             return kind.lower()
-        return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind).lower() if kind.upper() != kind else kind
+        if not type(module).__module__.startswith(("torch.nn", "regard.norm")):
+            return type(module).__name__
+        words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+", kind)
+        return " ".join(word if word.isupper() else word.lower() for word in words)
 
 
 def _sizes(letters: Mapping[int, str]) -> dict[int, str]:
     """Names for the lengths of axes, also of those that were joined or halved."""
     sizes = {length: letter for length, letter in letters.items() if length > 1}
-    sides = [(length, letter) for length, letter in sizes.items() if letter in "DHW"]
-    joined = [sides[i:j] for i in range(len(sides)) for j in range(i + 2, len(sides) + 1)]
-    for group in joined:
-        lengths, names = [length for length, _ in group], [letter for _, letter in group]
-        sizes.setdefault(math.prod(lengths), "".join(names))
-        sizes.setdefault(sum(lengths), " + ".join(names))
-        sizes.setdefault(sum(lengths) - 1, " + ".join(names) + " − 1")
-        sizes.setdefault(math.prod(-(-length // 2) for length in lengths), f"{''.join(names)}/{2 ** len(group)}")
-    for length, letter in sides:
+    sides = sorted((letter, length) for length, letter in sizes.items() if letter in "DHW")
+    for count in range(2, len(sides) + 1):
+        for group in combinations(sides, count):
+            names, lengths = zip(*group, strict=True)
+            joined = "".join(names), math.prod(lengths)
+            added = " + ".join(names), sum(lengths)
+            halves = f"{joined[0]}/{2**count}", math.prod(-(-length // 2) for length in lengths)
+            for name, length in (joined, added, halves):
+                sizes.setdefault(length, name)
+            for name, length in (joined, added):
+                sizes.setdefault(length - 1, f"{name} − 1")
+    for letter, length in sides:
         sizes.setdefault(-(-length // 2), f"{letter}/2")
     return sizes
 
 
-def _dims(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[int]:
+def _dims(name: str, rank: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[int]:
     """The axes that a function of torch works over, counted from 0."""
     place = 2 if "norm" in name else 1
     dims = args[place] if len(args) > place else kwargs.get("dim", 1 if name == "normalize" else None)
-    rank = args[0][0].dim() + 1 if name == "stack" else args[0].dim()
     return [dim % rank for dim in ([dims] if isinstance(dims, int) else dims or range(rank))]
 
 
@@ -451,14 +447,19 @@ def _by(sizes: Iterable[int]) -> str:
     return "×".join(map(str, sizes))
 
 
+def _does_nothing(name: str, inputs: list[Tensor], results: list[Tensor]) -> bool:
+    """Whether one tensor was joined to no other, or pooled over single pixels."""
+    return (name in ("cat", "stack") and len(inputs) == 1) or ("pool" in name and torch.equal(inputs[0], results[0]))
+
+
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _line() -> tuple[str, int]:
-    """The line of the user's code that is being run."""
+    """The line that calls torch or an op."""
     frame = sys._getframe()
-    while frame.f_back and frame.f_globals.get("__name__", "").startswith(("torch.", "regard.diagram", "regard.ops")):
+    while frame.f_back and frame.f_globals["__name__"].startswith(("torch.", "regard.diagram", "regard.ops")):
         frame = frame.f_back
     return frame.f_code.co_filename, frame.f_lineno
 
@@ -467,34 +468,33 @@ def _line() -> tuple[str, int]:
 
 
 def _rolled(nodes: list[Node]) -> list[Node]:
-    """Every round of a loop on its first: what the same place computes again from the same is one node."""
+    """Every round of a loop on its first: what one place computes again, from something the same, is one node."""
     order = {node: place for place, node in enumerate(nodes)}
-    kept: list[Node] = []
-    stands: dict[Node, Node] = {}  # node -> the node of the first round that stands for it
+    stands: dict[Node, Node] = {}  # node -> the one that is kept for it
     first: dict[Any, list[Node]] = defaultdict(list)
-    rounds: Counter[Node] = Counter()
     for node in nodes:
         node.sources = list(dict.fromkeys(stands[source] for source in node.sources))
-        for other in first[(node.site, str(node))] if node.kind not in ("input", "output") else ():
-            if isinstance(node.site, int) or not node.sources or set(node.sources) & set(other.sources):
-                stands[node] = other
-                rounds[other] += 1
-                back = [source for source in node.sources if order[source] >= order[other]]
-                other.sources += [source for source in node.sources if source not in (*back, *other.sources)]
-                if back and not any(source.kind == "note" and not source.sources for source in other.sources):
-                    note = Node("note", [("from the round before", "")], "", [])
-                    kept.insert(kept.index(other), note)
-                    order[note] = order[other]
-                    other.sources.append(note)
-                break
-        else:
-            stands[node] = node
-            first[(node.site, str(node))].append(node)
-            kept.append(node)
-    for node, more in rounds.items():
-        text, name = node.rows[0]
-        node.rows[0] = text, f"{name} {more + 1} times".strip()
-    return kept
+        # a module is the same whatever it reads; a line may stand in a loop over modules
+        alike = [
+            other
+            for other in first[node.site, str(node)]
+            if isinstance(node.site, int) or not node.sources or {*node.sources} & {*other.sources}
+        ]
+        stands[node] = alike[0] if alike and node.kind not in ("input", "output") else node
+        if stands[node] is node:
+            first[node.site, str(node)].append(node)
+            continue
+        kept = stands[node]
+        kept.rounds += 1
+        later = [source for source in node.sources if order[source] >= order[kept]]
+        kept.sources += [source for source in node.sources if source not in (*later, *kept.sources)]
+        if later and not any(source in order and order[source] < 0 for source in kept.sources):
+            note = Node("note", [("from the round before", "")], "", [])
+            order[note] = -1
+            kept.sources.append(note)
+    kept_nodes = [node for node in nodes if stands[node] is node]
+    notes = [note for note, place in order.items() if place < 0]
+    return notes + kept_nodes
 
 
 def _tidied(nodes: list[Node]) -> list[Node]:
@@ -505,22 +505,22 @@ def _tidied(nodes: list[Node]) -> list[Node]:
             wanted.update((node, *node.sources))
     nodes = [node for node in nodes if node in wanted]
     uses = Counter(source for node in nodes for source in node.sources)
-    stands: dict[Node, Node] = {}
+    stands: dict[Node, Node] = {}  # node -> the one that it was put into
     for node in nodes:
         node.sources = list(dict.fromkeys(stands.get(source, source) for source in node.sources))
-        for source in [source for source in node.sources if uses[source] == 1]:
-            text = str(source)
-            if str(node) == "add" and (text == "add" or (text == "stack" and len(node.sources) == 1)):
+        terms = ("add", "stack") if len(node.sources) == 1 else ("add",)
+        for source in [source for source in node.sources if str(node) == "add" and str(source) in terms]:
+            if uses[source] == 1:
                 place = node.sources.index(source)
                 node.sources[place : place + 1] = source.sources
                 stands[source] = node
-        (source,) = node.sources if len(node.sources) == 1 else (None,)
-        if node.stacks and source and source.kind in ("step", "layer") and uses[source] == 1:
-            source.rows += node.rows
-            source.shape = node.shape
-            source.kind = "layer" if "layer" in (source.kind, node.kind) else "step"
-            stands[node] = source
-            uses[source] = uses[node]
+        above = node.sources[0] if node.stacks and len(node.sources) == 1 else node
+        if above.kind in ("step", "layer") and above is not node and uses[above] == 1 and above.rounds == node.rounds:
+            above.rows += node.rows
+            above.shape = node.shape
+            above.kind = "layer" if "layer" in (above.kind, node.kind) else "step"
+            stands[node] = above
+            uses[above] = uses[node]
     return [node for node in nodes if node not in stands]
 
 
@@ -546,28 +546,48 @@ class _Spot:
 
     @property
     def bottom(self) -> float:
-        return self.ceiling + self.floor - self.top
+        return self.top + self.height
 
 
 Layers = list[list[_Spot]]
 
 
-def _layers(nodes: list[Node]) -> Layers:
+def _layout(nodes: list[Node]) -> Layers:
+    """Every node as early as it can be, or where that is too wide as late."""
+    found = []
+    for late in (False, True):
+        layers = _ordered(_layers(nodes, late))
+        _set_columns(layers)
+        if _width(layers) <= ROOM:
+            return layers
+        found.append(layers)
+    return min(found, key=_width)
+
+
+def _width(layers: Layers) -> float:
+    return max(spot.x + spot.width / 2 for layer in layers for spot in layer)
+
+
+def _layers(nodes: list[Node], late: bool) -> Layers:
     """Every node below its sources; the arrows of one source share the points that they pass."""
     level: dict[Node, int] = {}
     for node in nodes:
         level[node] = max((level[source] + 1 for source in node.sources), default=0)
-    for node in nodes:
-        if node.kind == "note" and not node.sources:
-            level[node] = min(level[user] for user in nodes if node in user.sources) - 1
-        elif node.kind == "output":
-            level[node] = max(level.values())
-    layers: Layers = [[] for _ in range(max(level.values()) + 1)]
+    last = max(level.values())
+    for node in reversed(nodes):
+        users = [level[other] for other in nodes if node in other.sources]
+        if node.kind == "output" or (node.kind != "input" and (late or not node.sources)):
+            level[node] = min(users, default=last + 1) - 1
+    layers: Layers = [[] for _ in range(last + 1)]
     spots: dict[tuple[Node, int], _Spot] = {}
 
     def put(node: Node, here: int, spot: _Spot) -> None:
         spots[node, here] = spot
         layers[here].append(spot)
+
+    def link(upper: _Spot, lower: _Spot) -> None:
+        upper.below.append(lower)
+        lower.above.append(upper)
 
     for node in nodes:
         put(node, level[node], _Spot(node, *_extent(node)))
@@ -576,14 +596,9 @@ def _layers(nodes: list[Node]) -> Layers:
             for here in range(level[source] + 1, level[node]):
                 if (source, here) not in spots:
                     put(source, here, _Spot(None))
-                    _link(spots[source, here - 1], spots[source, here])
-            _link(spots[source, level[node] - 1], spots[node, level[node]])
+                    link(spots[source, here - 1], spots[source, here])
+            link(spots[source, level[node] - 1], spots[node, level[node]])
     return layers
-
-
-def _link(upper: _Spot, lower: _Spot) -> None:
-    upper.below.append(lower)
-    lower.above.append(upper)
 
 
 def _ordered(layers: Layers) -> Layers:
@@ -591,12 +606,11 @@ def _ordered(layers: Layers) -> Layers:
     best = layers
     for sweep in range(16):
         layers = [list(layer) for layer in layers]
-        pairs = list(pairwise(layers)) if sweep % 2 else [(low, high) for high, low in pairwise(layers)][::-1]
-        for fixed, free in pairs:
-            near = _places([fixed])
-            now = _places([free])
-            beside = {spot: [near[other] for other in (*spot.above, *spot.below) if other in near] for spot in free}
-            free.sort(key=lambda spot: sum(beside[spot]) / len(beside[spot]) if beside[spot] else now[spot])
+        for fixed, free in pairwise(layers if sweep % 2 == 0 else layers[::-1]):
+            near, now = _places([fixed]), _places([free])
+            pulls = {spot: [near[other] for other in (*spot.above, *spot.below) if other in near] for spot in free}
+            middles = {spot: sum(pull) / len(pull) if pull else now[spot] for spot, pull in pulls.items()}
+            free.sort(key=middles.__getitem__)
         best = min(best, layers, key=lambda layers: len(_crossings(layers)))
     return best
 
@@ -620,10 +634,9 @@ def _crossings(layers: Layers) -> list[tuple[tuple[_Spot, _Spot], tuple[_Spot, _
 def _set_columns(layers: Layers) -> None:
     """Set every x: the mean of the two middle ones of four layouts, each aligned towards another corner."""
     bent = set()  # arrows that cross a long one: the long one stays straight
-    for one, other in _crossings(layers):
-        long = [all(spot.node is None for spot in arrow) for arrow in (one, other)]
-        if long[0] != long[1]:
-            bent.add(other if long[0] else one)
+    for arrows in _crossings(layers):
+        short = [arrow for arrow in arrows if any(spot.node for spot in arrow)]
+        bent.update(short if len(short) == 1 else [])
     found = []
     for down, right in product((True, False), repeat=2):
         turned = [layer if right else layer[::-1] for layer in (layers if down else layers[::-1])]
@@ -641,7 +654,7 @@ def _set_columns(layers: Layers) -> None:
 
 
 def _aligned(layers: Layers, down: bool, bent: set[tuple[_Spot, _Spot]]) -> dict[_Spot, _Spot]:
-    """Every spot's block, named by its first: each spot joins the middle of its neighbours in the layer before."""
+    """Every spot's block, named by its first: each spot joins the middle one of its neighbours in the layer before."""
     place = _places(layers)
     block = {spot: spot for spot in place}
     joined = set()
@@ -681,7 +694,7 @@ def _packed(layers: Layers, block: dict[_Spot, _Spot]) -> dict[_Spot, float]:
 
 def _set_rows(layers: Layers) -> None:
     """Set every ceiling and floor."""
-    floor: float = -DROP
+    floor = -DROP
     for layer in layers:
         ceiling, floor = floor + DROP, floor + DROP + max(spot.height for spot in layer)
         for spot in layer:
@@ -690,9 +703,9 @@ def _set_rows(layers: Layers) -> None:
 
 # How it looks
 
-GAP, DROP, LINE, MARGIN, PAD = 26, 26, 17, 16, 12  # between columns, between layers; of text; around all, beside text
-LARGE, SMALL = 13, 11
-EYE = 22  # room for the sign of a map
+GAP, DROP, MARGIN, PAD = 26.0, 26.0, 16, 12  # between columns, between layers, around all, beside a text
+LARGE, SMALL, LINE, LONG = 13, 11, 17, 26  # sizes and height of a line of text, and its most letters
+EYE, LENS = 22, "M-8 0Q0-9 8 0Q0 9-8 0zM-2.5 0a2.5 2.5 0 1 0 5 0a2.5 2.5 0 1 0-5 0"  # the sign of a map
 STYLE = """text{font:13px Helvetica,Arial,sans-serif;fill:#1f2328;text-anchor:middle}
 .s{font-size:11px;fill:#59636e}
 .panel{fill:#fbfbfa;stroke:#d1d9e0}
@@ -714,15 +727,17 @@ def draw(flow: Flow, title: str) -> str:
         flow: from `trace`.
         title: what the picture shows, for those who cannot see it.
     """
-    layers = _ordered(_layers(flow.nodes))
-    _set_columns(layers)
+    layers = _layout(flow.nodes)
     kinds = {node.kind for node in flow.nodes}
-    legend = [Node(kind, [("", words)], "", []) for kind, words in LEGEND.items() if kind in kinds]
-    layers.append(_in_a_row([_Spot(node, *_extent(node)) for node in legend]))
+    words = [Node(kind, [("", words)], "", []) for kind, words in LEGEND.items() if kind in kinds]
+    legend = [_Spot(node, *_extent(node)) for node in words]
+    for place, spot in enumerate(legend):
+        spot.x = spot.width / 2 + sum(other.width + PAD for other in legend[:place])
+    layers += [legend] if legend else []
     _set_rows(layers)
     spots = [spot for layer in layers for spot in layer]
-    width = math.ceil(max(spot.x + spot.width / 2 for spot in spots)) + 2 * MARGIN
-    height = math.ceil(max(spot.bottom for spot in spots)) + 2 * MARGIN
+    width = math.ceil(_width(layers)) + 2 * MARGIN
+    height = math.ceil(layers[-1][0].floor) + 2 * MARGIN
     arrows = [_arrow(upper, lower) for upper in spots for lower in upper.below]
     boxes = "\n".join(_box(spot, spot.node) for spot in spots if spot.node)
     return f"""<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" \
@@ -738,33 +753,43 @@ viewBox="{-MARGIN} {-MARGIN} {width} {height}" role="img">
 """
 
 
-def _in_a_row(layer: list[_Spot]) -> list[_Spot]:
-    for spot, before in zip(layer, [0.0, *accumulate(spot.width + GAP / 2 for spot in layer)], strict=False):
-        spot.x = before + spot.width / 2
-    return layer
-
-
 def _lines(node: Node) -> list[list[tuple[str, int]]]:
     """The text of a box, each line in pieces with their sizes; the shape where it is not that of a source."""
-    size = SMALL if node.kind == "note" else LARGE
-    lines = [[(text, at) for text, at in ((text, size), (name, SMALL)) if text] for text, name in node.rows]
+    lines = []
+    for text, name in node.rows:
+        row = [[(piece, SMALL if node.kind == "note" else LARGE)] for piece in _wrapped(text)]
+        if name and row and len(f"{row[-1][0][0]} {name}") <= LONG:
+            row[-1].append((name, SMALL))
+        elif name:
+            row.append([(name, SMALL)])
+        lines += row
+    if node.kind == "note":
+        return lines
     changes = all(source.shape != node.shape for source in node.sources)
-    if node.shape and node.kind != "note" and (changes or node.kind in ("tap", "output")):
-        lines.append([(node.shape, SMALL)])
-    return lines
+    shape = node.shape if changes or node.kind in ("tap", "output") else ""
+    below = ", ".join(filter(None, (shape, f"{node.rounds} times" if node.rounds > 1 else "")))
+    return [*lines, [(below, SMALL)]] if below else lines
 
 
-def _extent(node: Node) -> tuple[float, float]:
+def _wrapped(text: str) -> list[str]:
+    if "," in text:  # rather there than elsewhere
+        text = re.sub("(?<!,) ", "\N{NO-BREAK SPACE}", text)
+    return wrap(text, LONG, break_long_words=False)
+
+
+def _extent(node: Node) -> tuple[int, int]:
     lines = _lines(node)
-    eye = EYE if node.kind == "tap" else 0
-    width = max(sum(_length(text, size) for text, size in line) + (len(line) - 1) * SMALL / 2 for line in lines)
-    return round(width + eye) + 2 * PAD, LINE * len(lines) + (2 if node.kind == "note" else PAD)
+    length = max(sum(_length(text, size) for text, size in line) + (len(line) - 1) * SMALL / 2 for line in lines)
+    if node.kind == "note":
+        return round(length) + PAD, LINE * len(lines) + 2
+    return max(36, round(length)) + (EYE if node.kind == "tap" else 0) + 2 * PAD, LINE * len(lines) + PAD
 
 
 def _length(text: str, size: int) -> float:
     """How long a text is at most."""
+    other = (0.8 if letter.isupper() else 0.64 for letter in text)
     return size * sum(
-        next((em for some, em in EMS.items() if letter in some), 0.8 if letter.isupper() else 0.64) for letter in text
+        next((em for some, em in EMS.items() if a in some), em) for a, em in zip(text, other, strict=True)
     )
 
 
@@ -773,28 +798,24 @@ def _box(spot: _Spot, node: Node) -> str:
     left, middle = spot.x - spot.width / 2, spot.x
     if node.kind != "note":
         corner = 4 if node.kind in ("step", "layer") else 13
-        size = f'width="{spot.width:g}" height="{spot.height:g}" rx="{corner}"'
+        size = f'width="{spot.width}" height="{spot.height}" rx="{corner}"'
         parts.append(f'<rect class="{node.kind}" x="{_number(left)}" y="{_number(spot.top)}" {size}/>')
     if node.kind == "tap":
         middle += EYE / 2
-        where = _at(left + PAD + 7, spot.top + spot.height / 2)
-        parts.append(
-            f'<path class="eye" transform="translate({where})" d="M-8 0Q0-9 8 0Q0 9-8 0zM-2.5 0a2.5 2.5 0 1 0 5 0a2.5 2.5 0 1 0-5 0"/>'
-        )
+        eye = _at(left + PAD + 7, (spot.top + spot.bottom) / 2)
+        parts.append(f'<path class="eye" transform="translate({eye})" d="{LENS}"/>')
     lines = _lines(node)
-    y = spot.top + spot.height / 2 - LINE * (len(lines) - 1) / 2 + 4.5
-    for line in lines:
+    y = (spot.top + spot.bottom - LINE * (len(lines) - 1)) / 2 + 4.5
+    for place, line in enumerate(lines):
         pieces = [escape(text) if at == LARGE else f'<tspan class="s">{escape(text)}</tspan>' for text, at in line]
-        parts.append(f'<text x="{_number(middle)}" y="{_number(y)}">{" ".join(pieces)}</text>')
-        y += LINE
+        parts.append(f'<text x="{_number(middle)}" y="{_number(y + LINE * place)}">{" ".join(pieces)}</text>')
     return "".join(parts)
 
 
 def _arrow(upper: _Spot, lower: _Spot) -> tuple[str, str]:
     """The line between two spots of neighbouring layers, and its head where it ends at a box."""
-    reach = [
-        max(0.0, spot.width / 2 - PAD) if spot.node and spot.node.kind != "note" else 0.0 for spot in (upper, lower)
-    ]
+    ends = [spot.node is not None and spot.node.kind != "note" for spot in (upper, lower)]
+    reach = [spot.width / 2 - PAD if end else 0 for spot, end in zip((upper, lower), ends, strict=True)]
     low = max(upper.x - reach[0], lower.x - reach[1])
     high = min(upper.x + reach[0], lower.x + reach[1])
     if low <= high:
@@ -802,13 +823,12 @@ def _arrow(upper: _Spot, lower: _Spot) -> tuple[str, str]:
     else:
         start = upper.x if len(upper.below) == 1 else min(max(lower.x, upper.x - reach[0]), upper.x + reach[0])
         end = lower.x if len(lower.above) == 1 else min(max(upper.x, lower.x - reach[1]), lower.x + reach[1])
-    line = f"M{_at(start, upper.bottom if upper.node else upper.ceiling)}"
+    line = f"M{_at(start, upper.bottom)}" + ("" if upper.node else f"V{_number(upper.floor)}")
     if start != end:
         middle = (upper.floor + lower.ceiling) / 2
         line += f"V{_number(upper.floor)}C{_at(start, middle)} {_at(end, middle)} {_at(end, lower.ceiling)}"
-    ends_here = lower.node and lower.node.kind != "note"
-    line += f"V{_number(lower.top - (3 if ends_here else 0))}"
-    return line, f"M{_at(end, lower.top)}l-4-7h8z" if ends_here else ""
+    line += f"V{_number(lower.top - 3 * ends[1])}"
+    return line, f"M{_at(end, lower.top)}l-4-7h8z" if ends[1] else ""
 
 
 def _number(length: float) -> str:

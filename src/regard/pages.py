@@ -5,13 +5,17 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
-from regard import Info, info, names
+from regard import Info, diagram, info, names
 from regard.files import write_text
-from regard.registry import SLOTS
+from regard.registry import SLOTS, example_inputs
 
 WIDTHS = (64, 256, 1024)
+# What the diagrams are drawn from: lengths, and halves of them, that are no width, kernel or window of a mechanism, so
+# that each can be told by its letter.
+BATCH, CHANNELS, SIDES = 13, 256, (22, 34)
 
 
 def page(known: Info) -> str:
@@ -26,6 +30,12 @@ def page(known: Info) -> str:
 {known.slots["Summary"]}
 
 {slots}
+
+## Data flow
+
+![{title(known)}: {flow(known.name)}]({known.name}.svg)
+
+Drawn from a forward pass with {CHANNELS} channels and the options' defaults.
 
 ## Options
 
@@ -65,11 +75,29 @@ Made by `make docs` from the docstrings; `regard info NAME` prints the same card
 """
 
 
+@cache
+def flow(name: str) -> diagram.Flow:
+    """What a mechanism computes, with its axes named as in its signature."""
+    known = info(name)
+    inputs = example_inputs(known, CHANNELS, batch=BATCH, size=SIDES)
+    letters = {BATCH: "B", CHANNELS: "C", SIDES[0]: "H", SIDES[1]: "W"}
+    for axes, x in zip(re.findall(r"\(([^)]*)\)", known.signature), inputs, strict=False):
+        for axis, length in zip(axes.split(", "), x.shape, strict=False):
+            if re.fullmatch(r"\w+", axis):
+                letters.setdefault(length, axis)
+    return diagram.trace(known.factory(CHANNELS), inputs, letters)
+
+
+def title(known: Info) -> str:
+    return f"Data flow of {known.name}"
+
+
 def write(folder: Path) -> list[Path]:
-    """Write every page below ``folder/mechanisms``."""
+    """Write every page and its diagram below ``folder/mechanisms``."""
     there = folder / "mechanisms"
-    pages = {name: page(info(name)) for name in names()} | {"README": index()}
-    return [write_text(there / f"{name}.md", text) for name, text in pages.items()]
+    files = {f"{name}.md": page(info(name)) for name in names()} | {"README.md": index()}
+    files |= {f"{name}.svg": diagram.draw(flow(name), title(info(name))) for name in names()}
+    return [write_text(there / name, text) for name, text in files.items()]
 
 
 def _slot(known: Info, slot: str) -> str:

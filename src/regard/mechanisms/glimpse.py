@@ -153,9 +153,8 @@ class Glimpse(nn.Module):
               h_t = relu(Wi g_t + bi + Wh h_t-1 + bh);  m_t = tanh(W6 relu(W5 h_t + b5) + b6);
               l_t+1 = clamp(N(m_t, std), -1, 1);  y = log softmax(Wc h_T + bc)
     Shape:    x: (B, C, H, W);  look(x, l): (B, scales C, side, side);  h: (B, hidden);  l, m: (B, 2);  y: (B, classes)
-    Cost:     what (scales side^2 C + 1) + 3 where + hidden (what + where + 2) + 2 hidden (hidden + 1)
-              + hidden / 2 (hidden + 1) + hidden + 2 + (classes + 1) (hidden + 1) parameters; reads
-              glimpses * scales patches of each image, whatever its size.
+    Cost:     what (scales side^2 C + hidden + 1) + where (hidden + 3) + classes (hidden + 1) + hidden (5 hidden
+              + 13) / 2 + 3 parameters; reads glimpses * scales patches of each image, whatever its size.
     Place:    It is a whole classifier, which takes the image and gives log-probabilities, so nothing is attached.
     Differs:  There is no code of the authors; this agrees with the port that everybody uses (kevinzakka), which reads
               both coordinates by the image's height: on images that are not square it looks beside the place it

@@ -99,8 +99,8 @@ def _translate(
 class KernelRegression(nn.Module):
     """Answer a query with the mean of known values, weighed by how near their keys are: attention before attention.
 
-    Paper:    Nadaraya 1964 (Theory of Probability and Its Applications 9) and Watson 1964 (Sankhya A 26),
-              doi 10.1137/1109020.
+    Paper:    Nadaraya 1964 and Watson 1964, On Estimating Regression (Theory of Probability and Its Applications 9)
+              and Smooth Regression Analysis (Sankhya A 26), doi 10.1137/1109020.
     Category: spatial; one weight for each pair of a query and a key, both points of any space.
     Formula:  y_i = sum_j K(w (q_i - k_j)) v_j / sum_j K(w (q_i - k_j));  gaussian: K(u) = exp(-|u|^2 / 2)
     Shape:    q: (B, Q, C);  k: (B, K, C);  v: (B, K, V);  y: (B, Q, V);  w: (C,)

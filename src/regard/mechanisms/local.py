@@ -113,8 +113,6 @@ class Local(nn.Module):
         width = width or channels
         if width % heads or channels % heads:
             raise UserError(f"local: {heads} heads do not divide widths of {width} and {channels}")
-        if halo < 0:
-            raise UserError(f"local: halo is 0 or more pixels, got {halo}")
         self.heads, self.block_size, self.halo, self.hide_padding = heads, block_size, halo, hide_padding
         self.query = Pointwise(channels, width, bias=bias)
         self.key = Pointwise(channels, width, bias=bias)

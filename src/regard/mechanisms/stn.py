@@ -44,8 +44,20 @@ def sample(
     """
     # half precision is too coarse for coordinates: at the far side of a map it jumps by pixels
     wide = torch.promote_types(x.dtype, torch.float32)
-    grid = F.affine_grid(theta.to(wide), [*x.shape[:2], *(size or x.shape[2:])], align_corners=align_corners)
-    y = F.grid_sample(x.to(wide), grid, padding_mode=padding, align_corners=align_corners)
+    sides = x.shape[2:] if size is None else size
+    dims = len(sides)
+    places = []
+    for axis, length in enumerate(sides):
+        pixels = torch.arange(length, dtype=wide, device=x.device)
+        row = (2 * pixels + 1 - length) / (length - 1 if align_corners and length > 1 else length)
+        places.append(row.reshape([-1 if other == axis else 1 for other in range(dims)]))
+    places.reverse()
+    # the sum of two rows is a plane; this is `affine_grid`, which cannot be exported with dynamic sides
+    rows = theta.to(wide).reshape(-1, dims, dims + 1, *[1] * dims)
+    planes = [
+        sum((rows[:, i, j] * place for j, place in enumerate(places)), start=rows[:, i, dims]) for i in range(dims)
+    ]
+    y = F.grid_sample(x.to(wide), torch.stack(planes, dim=-1), padding_mode=padding, align_corners=align_corners)
     channels_last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
     layout = channels_last if x.is_contiguous(memory_format=channels_last) else torch.contiguous_format
     return y.to(x.dtype).contiguous(memory_format=layout)
@@ -63,6 +75,7 @@ def _network(channels: int, hidden: int, spatial_dims: int) -> nn.Sequential:
         pooling(CELLS),
         nn.Flatten(),
         nn.Linear(WIDTH * CELLS**spatial_dims, hidden),
+        nn.LayerNorm(hidden),  # maps between stages come in any scale; frames should not
         nn.ReLU(),
     )
 
@@ -97,7 +110,7 @@ def _parameters(
     else:
         kernel = 3**spatial_dims
         network = WIDTH * (kernel * channels + 1) + WIDTH * (kernel * WIDTH + 1)
-        network += hidden * (WIDTH * CELLS**spatial_dims + 1)
+        network += hidden * (WIDTH * CELLS**spatial_dims + 3)
     return network + spatial_dims * (spatial_dims + 1) * (hidden + 1)
 
 
@@ -125,7 +138,7 @@ class STN(nn.Module):
     Category: spatial; one affine frame per image: what lies outside of it is not seen any more.
     Formula:  theta = W localise(x) + b, 2 x 3;  y(p) = bilinear(x, theta [p, 1]) for every place p in [-1, 1]^2
     Shape:    x, y: (B, C, H, W), or (B, C, D, H, W) with spatial_dims=3;  theta: (B, 2, 3) or (B, 3, 4)
-    Cost:     144 C + 2336 + 257 hidden + 6 (hidden + 1) parameters; reads the map twice, writes it once.
+    Cost:     144 C + 2336 + 259 hidden + 6 (hidden + 1) parameters; reads the map twice, writes it once.
     Place:    stages: the end of each stage. The paper puts it on the input and between stages, as often as wanted.
     Differs:  The paper leaves the localisation network open. The default here ends in a fixed number of cells however
               large the map is; that of PyTorch's tutorial (`localisation="tutorial"`) fits 28 x 28 alone, like most

@@ -336,9 +336,7 @@ def resnet():
     return timm.create_model("resnet10t", num_classes=10, zero_init_last=False).eval()
 
 
-@promise(
-    "attaches to a network and leaves it as it was", anyone=False, where=lambda known: inserted(known) and same(known)
-)
+@promise("attaches, and leaves as it was", anyone=False, where=lambda known: inserted(known) and same(known))
 @torch.no_grad()
 def attach(subject):
     network = copy.deepcopy(resnet())

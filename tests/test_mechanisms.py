@@ -105,7 +105,9 @@ def test_options_are_checked(arm, message):
 
 
 def test_groups_that_fit_no_number_of_channels():
-    with pytest.raises(regard.UserError, match="21 channels must divide by twice the groups.*no number of groups fits"):
+    with pytest.raises(
+        regard.UserError, match=r"21 channels must divide by twice the groups.*no number of groups fits"
+    ):
         regard.create("shuffle", 21)
 
 

@@ -1,4 +1,4 @@
-"""docs/trust.md: what every mechanism was held to, and the same asked of other libraries. `make trust` makes it anew."""
+"""docs/trust.md: what every mechanism was held to, and the same asked of other libraries; written by `make trust`."""
 
 from __future__ import annotations
 
@@ -180,11 +180,16 @@ def render(found: dict[str, Any]) -> str:
     ]
     return f"""# What was checked
 
-Made by `make trust` from the checks that `make test` runs (torch {found["versions"]["torch"]}); nothing here is written by hand.
+Made by `make trust` from the checks that `make test` runs (torch {found["versions"]["torch"]}); nothing here is
+written by hand.
 
 ## Agreement with the authors
 
-{len(found["mechanisms"])} mechanisms, {cases} cases computed with other people's code in float64. *Value* and *gradient* are the largest absolute deviations over a mechanism's cases; the gradient is that of the input and of every parameter, buffers after a training step agree as well. *Official* numbers come from the authors' own code, *port* from the most used PyTorch version of code in another framework or of none, *transcription* from code read and written down again, *formula* from the paper's formula.
+{len(found["mechanisms"])} mechanisms, {cases} cases computed with other people's code in float64. *Value* and
+*gradient* are the largest absolute deviations over a mechanism's cases; the gradient is that of the input and of every
+parameter; buffers after a training step agree as well. *Official* numbers come from the authors' own code, *port* from
+the most used PyTorch version of code in another framework or of none, *transcription* from code read and written down
+again, *formula* from the paper's formula.
 
 | mechanism | cases | value | gradient | numbers from |
 |---|---|---|---|---|
@@ -204,7 +209,9 @@ Made by `make trust` from the checks that `make test` runs (torch {found["versio
 
 ## The same asked of other libraries
 
-Their modules with their default arguments; *agreement* is the largest deviation of value and input gradient with the authors' weights loaded, in a module built with the authors' arguments.
+Their modules with their default arguments (groups, where a default fits no map of 8, 20 and 64 channels, as few as fit).
+*Agreement* is the largest deviation of value and input gradient with the authors' weights loaded, in a module built
+with the authors' arguments.
 
 | library | module | as | agreement | {open_numbers} |
 |---|---|---|---|{"---|" * len(open_columns)}

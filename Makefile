@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format docs proofs clean
+.PHONY: demo test check format docs trust examples proofs clean
 
 # One finished stamp per set of requirements: an interrupted set-up is done again, a finished one is not.
 .venv/ready: pyproject.toml constraints.txt
@@ -33,6 +33,14 @@ format: .venv/ready
 
 docs: .venv/ready
 	$(BIN)/python -m regard.pages docs
+
+# other libraries are installed for this table alone, beside the environment
+trust: .venv/ready
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .venv/peers --no-deps fightingcv-attention==1.0.0 einops
+	PYTHONPATH=tests $(BIN)/python -m trust
+
+examples: .venv/ready
+	for script in kernel_regression stn glimpse segmentation video; do $(BIN)/python examples/$$script.py || exit 1; done
 
 clean:
 	rm -rf .venv runs build dist

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import regard
 from regard.mechanisms.kernel_regression import KernelRegression
 
-ARMS = ("average", "width 1", "rule of thumb", "learnt width")
+ARMS = ("average", "fixed width", "rule of thumb", "learnt width")
 COLOURS = ("#999999", "#0072B2", "#D55E00", "#009E73")  # told apart by colour-blind readers too
 KNOWN, NOISE, END = 60, 0.5, 6.0  # how many noisy values are known, their standard deviation, and where the axis ends
 
@@ -63,7 +63,8 @@ def train(arm: str, seed: int) -> float:
         average = F.mse_loss(values.mean().expand_as(queries), truth(queries))
     fitted = fit(arm, keys, values)
     with torch.no_grad():
-        return 1 - (F.mse_loss(fitted(queries, keys, values), truth(queries)) / average).item()
+        error = F.mse_loss(fitted(queries, keys, values), truth(queries))
+    return round(1 - (error / average).item(), 5)
 
 
 def draw(seed: int) -> Image.Image:
@@ -105,7 +106,7 @@ product, fifty years older.
 
 {known} noisy values of sin 2x + x / 3 are known at random places between 0 and {end:g} (noise of standard deviation
 {noise}; {seeds} seeds, each with its own places and noise). All arms are `regard.create("kernel_regression", 1)` with
-a Gaussian kernel and differ only in its width: *average* has an infinite one (average pooling), *width 1* is
+a Gaussian kernel and differ only in its width: *average* has an infinite one (average pooling), *fixed width* (1) is
 non-parametric attention, *rule of thumb* takes Silverman's width from the number and spread of the places, *learnt
 width* is parametric attention: one parameter, trained by guessing each known value from the others (150 steps of Adam).
 The score is the share of the function's ups and downs that the fit explains, 1 - (its mean squared error) / (that of
@@ -114,10 +115,10 @@ the average), on 500 even places of the function without noise; 100 % is perfect
 {table}
 
 The figure shows the first seed. Above, the fits; below, the weights as a picture. The average looks everywhere alike,
-whatever the query. Width 1 looks at much too wide a neighbourhood and flattens the waves. The learnt width is the
+whatever the query. The fixed width looks at much too wide a neighbourhood and flattens the waves. The learnt width is the
 narrowest: a sharp diagonal, so each query looks at the few values next to it.
 
-How much is gained over *width 1* says little by itself: 1 is an arbitrary number in the units of x, and for a slower
+How much is gained over *fixed width* says little by itself: 1 is an arbitrary number in the units of x, and for a slower
 function it might have been the best one. The rule of thumb is the fairer opponent. Not tried: other kernels, several
 dimensions, widths that vary along the axis, other ways to choose a width (grid search by cross-validation would find
 the same minimum as Adam does here, with one parameter).
@@ -129,7 +130,7 @@ def main() -> None:
     scores = measure("kernel_regression", train, ARMS, range(asked.seeds))
     text = TEXT.format(
         known=KNOWN, end=END, noise=NOISE, seeds=asked.seeds,
-        table=table(scores, against="width 1", what="explained"),
+        table=table(scores, against="fixed width", what="explained"),
     )  # fmt: skip
     alt = "Four fits of a noisy function, and their weights between queries and known values as four pictures"
     write_page("kernel_regression", "Kernel regression: attention before attention", text, draw(seed=0), alt)

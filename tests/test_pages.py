@@ -9,6 +9,7 @@ import pytest
 
 import regard
 from regard import pages
+from regard.tap import taps
 
 DOCS = Path(__file__).parent.parent / "docs"
 MODULES = [module.name for module in pkgutil.walk_packages(regard.__path__, "regard.")]
@@ -16,7 +17,7 @@ MODULES = [module.name for module in pkgutil.walk_packages(regard.__path__, "reg
 
 def test_the_written_pages_are_up_to_date(tmp_path):
     made = {path.name: path.read_text() for path in pages.write(tmp_path)}
-    kept = {path.name: path.read_text() for path in (DOCS / "mechanisms").glob("*.md")}
+    kept = {path.name: path.read_text() for path in (DOCS / "mechanisms").iterdir()}
     assert made == kept, "run `make docs` and commit what changes"
 
 
@@ -26,6 +27,19 @@ def test_a_page_shows_every_option_with_its_meaning(name):
     for option in regard.info(name).options:
         row = next(line for line in text.splitlines() if line.startswith(f"| `{option}` |"))
         assert len(row.rstrip(" |").rpartition("| ")[2]) > 10, row
+
+
+@pytest.mark.parametrize("name", regard.names())
+def test_a_page_shows_the_data_flow_from_every_input_to_every_output(name):
+    known = regard.info(name)
+    takes, _, gives = known.signature.partition(" -> ")
+    flow = pages.flow(name)
+    assert sum(node.kind == "input" for node in flow.nodes) == takes.count("(")
+    assert sum(node.kind == "output" for node in flow.nodes) == max(1, gives.count("("))
+    shown = {str(node) for node in flow.nodes if node.kind == "tap"}
+    shown |= {words.removeprefix("map ") for node in flow.nodes for _, words in node.rows if words.startswith("map ")}
+    assert shown == {tap for tap, _ in taps(known.factory(256))}
+    assert f"![Data flow of {name}: {flow}]({name}.svg)" in pages.page(known)
 
 
 @pytest.mark.parametrize("module", MODULES)

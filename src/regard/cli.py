@@ -99,37 +99,42 @@ Exit status: 0 done, 2 a mistake in the question or the files, 130 Ctrl-C.""",
     return app
 
 
-def list_(*, category: str | None = None, json: bool = False) -> None:
-    """Show the mechanisms: name, category, paper, parameters at 256 channels.
+def list_(
+    *, category: str | None = None, attention: Literal["soft", "hard", "self"] | None = None, json: bool = False
+) -> None:
+    """Show the mechanisms by category: name, kind of attention, parameters at 256 channels, paper.
 
     Parameters
     ----------
     category
         Only those of one category, e.g. channel.
+    attention
+        Only those of soft, hard or self-attention.
     json
         Print JSON instead of a table.
     """
     import regard
 
-    found = [regard.info(name) for name in regard.names(category)]
-    if not found:
-        known = sorted({regard.info(name).category for name in regard.names()})
+    known = sorted({regard.info(name).category for name in regard.names()})
+    if category not in (None, *known):
         raise regard.UserError(f"there is no category {category!r}: the categories are {', '.join(known)}")
-    rows = [
-        {"name": i.name, "category": i.category, "paper": i.paper, "parameters_at_256": i.parameters(256)}
-        for i in found
-    ]
+    found = [regard.info(name) for name in regard.names(category, attention=attention)]
     if json:
-        _print_json(rows)
+        keys = ("name", "category", "attention", "paper")
+        _print_json([{key: getattr(i, key) for key in keys} | {"parameters_at_256": i.parameters(256)} for i in found])
         return
-    columns = {"name": "name", "category": "category", "parameters_at_256": "parameters at C=256", "paper": "paper"}
-    cells = [list(columns.values())] + [
-        [f"{row[key]:,}" if key == "parameters_at_256" else str(row[key]) for key in columns] for row in rows
-    ]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(columns))]
-    for row in cells:
-        padded = [c.rjust(w) if i == 2 else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        print("  ".join(padded).rstrip())
+    cells = [[i.name, i.attention, f"{i.parameters(256):,}", i.paper] for i in found]
+    head = ["", "attention", "parameters at C=256", "paper"]
+    widths = [max(len(row[column]) for row in [head, *cells]) for column in range(len(head))]
+
+    def line(row: list[str]) -> str:
+        return "  " + "  ".join([row[0].ljust(widths[0]), row[1].ljust(widths[1]), row[2].rjust(widths[2]), row[3]])
+
+    print(line(head))
+    for word in known:
+        shown = [line(row) for i, row in zip(found, cells, strict=True) if i.category == word]
+        if shown:
+            print("\n".join([word, *shown]))
 
 
 def info(name: str, /, *, json: bool = False) -> None:

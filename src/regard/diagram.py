@@ -30,7 +30,7 @@ from regard.ops.dispatch import Op, use_impl
 from regard.survey import borrowed
 from regard.tap import Tap
 
-MOST, WIDEST = 40, 900  # boxes and width of a picture; what would take more is drawn coarser
+MOST, WIDEST = 400, 9000  # boxes and width of a picture; what would take more is drawn coarser
 ROOM = 650  # the width of a page
 
 # What only changes how a tensor is stored or seen; an arrow says so where it takes a part or changes the order.

@@ -18,6 +18,7 @@ from regard.tap import fade_in
 
 SLOTS = ("Paper", "Category", "Formula", "Shape", "Cost", "Place", "Differs", "Maps")
 PLACES = ("branches", "blocks", "stages")
+ATTENTIONS = ("soft", "hard", "self")
 SAME = "(B, C, *spatial) -> same"
 
 # What the authors' checkpoint asks for: our channels, our options, and their names for our parameters.
@@ -32,7 +33,9 @@ class Info:
     Attributes:
         name: registered name; also the file, the test id and the docs page.
         factory: ``factory(channels, **options) -> nn.Module``.
-        category: channel, spatial, channel and spatial, ...
+        category: what it weighs: channel, spatial, temporal, branch, channel and spatial, ...
+        attention: ``"soft"`` (weights from a small network or formula), ``"hard"`` (one choice, not differentiable) or
+            ``"self"`` (weights from comparing what is weighed).
         paper: first author, year, arXiv number.
         place: the word that ``at="auto"`` stands for; None when `attach` cannot put it into a network.
         parameters: published formula, ``parameters(channels, **options) -> int``.
@@ -48,6 +51,7 @@ class Info:
     name: str
     factory: Callable[..., nn.Module]
     category: str
+    attention: str
     paper: str
     place: str | None
     parameters: Callable[..., int]
@@ -81,6 +85,7 @@ def register(
     paper: str,
     place: str | None,
     parameters: Callable[..., int],
+    attention: str = "soft",
     signature: str = SAME,
     identity: Callable[[nn.Module], None] | None = fade_in,
     official: Mapping[str, Callable[..., Translation]] | None = None,
@@ -90,8 +95,8 @@ def register(
 
     Args:
         name: lower-case identifier.
-        category, paper, place, parameters, signature, identity, official, exceptions: see `Info`. Most gates can leave
-            ``signature`` and ``identity`` alone.
+        category, paper, place, parameters, attention, signature, identity, official, exceptions: see `Info`. Most gates
+            can leave all after the parameters alone.
 
     Raises:
         UserError: the name is taken by another mechanism or is no lower-case identifier, or the place is unknown.
@@ -110,6 +115,9 @@ def register(
     if place not in (*PLACES, None):
         raise UserError(f"{name}: the place is None or one of {', '.join(PLACES)}, got {place!r}")
 
+    if attention not in ATTENTIONS:
+        raise UserError(f"{name}: attention is one of {', '.join(ATTENTIONS)}, got {attention!r}")
+
     def add(factory: Factory) -> Factory:
         known = _registry.get(name)
         if known and (known.factory.__module__, known.factory.__qualname__) != (
@@ -124,7 +132,7 @@ def register(
             if parameter.kind is parameter.KEYWORD_ONLY
         }
         _registry[name] = Info(
-            name, factory, category, paper, place, parameters, signature, identity, official or {}, exceptions or {},
+            name, factory, category, attention, paper, place, parameters, signature, identity, official or {}, exceptions or {},
             options, _slots(factory),
         )  # fmt: skip
         return factory
@@ -132,9 +140,13 @@ def register(
     return add
 
 
-def names(category: str | None = None) -> list[str]:
-    """The registered names, sorted; of one category if given."""
-    return sorted(name for name, known in _registry.items() if category in (None, known.category))
+def names(category: str | None = None, *, attention: str | None = None) -> list[str]:
+    """The registered names, sorted; of one category, or of ``"soft"``, ``"hard"`` or ``"self"`` attention, if given."""
+    return sorted(
+        name
+        for name, known in _registry.items()
+        if category in (None, known.category) and attention in (None, known.attention)
+    )
 
 
 def info(name: str) -> Info:

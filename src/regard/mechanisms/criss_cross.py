@@ -27,6 +27,7 @@ def _translate(
 @register(
     "criss_cross",
     category="spatial",
+    attention="self",
     paper="Huang et al. 2019, arXiv 1811.11721",
     place="stages",
     parameters=_parameters,

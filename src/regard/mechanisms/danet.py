@@ -32,6 +32,7 @@ def _translate_position(
 @register(
     "danet_position",
     category="spatial",
+    attention="self",
     paper=PAPER,
     place="stages",
     parameters=_position_parameters,
@@ -80,6 +81,7 @@ class DANetPosition(nn.Module):
 @register(
     "danet_channel",
     category="channel",
+    attention="self",
     paper=PAPER,
     place="stages",
     parameters=lambda channels, *, form="code": 1,
@@ -157,6 +159,7 @@ def _translate_head(
 @register(
     "danet_head",
     category="channel and spatial",
+    attention="self",
     paper=PAPER,
     place=None,
     parameters=_head_parameters,

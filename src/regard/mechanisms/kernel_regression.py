@@ -116,7 +116,8 @@ class KernelRegression(nn.Module):
     Args:
         channels: C, numbers that make up a query or a key.
         kernel: ``"gaussian"``, ``"boxcar"``, ``"triangular"`` or ``"epanechnikov"``.
-        parametric: whether the inverse widths w are learnt, one for each channel, from 1 on.
+        parametric: whether the inverse widths w are learnt, one for each channel, from 1 on; a boxcar gives them
+            no gradient.
 
     Example:
         >>> import regard, torch

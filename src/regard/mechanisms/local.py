@@ -59,6 +59,7 @@ def _translate(
 @register(
     "local",
     category="spatial",
+    attention="self",
     paper="Vaswani et al. 2021, arXiv 2103.12731",
     place="stages",
     parameters=_parameters,

@@ -84,7 +84,8 @@ def _released(
 
 @register(
     "non_local",
-    category="spatial",
+    category="spatial and temporal",
+    attention="self",
     paper="Wang et al. 2018, arXiv 1711.07971",
     place="stages",
     parameters=_parameters,
@@ -95,7 +96,8 @@ class NonLocal(nn.Module):
     """Add to every position what all positions hold, weighed by one of four functions of the two.
 
     Paper:    Wang et al. 2018, Non-local Neural Networks, arXiv 1711.07971, sections 3.1-3.3.
-    Category: spatial; weights between all pairs of positions; of positions in space and time on a (B, C, T, H, W) map.
+    Category: spatial and temporal; weights between all pairs of positions: in space and time on a (B, C, T, H, W) map,
+              in space on a (B, C, H, W) map.
     Formula:  y_i = x_i + norm(W sum_j f_ij G x_j + b);  gaussian: f_ij = softmax_j(x_i . x_j);
               embedded_gaussian: f_ij = softmax_j(Q x_i . K x_j);  dot_product: f_ij = Q x_i . K x_j / N;
               concatenation: f_ij = relu(w . [Q x_i, K x_j]) / N, with N keys

@@ -51,6 +51,7 @@ def _sequential(
 @register(
     "polarized",
     category="channel and spatial",
+    attention="self",
     paper="Liu et al. 2021, arXiv 2107.00782",
     place="branches",
     parameters=_parameters,

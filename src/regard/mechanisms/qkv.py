@@ -61,6 +61,7 @@ def _translate_torch(
 @register(
     "qkv",
     category="spatial",
+    attention="self",
     paper="Vaswani et al. 2017, arXiv 1706.03762",
     place="stages",
     parameters=_parameters,

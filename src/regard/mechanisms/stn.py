@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from regard.errors import UserError, near
 from regard.registry import Translation, register
-from regard.tap import Tap
+from regard.tap import LAST, Tap
 
 CONVOLUTIONS: dict[int, type[nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 POOLINGS: dict[int, type[nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d]] = {
@@ -58,8 +58,7 @@ def sample(
         sum((rows[:, i, j] * place for j, place in enumerate(places)), start=rows[:, i, dims]) for i in range(dims)
     ]
     y = F.grid_sample(x.to(wide), torch.stack(planes, dim=-1), padding_mode=padding, align_corners=align_corners)
-    channels_last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
-    layout = channels_last if x.is_contiguous(memory_format=channels_last) else torch.contiguous_format
+    layout = LAST[x.dim()] if x.is_contiguous(memory_format=LAST[x.dim()]) else torch.contiguous_format
     return y.to(x.dtype).contiguous(memory_format=layout)
 
 
@@ -202,12 +201,18 @@ class STN(nn.Module):
         with torch.no_grad():
             self.head.bias.copy_(unit.flatten())
         self.register_buffer("unit", unit[None], persistent=False)
+        self.tutorial = localisation == "tutorial"
         self.align_corners, self.padding, self.size = align_corners, padding, size
         self.exact = False
         self.frame = Tap("frame", low=-math.inf, high=math.inf, rest=None)
 
     def locate(self, x: Tensor) -> Tensor:
         """The frame of each image, (B, d, d + 1)."""
+        if self.tutorial and tuple(x.shape[2:]) != (28, 28):
+            raise UserError(
+                f"stn: the tutorial's network sees maps of 28 x 28 alone, got {tuple(x.shape[2:])}: "
+                "leave localisation out"
+            )
         features = self.localisation(x).flatten(1)
         if features.shape[1] != self.head.in_features:
             raise UserError(

@@ -1,0 +1,149 @@
+"""Selective Kernel convolution (Li et al. 2019): https://arxiv.org/abs/1903.06586"""
+
+import math
+from collections.abc import Mapping
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from regard import ops
+from regard.errors import UserError
+from regard.norm import BatchNorm
+from regard.registry import Translation, register
+from regard.tap import Tap
+
+CONVOLUTIONS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def _parameters(
+    channels: int,
+    *,
+    branches: int = 2,
+    groups: int = 32,
+    reduction: int = 16,
+    min_width: int = 32,
+    stride: int = 1,
+    out_channels: int | None = None,
+    spatial_dims: int = 2,
+) -> int:
+    out = out_channels or channels
+    hidden = max(min_width, out // reduction)
+    convolution = 3**spatial_dims * out * channels // math.gcd(groups, channels, out)
+    return branches * (convolution + 2 * out) + (1 + branches) * out * hidden + 2 * hidden
+
+
+def _translate(
+    tensors: Mapping[str, Tensor],
+    channels: int | None,
+    *,
+    C: int | None = None,
+    groups: int | None = None,
+    d: int | None = None,
+    stride: int = 1,
+) -> Translation:
+    branches = len({name.split(".")[1] for name in tensors if name.startswith("paths.")})
+    out, per_group = tensors["paths.0.conv.weight"].shape[:2]
+    channels = C or channels or out
+    options = {
+        "branches": branches,
+        "groups": groups or channels // per_group,
+        "reduction": out,
+        "min_width": d or tensors["attn.fc_reduce.weight"].shape[0],
+        "stride": stride,
+        "out_channels": out,
+    }
+    names = {"attn.fc_reduce": "down", "attn.bn": "norm", "attn.fc_select": "up"}
+    for branch in range(branches):
+        names |= {f"paths.{branch}.conv": f"branches.{branch}.0", f"paths.{branch}.bn": f"branches.{branch}.1"}
+    return channels, options, names
+
+
+@register(
+    "sk",
+    category="branch",
+    paper="Li et al. 2019, arXiv 1903.06586",
+    place=None,
+    parameters=_parameters,
+    identity=None,
+    official={"sk": _translate},
+)
+class SK(nn.Module):
+    """Convolve with several sizes of kernel at once, and let every channel of every image choose among them.
+
+    Paper:    Li et al. 2019, Selective Kernel Networks, arXiv 1903.06586, section 3.1.
+    Category: branch; for every channel and image one number per branch, which sum to one.
+    Formula:  u_i = relu(norm(conv_3x3, dilation i (x)));  s = mean_HW(sum_i u_i);  z = relu(norm(W1 s));
+              w = softmax_i(W2 z);  y = sum_i w_i u_i
+    Shape:    x: (B, C, *spatial);  u_i, y: (B, out_channels, *spatial / stride);  z: (B, M) with M = max(32, C / r);
+              w: (B, branches, out_channels, 1, ...)
+    Cost:     branches (9 C^2 / G + 2 C) + (1 + branches) C M + 2 M parameters, G groups; reads the map 2 branches + 1
+              times, writes it branches + 1 times.
+    Place:    in the place of the grouped 3x3 convolution of a bottleneck, with its norm and activation. It replaces a
+              module and is not put behind one, so nothing is attached.
+    Differs:  The authors released Caffe descriptions alone, and this agrees with them through timm's port, called
+              without its own default of splitting the channels between the branches. As there, and not in the paper's
+              equations, the hidden layer has a batch norm, no layer has a bias, and the wide branch is a 3x3 kernel
+              with dilation 2 in place of 5x5. The norms' momentum is PyTorch's 0.1; theirs is 0.05. Where `groups` does
+              not divide the channels, the greatest common divisor is taken. Popular copies use dense kernels of 1, 3, 5
+              and 7 with biases and no norm in the hidden layer; the author's own PyTorch variant has a dense and a
+              grouped kernel.
+    Maps:     `weights`, branch, values in (0, 1).
+
+    Args:
+        channels: C.
+        branches: number of kernels; branch i has dilation i, so that it is as wide as a kernel of 2 i + 1.
+        groups: of each convolution.
+        reduction: r, how many times narrower the hidden layer is.
+        min_width: least width of the hidden layer.
+        stride: of each convolution.
+        out_channels: channels of the result; C if None.
+        spatial_dims: number of spatial axes of the map: 1, 2 or 3.
+
+    Example:
+        >>> import regard, torch
+        >>> regard.create("sk", 64, stride=2)(torch.randn(2, 64, 14, 14)).shape
+        torch.Size([2, 64, 7, 7])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        branches: int = 2,
+        groups: int = 32,
+        reduction: int = 16,
+        min_width: int = 32,
+        stride: int = 1,
+        out_channels: int | None = None,
+        spatial_dims: int = 2,
+    ) -> None:
+        super().__init__()
+        if spatial_dims not in CONVOLUTIONS:
+            raise UserError(f"sk: spatial_dims is 1, 2 or 3, got {spatial_dims}")
+        out = out_channels or channels
+        hidden = max(min_width, out // reduction)
+        self.groups = math.gcd(groups, channels, out)
+
+        def branch(dilation: int) -> nn.Sequential:
+            convolution = CONVOLUTIONS[spatial_dims](
+                channels, out, 3, stride=stride, padding=dilation, dilation=dilation, groups=self.groups, bias=False
+            )
+            nn.init.kaiming_normal_(convolution.weight)
+            return nn.Sequential(convolution, BatchNorm(out), nn.ReLU())
+
+        self.branches = nn.ModuleList(branch(dilation) for dilation in range(1, branches + 1))
+        self.down = nn.Linear(out, hidden, bias=False)
+        self.norm = BatchNorm(hidden)
+        self.up = nn.Linear(hidden, branches * out, bias=False)
+        nn.init.normal_(self.down.weight, std=0.01)
+        nn.init.normal_(self.up.weight, std=0.01)
+        self.weights = Tap("branch", rest=None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = [branch(x) for branch in self.branches]
+        (s,) = ops.squeeze(reduce(torch.add, maps), tuple(range(2, x.dim())))
+        z = torch.relu(self.norm(self.down(s.flatten(1))))
+        weights = torch.softmax(self.up(z).reshape(s.shape[0], len(maps), *s.shape[1:]), dim=1)
+        chosen = zip(maps, self.weights(weights).unbind(1), strict=True)
+        return reduce(torch.add, (ops.gate(u, weight) for u, weight in chosen)).to(x.dtype)

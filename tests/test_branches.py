@@ -1,0 +1,88 @@
+"""What takes or makes several maps: selective kernels, the U-Net gate, layer attention; beyond the contract."""
+
+import pytest
+import timm
+import torch
+from torch.nn import functional as F
+
+import regard
+
+
+@pytest.mark.parametrize(
+    ("kernels", "stride", "out", "groups"), [((3, 5), 2, 48, 8), ((3, 5, 7), 1, 24, 4), ((3,), 1, 24, 1)]
+)
+def test_sk_is_timms_with_any_number_of_branches(kernels, stride, out, groups):
+    """timm's module computes what the authors' Caffe description says when it does not split its input."""
+    torch.manual_seed(0)
+    theirs = timm.layers.SelectiveKernel(
+        24, out, list(kernels), stride=stride, groups=groups, rd_channels=10, split_input=False
+    ).double()
+    ours = regard.load_official("sk", theirs.state_dict(), channels=24, stride=stride)
+    x = torch.randn(3, 24, 9, 7, dtype=torch.float64)
+    for training in (True, False):
+        torch.testing.assert_close(ours.train(training)(x), theirs.train(training)(x), rtol=0, atol=1e-12)
+
+
+def test_sk_takes_the_largest_number_of_groups_that_fits():
+    assert regard.create("sk", 20).groups == 4
+    assert regard.create("sk", 64, out_channels=48).groups == 16
+    assert regard.create("sk", 21).groups == 1
+
+
+def test_sk_weights_share_every_channel_among_the_branches():
+    torch.manual_seed(0)
+    sk = regard.create("sk", 8, branches=3).eval()
+    with regard.record(sk) as maps:
+        sk(torch.randn(2, 8, 5, 5))
+    assert maps[0].value.shape == (2, 3, 8, 1, 1)
+    torch.testing.assert_close(maps[0].value.sum(1), torch.ones(2, 8, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("skip", "coarse"), [((12, 8), (6, 4)), ((13, 7), (3, 5)), ((6, 4), (9, 11)), ((1, 1), (1, 1)), ((1, 9), (2, 2))]
+)
+def test_the_gate_is_the_papers_equation(skip, coarse):
+    """Sides of one pixel are filled up with zeros."""
+    torch.manual_seed(0)
+    gate = regard.create("attention_gate", 6, gating=10, hidden=4, project=False, dtype=torch.float64)
+    x, g = torch.randn(2, 6, *skip, dtype=torch.float64), torch.randn(2, 10, *coarse, dtype=torch.float64)
+    weight = gate.from_skip.weight
+    # the convolution of 2 with stride 2, block by block
+    rows, columns = (max(1, side // 2) for side in skip)
+    blocks = F.pad(x, (0, 1, 0, 1))[..., : 2 * rows, : 2 * columns].unflatten(3, (columns, 2)).unflatten(2, (rows, 2))
+    seen = torch.einsum("bcrisj,ocij->bors", blocks, weight)
+    asked = torch.einsum("bchw,oc->bohw", g, gate.from_gating.weight[..., 0, 0])
+    asked = F.interpolate(asked + gate.from_gating.bias[:, None, None], (rows, columns), mode="bilinear")
+    score = torch.einsum("bchw,oc->bohw", torch.relu(seen + asked), gate.score.weight[..., 0, 0]) + gate.score.bias
+    mask = F.interpolate(torch.sigmoid(score), skip, mode="bilinear")
+    torch.testing.assert_close(gate(x, g), x * mask)
+
+
+def test_the_projection_of_the_released_code():
+    torch.manual_seed(0)
+    gate = regard.create("attention_gate", 6, dtype=torch.float64)
+    x, g = torch.randn(2, 6, 8, 8, dtype=torch.float64), torch.randn(2, 6, 4, 4, dtype=torch.float64)
+    with regard.record(gate) as maps:
+        y = gate(x, g)
+    convolution, norm = gate.project
+    expected = F.batch_norm(convolution(x * maps[0].value), None, None, norm.weight, norm.bias, training=True)
+    torch.testing.assert_close(y, expected)
+
+
+def test_layers_that_are_alike_weigh_little():
+    torch.manual_seed(0)
+    attention = regard.create("layer_attention", 4)
+    layers = torch.randn(1, 3, 4, 3, 3)
+    layers[:, 1] = layers[:, 0]
+    with regard.record(attention) as maps:
+        y = attention(layers)
+    assert torch.equal(y, layers.flatten(1, 2))
+    weights = maps[0].value[0]
+    torch.testing.assert_close(weights.sum(1), torch.ones(3))
+    assert weights[0, 2] > weights[0, 1]
+
+
+def test_wrong_dimensions():
+    for name in ("sk", "attention_gate"):
+        with pytest.raises(regard.UserError, match="1, 2 or 3"):
+            regard.create(name, 8, spatial_dims=4)

@@ -1,0 +1,398 @@
+"""A diagram shows what a module really computes, and can be read: text inside its box, arrows around the others."""
+
+import copy
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import ImageFont
+from torch import nn
+from torch.nn import functional as F
+
+import regard
+from regard import diagram, ops
+from regard.tap import Tap
+
+LETTERS = {3: "B", 64: "C", 10: "H", 14: "W"}
+FONT = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"  # the widest of the common ones
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def maps(*shape):
+    return torch.randn(shape or (3, 64, 10, 14))
+
+
+def trace(module, *inputs):
+    return diagram.trace(module, inputs or (maps(),), LETTERS)
+
+
+def steps(flow):
+    return str(flow).split("; ")
+
+
+def node(flow, words):
+    (found,) = [node for node in flow.nodes if str(node) == words]
+    return found
+
+
+def above(flow, words):
+    return [str(source) for source in node(flow, words).sources]
+
+
+class Says(nn.Module):
+    """A module from a function and the modules that it needs."""
+
+    def __init__(self, function, **children):
+        super().__init__()
+        self.function = function
+        for name, child in children.items():
+            setattr(self, name, child)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+class NonLocal(nn.Module):
+    def __init__(self, fused=False):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Conv2d(64, 16, 1) for _ in range(3))
+        self.weights = Tap("position", rest=None)
+        self.out = nn.Conv2d(16, 64, 1)
+        self.fused = fused
+
+    def forward(self, x):
+        q, k, v = (layer(x).flatten(2).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        if self.fused:
+            y = F.scaled_dot_product_attention(q, k, v)
+        else:
+            y = self.weights(torch.softmax(q @ k.transpose(1, 2) / 4, dim=-1)) @ v
+        return x + self.out(y.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
+class Gate(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.theta, self.phi, self.psi = nn.Conv2d(64, 8, 1), nn.Conv2d(32, 8, 1), nn.Conv2d(8, 1, 1)
+        self.mask = Tap("spatial")
+
+    def forward(self, skip, gating):
+        gating = F.interpolate(self.phi(gating), size=skip.shape[2:])
+        return ops.gate(skip, self.mask(torch.sigmoid(self.psi(F.relu(self.theta(skip) + gating)))))
+
+
+class Recurrent(nn.Module):
+    """Looks several times, each time elsewhere, with branches of Python and random steps."""
+
+    def __init__(self, looks):
+        super().__init__()
+        self.looks = looks
+        self.see, self.where, self.core, self.go = (
+            nn.Linear(64, 32),
+            nn.Linear(2, 32),
+            nn.GRUCell(32, 32),
+            nn.Linear(32, 2),
+        )
+        self.path = Tap("path", rest=None)
+
+    def forward(self, x):
+        memory, place, places = x.new_zeros(len(x), 32), torch.zeros(len(x), 2), []
+        for _ in range(self.looks):
+            seen = F.grid_sample(x, place[:, None, None], align_corners=False).flatten(1)
+            memory = self.core(F.relu(self.see(seen) + self.where(place)), memory)
+            place = torch.tanh(self.go(memory)) + 0.1 * torch.randn(len(x), 2)
+            places.append(place)
+        self.path(torch.stack(places, 1))
+        return memory
+
+
+DEEP = [torchvision.models.resnet.BasicBlock(64, 64) for _ in range(16)]
+SAMPLES = {
+    **{name: (lambda name=name: (regard.create(name, 64), (maps(),))) for name in ("se", "eca", "cbam", "coordinate")},
+    "parallel": lambda: (regard.create("cbam", 64, arrangement="parallel"), (maps(),)),
+    "non_local": lambda: (NonLocal(), (maps(),)),
+    "gate": lambda: (Gate(), (maps(), maps(3, 32, 5, 7))),
+    "recurrent": lambda: (Recurrent(6), (maps(),)),
+    "deep": lambda: (nn.Sequential(*DEEP), (maps(2, 64, 8, 8),)),
+}
+
+
+def test_a_gate_is_told_step_by_step():
+    flow = trace(regard.create("se", 64))
+    assert steps(flow) == [
+        "x", "mean over H, W", "Linear 64 → 4, relu", "Linear 4 → 64, sigmoid", "gate", "times gate", "y",
+    ]  # fmt: skip
+    assert above(flow, "times gate") == ["x", "gate"]
+    assert [node.kind for node in flow.nodes] == ["input", "step", "layer", "layer", "tap", "step", "output"]
+    assert [node.shape for node in flow.nodes] == [
+        "(B, C, H, W)", "(B, C, 1, 1)", "(B, 4)", "(B, C)", "(B, C, 1, 1)", "(B, C, H, W)", "(B, C, H, W)",
+    ]  # fmt: skip
+
+
+def test_both_gates_of_cbam():
+    flow = trace(regard.create("cbam", 64))
+    assert above(flow, "concat") == ["max over C", "mean over C"]
+    assert above(flow, "max over C") == ["times gate"]
+    assert sorted(above(flow, "add, sigmoid")) == ["Linear 4 → 64", "Linear 4 → 64"]
+    assert node(flow, "Conv 7×7, 2 → 1, batch norm, sigmoid").shape == "(B, 1, H, W)"
+
+
+def test_a_part_is_named_on_its_arrow():
+    notes = [node for node in trace(regard.create("coordinate", 64)).nodes if node.kind == "note"]
+    assert [str(note) for note in notes] == ["(B, 8, H)", "(B, 8, W)"]
+
+
+def test_attention_between_positions():
+    flow = trace(NonLocal())
+    assert node(flow, "matrix product over 16, ÷ 4, softmax over HW").shape == "(B, HW, HW)"
+    assert above(flow, "weights") == ["matrix product over 16, ÷ 4, softmax over HW"]
+    assert above(flow, "matrix product over HW") == ["weights", "Conv 1×1, 64 → 16"]
+    assert above(flow, "add") == ["x", "Conv 1×1, 16 → 64"]
+    fused = trace(NonLocal(fused=True))
+    assert above(fused, "softmax(query · key) · value") == ["Conv 1×1, 64 → 16"] * 3
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_the_op_for_attention_shows_its_weights_where_they_can_be_watched(watched):
+    def attend(self, x):
+        heads = x.unflatten(1, (8, 8))
+        return ops.attend(heads, heads, heads, watch=self.weights if watched else None).flatten(1, 2)
+
+    flow = trace(Says(attend, weights=Tap("position", rest=None)))
+    assert ("weights" in steps(flow)) == watched
+    if watched:
+        assert node(flow, "weights").shape == "(B, 8, H, W, H, W)"
+
+
+def test_two_inputs_keep_their_names():
+    flow = trace(Gate(), maps(), maps(3, 32, 5, 7))
+    assert [str(node) for node in flow.nodes if node.kind == "input"] == ["skip", "gating"]
+    assert node(flow, "gating").shape == "(B, 32, H/2, W/2)"
+    assert above(flow, "times mask") == ["skip", "mask"]
+
+
+def test_several_outputs_keep_their_names():
+    flow = trace(Says(lambda self, x: {"map": x.mean(1), "pair": (x.exp(), x.abs())}))
+    assert [str(node) for node in flow.nodes if node.kind == "output"] == ["map", "y2", "y3"]
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda self, x: 1 - x, "1 − it"),
+        (lambda self, x: x / 2, "÷ 2"),
+        (lambda self, x: x**2, "square"),
+        (lambda self, x: x * x, "square"),
+        (lambda self, x: x * self.weight, "× weight"),
+        (lambda self, x: x + torch.randn_like(x), "+ noise"),
+        (lambda self, x: x / (x.shape[2] * x.shape[3] - 1), "÷ (HW − 1)"),
+        (lambda self, x: torch.stack([x.exp(), x.tanh()]).sum(0), "add"),
+        (lambda self, x: x.exp() + x.tanh() + x.sin(), "add"),
+        (lambda self, x: torch.maximum(x.exp(), x.sin()), "larger of both"),
+        (lambda self, x: torch.max(x.exp(), x.sin()), "larger of both"),
+        (lambda self, x: x.max(1).values, "max over C"),
+        (lambda self, x: x.std((2, 3)), "std over H, W"),
+        (lambda self, x: F.normalize(x), "unit length over C"),
+        (lambda self, x: F.adaptive_avg_pool2d(x, 1), "mean over H, W"),
+        (lambda self, x: F.max_pool2d(x, 2), "max pool 2×2"),
+        (lambda self, x: x.view(3 * 8, 8, 10, 14).mean(1), "mean over the 8"),
+        (lambda self, x: torch.einsum("bchw,bcgw->bhwg", x, x), "matrix product over C"),
+    ],
+)
+def test_functions_in_words(function, words):
+    module = Says(function, weight=nn.Parameter(torch.ones(64, 1, 1)))
+    assert steps(trace(module))[-2] == words
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (nn.Conv2d(64, 64, 3, padding=4, dilation=4, groups=64), "Conv 3×3, 64 → 64, dilation 4×4, depthwise"),
+        (nn.AdaptiveMaxPool2d(1), "max over H, W"),
+        (nn.AdaptiveAvgPool2d((4, 5)), "mean pool to 4×5"),
+        (nn.GroupNorm(8, 64), "group norm, 8 groups"),
+        (nn.Softmax(dim=1), "softmax over C"),
+        (nn.ReLU(), "relu"),
+        (nn.PixelShuffle(2), "pixel shuffle"),
+        (nn.Sequential(nn.Dropout(), nn.Sigmoid(), nn.Identity()), "sigmoid"),
+    ],
+)
+def test_layers_in_words(module, words):
+    assert steps(trace(module))[1:] == [words, "y"]
+
+
+def test_shuffled_channels_are_said_and_moved_axes_are_not():
+    shuffle = Says(lambda self, x: x.exp().view(3, 2, 32, 10, 14).transpose(1, 2).reshape(x.shape).sin())
+    assert "reordered" in [str(node) for node in trace(shuffle).nodes]
+    move = Says(lambda self, x: x.exp().view(3, 8, 8, 10 * 14).transpose(2, 3).tanh().transpose(2, 3).reshape(x.shape))
+    assert "reordered" not in [str(node) for node in trace(move).nodes]
+
+
+def test_the_order_of_a_difference_is_said():
+    flow = trace(Says(lambda self, x: x.exp() - x.sin()))
+    assert [str(source) for source in node(flow, "subtract").sources] == ["exp", "subtracted"]
+    assert above(flow, "subtracted") == ["sin"]
+
+
+def test_what_leads_nowhere_is_not_drawn():
+    assert steps(trace(Says(lambda self, x: (x.exp().cumsum(1), x.tanh())[1]))) == ["x", "tanh", "y"]
+
+
+def test_what_torch_cannot_follow_is_one_box():
+    class Roots(nn.Module):
+        def forward(self, x):
+            return torch.from_numpy(np.cbrt(x.exp().numpy()))
+
+    flow = trace(nn.Sequential(Roots(), nn.ReLU()))
+    assert steps(flow) == ["input", "Roots, relu", "y"]
+    assert above(flow, "Roots, relu") == ["input"]
+
+
+def test_every_module_that_runs_is_drawn_once():
+    """Against the modules that forward hooks of torch count."""
+    network = torchvision.models.resnet.Bottleneck(64, 16)
+    called = []
+    leaves = [child for child in network.modules() if not child._modules]
+    hooks = [child.register_forward_hook(lambda module, *_: called.append(module)) for child in leaves]
+    network.eval()(maps())
+    for hook in hooks:
+        hook.remove()
+    rows = [text for node in trace(network).nodes for text, _ in node.rows]
+    for start, kind in (("Conv", nn.Conv2d), ("batch norm", nn.BatchNorm2d), ("relu", nn.ReLU)):
+        assert sum(row.startswith(start) for row in rows) == sum(isinstance(module, kind) for module in called)
+
+
+@pytest.mark.parametrize(
+    "name", ["se", "eca", "cbam", "gc", "nl", "lambda", "bottleneck", "coord", "splat", "sk", "ecam"]
+)
+def test_modules_of_others(name):
+    options = {"feat_size": (10, 14)} if name == "bottleneck" else {}
+    flow = trace(timm.layers.create_attn(name, 64, **options))
+    assert flow.nodes[0].kind == "input"
+    assert flow.nodes[-1].shape == "(B, C, H, W)"
+    check(diagram.draw(flow, name))
+
+
+def test_a_loop_is_drawn_once_where_its_rounds_would_be_too_many():
+    few, many = trace(Recurrent(2)), trace(Recurrent(20))
+    assert max(node.rounds for node in few.nodes) == 1
+    assert node(many, "GRU cell").rounds == 20
+    assert len(many.nodes) < len(few.nodes)
+    assert "from the round before" in [str(source) for source in node(many, "GRU cell").sources]
+    assert "path" in steps(many)
+
+
+def test_child_modules_are_one_box_where_their_insides_would_be_too_many():
+    flow = trace(nn.Sequential(*DEEP), maps(2, 64, 8, 8))
+    assert len(flow.nodes) <= 40
+    assert steps(flow).count("BasicBlock") == 16
+    gates = nn.ModuleList(Says(lambda self, x: self.se(x) + x, se=regard.create("se", 64)) for _ in range(8))
+    boxes = [node for node in trace(nn.Sequential(*gates)).nodes if ("SE", "0.se") in node.rows]
+    assert boxes[0].rows[-1] == ("", "map 0.se.gate")
+
+
+def test_tracing_leaves_no_trace():
+    module = nn.Sequential(nn.BatchNorm2d(64), regard.create("cbam", 64)).train()
+    before, call = copy.deepcopy(module.state_dict()), ops.dispatch.Op.__call__
+    x, random = maps(), torch.get_rng_state()
+    trace(module, x)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert all(child.training for child in module.modules())
+    assert not any(child._forward_hooks or child._forward_pre_hooks for child in module.modules())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert ops.dispatch.Op.__call__ is call
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_the_same_picture_every_time(sample):
+    module, inputs = SAMPLES[sample]()
+    first, second = (diagram.draw(diagram.trace(module, inputs, LETTERS), "t") for _ in range(2))
+    again, _ = SAMPLES[sample]()
+    assert first == second == diagram.draw(diagram.trace(again, inputs, LETTERS), "t")
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_pictures_can_be_read(sample):
+    module, inputs = SAMPLES[sample]()
+    check(diagram.draw(diagram.trace(module, inputs, LETTERS), "What <it> does & why"))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_graph_is_laid_out_without_collisions(data):
+    count = data.draw(st.integers(1, 24))
+    nodes = [diagram.Node("input", [("x", "")], "(B, C)", [])]
+    for number in range(count):
+        sources = data.draw(st.lists(st.sampled_from(nodes), unique=True, max_size=4))
+        kind = data.draw(st.sampled_from(["step", "layer", "tap", "note"]))
+        words = data.draw(st.sampled_from(["a", "Conv 3×3, 256 → 256, dilation 2×2, 32 groups", "mean over H, W"]))
+        nodes.append(diagram.Node(kind, [(words, "name")] * data.draw(st.integers(1, 3)), f"({number})", sources))
+    check(diagram.draw(diagram.Flow([*nodes, diagram.Node("output", [("y", "")], "(B)", nodes[-2:])]), "graph"))
+
+
+def check(text):
+    """Valid, small, without scripts; text in its box, boxes in the picture and apart, arrows around them."""
+    root = ElementTree.fromstring(text)
+    assert root.find(f"{SVG}title").text
+    assert not {"script", "image", "foreignObject"} & {element.tag.removeprefix(SVG) for element in root.iter()}
+    assert len(text) < 20_000
+    panel, *boxes = [
+        (element, *(float(element.get(name)) for name in ("x", "y", "width", "height")))
+        for element in root.iter(f"{SVG}rect")
+    ]
+    _, left, top, width, height = panel
+    for _, x, y, wide, high in boxes:
+        assert left < x < x + wide < left + width
+        assert top < y < y + high < top + height
+    for one, x1, y1, wide1, high1 in boxes:
+        for other, x2, y2, wide2, high2 in boxes:
+            apart = x1 + wide1 <= x2 or x2 + wide2 <= x1 or y1 + high1 <= y2 or y2 + high2 <= y1
+            assert one is other or apart
+    check_texts(root)
+    lines = root.find(f"{SVG}path[@class='arrow']").get("d")
+    for x, y in points(lines):
+        for _, left, top, wide, high in boxes:
+            assert not (left + 1 < x < left + wide - 1 and top + 1 < y < top + high - 1), "an arrow crosses a box"
+
+
+def check_texts(root):
+    fonts = {size: ImageFont.truetype(FONT, size) for size in (11, 13)}
+    box = None
+    for element in root:
+        if element.tag == f"{SVG}rect":
+            box = element
+        elif element.tag == f"{SVG}text" and "class" in box.attrib and box.get("class") != "panel":
+            middle, y = float(element.get("x")), float(element.get("y"))
+            left, top, wide, high = (float(box.get(name)) for name in ("x", "y", "width", "height"))
+            if not (left <= middle <= left + wide and top <= y <= top + high):
+                continue  # words on an arrow have no box
+            pieces = [(element.text or "", 13)]
+            for piece in element:
+                pieces += [(piece.text, 11), (piece.tail or "", 13)]
+            length = sum(fonts[size].getlength(words) for words, size in pieces)
+            assert left + 2 <= middle - length / 2 <= middle + length / 2 <= left + wide - 2, element.text
+
+
+def points(path):
+    """Points along a path of M, V and C commands."""
+    x = y = 0.0
+    for command, numbers in re.findall(r"([MVC])([^MVC]*)", path):
+        values = [float(number) for number in numbers.split()]
+        if command == "M":
+            x, y = values
+        elif command == "V":
+            yield from ((x, y + (values[0] - y) * part / 20) for part in range(21))
+            y = values[0]
+        else:
+            x1, y1, x2, y2, x3, y3 = values
+            for part in (part / 20 for part in range(21)):
+                a, b, c, d = (1 - part) ** 3, 3 * part * (1 - part) ** 2, 3 * part**2 * (1 - part), part**3
+                yield a * x + b * x1 + c * x2 + d * x3, a * y + b * y1 + c * y2 + d * y3
+            x, y = x3, y3

@@ -115,13 +115,12 @@ the average), on 500 even places of the function without noise; 100 % is perfect
 {table}
 
 The figure shows the first seed. Above, the fits; below, the weights as a picture. The average looks everywhere alike,
-whatever the query. The fixed width looks at much too wide a neighbourhood and flattens the waves. The learnt width is the
-narrowest: a sharp diagonal, so each query looks at the few values next to it.
+whatever the query. The fixed width looks at much too wide a neighbourhood and flattens the waves. The learnt width is
+the narrowest: a sharp diagonal, so each query looks at the few values next to it.
 
-How much is gained over *fixed width* says little by itself: 1 is an arbitrary number in the units of x, and for a slower
-function it might have been the best one. The rule of thumb is the fairer opponent. Not tried: other kernels, several
-dimensions, widths that vary along the axis, other ways to choose a width (grid search by cross-validation would find
-the same minimum as Adam does here, with one parameter).
+How much is gained over the fixed width says little by itself: 1 is an arbitrary number in the units of x, and for a
+slower function it might have been the best one. The rule of thumb is the fairer opponent. Not tried: other kernels,
+several dimensions, widths that vary along the axis, and choosing the width by trying many.
 """
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from common import images, quick
@@ -12,7 +14,7 @@ import regard
 
 SKIPS = ["unet", "unet + gates"]
 HEADS = ["plain head", "danet head, attention off", "danet head"]
-TRAINING, TEST, EPOCHS, BATCH = 5000, 1000, 5, 64  # images, of 56 pixels a side
+TRAINING, TEST, EPOCHS, BATCH = 4000, 1000, 4, 64  # images, of 56 pixels a side
 CLASSES, WIDTH = 11, 16  # ten items and the background; channels of the finest map
 RIGHT, WRONG, MISSED = (0, 114, 178), (230, 159, 0), (240, 240, 240)  # as told apart with any colour vision
 
@@ -85,6 +87,11 @@ def pixels(part: int, count: int) -> tuple[Tensor, Tensor]:
     chosen = np.flatnonzero(data.parts == part)[: count // 10 if quick() else count]
     truth = data.masks[chosen] * (data.labels[chosen] + 1)[:, None, None]
     return torch.tensor(data.pixels[chosen] / np.float32(255)), torch.tensor(truth)
+
+
+def kept(arm: str) -> Path:
+    """Where the weights of the first seed lie, for the figure."""
+    return RUNS / f"segmentation{'-quick' * quick()}-{slug(arm)}.pt"
 
 
 def enlarged(scores: Tensor) -> Tensor:

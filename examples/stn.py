@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import regard
+from regard import costing
 from regard.comparison import data
 from regard.mechanisms.stn import sample
 
 ARMS = ("none", "wider", "stn")
 SIDE, ITEM = 48, 28  # pixels along each side: of the image, and of the item in it
 TURN, SMALLEST, LARGEST, SHIFT = 60, 0.7, 1.3, 8  # degrees either way, scales, pixels either way
-EPOCHS, BATCH = 10, 128
-RATE, LOCALISATION_RATE = 3e-3, 3e-4  # the localisation network is trained more slowly than the trunk
+EPOCHS, BATCH = 8, 128
+RATE, LOCALISATION_RATE = 3e-3, 1e-3  # the localisation network is trained more slowly than the trunk
 
 
 def displaced(items: Tensor, generator: torch.Generator) -> Tensor:
@@ -72,3 +73,96 @@ def trained(arm: str, seed: int) -> nn.Sequential:
             optimiser.step()
             schedule.step()
     return model.eval()
+
+
+def test_images() -> tuple[Tensor, Tensor]:
+    """The test images, displaced once and for all, and their labels."""
+    fashion = images("fashion")
+    index = fashion.split(0).test
+    x = displaced(torch.from_numpy(fashion.pixels[index]), data.stream(0, 0, "displace the test images"))
+    return x, torch.from_numpy(fashion.labels[index])
+
+
+def train(arm: str, seed: int) -> float:
+    """Test accuracy of one run."""
+    model = trained(arm, seed)
+    x, labels = test_images()
+    with torch.inference_mode():
+        return (model(x).argmax(1) == labels).float().mean().item()
+
+
+def draw(seed: int, items: int = 8) -> Image.Image:
+    """Above, test images and where the transformer of one run looks; below, what the network sees of them."""
+    model = trained("stn", seed)
+    x, labels = test_images()
+    x = torch.cat([x[labels == kind][: items // 4] for kind in (1, 3, 7, 8)])  # trousers, dresses, sneakers, bags
+    with torch.inference_mode(), regard.record(model) as maps:
+        seen = model[0](x)
+    corners = torch.tensor([[-1.0, 1, 1, -1, -1], [-1, -1, 1, 1, -1], [1, 1, 1, 1, 1]])
+    figure, panels = plt.subplots(2, items, figsize=(9, 2.7), layout="constrained")
+    for column in range(items):
+        frame = (maps[0].value[column] @ corners + 1) / 2 * SIDE - 0.5  # places in -1..1 to pixels
+        above, below = panels[:, column]
+        above.imshow(x[column, 0], cmap="gray")
+        above.plot(*frame, color="#E69F00", lw=1.5)
+        above.plot(*frame[:, :2], color="#56B4E9", lw=3)
+        below.imshow(seen[column, 0], cmap="gray")
+        below.axhline(0, color="#56B4E9", lw=3)
+        above.set(xlim=(-8, SIDE + 7), ylim=(SIDE + 7, -8), facecolor="0.25")
+    for panel in panels.flat:
+        panel.set(xticks=[], yticks=[])
+    panels[0, 0].set_ylabel("image, frame")
+    panels[1, 0].set_ylabel("what is seen")
+    with io.BytesIO() as buffer:
+        figure.savefig(buffer, dpi=100)
+        return Image.open(buffer).convert("RGB")
+
+
+TEXT = """
+A spatial transformer looks at an image through an affine frame that a small network chooses for each image; what
+follows sees only the inside of the frame, set upright. Where items come turned, at any size and anywhere, it can undo
+some of this before anything else happens.
+
+Each item of Fashion-MNIST is turned by up to {turn} degrees either way, scaled by {smallest} to {largest} and shifted
+by up to {shift} pixels along each side, on a black image of {side} x {side} pixels: anew in every epoch for training,
+once and for all for the 2,000 test images. *none* is a small CNN (three strided convolutions), *stn* has
+`regard.create("stn", 1)` in front of it, with the localisation network trained at a third of the CNN's learning rate,
+and *wider* is the CNN alone with about as many parameters as *stn*. For one seed all arms see the same 9,000 training
+images in the same order, displaced alike; {epochs} epochs, {seeds} seeds.
+
+{costs}
+
+{table}
+
+The figure shows test images (two each of trousers, dresses, sneakers and bags) and, drawn on them, the frame that the
+transformer of the first seed looks at; the thick blue line is the top of the frame. Below is what the CNN is given.
+
+The learning rate of the localisation network was chosen from two by validation images of a seed that is not among
+these, the rest was not tuned. Not tried: a transformer between the stages, several of them, frames without shear,
+longer training.
+"""
+
+
+def costs() -> str:
+    """What an image costs in each arm, as Markdown."""
+    lines = ["| arm | parameters | million multiply-adds |", "|---|---|---|"]
+    for arm in ARMS:
+        model = build(arm, seed=0).eval()
+        millions = costing.multiply_adds(model, torch.zeros(1, 1, SIDE, SIDE)) / 1e6
+        lines.append(f"| {arm} | {costing.parameters(model):,} | {millions:.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    asked = arguments(__doc__, seeds=6)
+    scores = measure("stn", train, ARMS, range(asked.seeds))
+    text = TEXT.format(
+        turn=TURN, smallest=SMALLEST, largest=LARGEST, shift=SHIFT, side=SIDE, epochs=EPOCHS, seeds=asked.seeds,
+        costs=costs(), table=table(scores, against="none", what="test accuracy"),
+    )  # fmt: skip
+    alt = "Displaced items of clothing with the frames a transformer looks at, and what it passes on"
+    write_page("stn", "A spatial transformer on displaced clothes", text, draw(seed=0), alt)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,9 +6,7 @@ import math
 
 import numpy as np
 import torch
-from common import RUNS, arguments, images, measure, quick, table, write_page
-from matplotlib import pyplot
-from PIL import Image
+from common import images, quick
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -96,20 +94,20 @@ def items(part: int) -> Tensor:
 def film(items: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Clips, (count, T, H, W), and the direction of each, in eighths of a turn.
 
-    One item moves over a picture that wraps at its edges, another stands still. Both places are drawn from the whole
-    picture, so that every frame by itself looks the same for all directions.
+    One item moves straight on over a picture that wraps at its edges; another stands still, and a third is somewhere
+    else in every frame. All places are drawn from the whole picture, so no frame by itself tells the direction.
     """
     direction = torch.randint(DIRECTIONS, (count,), generator=generator)
-    angle = direction * (2 * math.pi / DIRECTIONS)
-    velocity = SPEED * torch.stack([-angle.sin(), angle.cos()], dim=1)
+    angle = direction[:, None] * (2 * math.pi / DIRECTIONS)
+    moving = SPEED * torch.arange(FRAMES)[:, None] * torch.stack([-angle.sin(), angle.cos()], dim=2)
+    jumping = SIDE * torch.rand(count, FRAMES, 2, generator=generator)
     clips = torch.zeros(count, FRAMES, SIDE, SIDE)
-    for speed in (velocity, 0 * velocity):
-        chosen = items[torch.randint(len(items), (count,), generator=generator)]
-        start = SIDE * torch.rand(count, 2, generator=generator)
-        corner = (start[:, None] + torch.arange(FRAMES)[:, None] * speed[:, None]).floor().long()  # (count, T, 2)
-        y, x = ((corner[..., axis, None] + torch.arange(ITEM)) % SIDE for axis in (0, 1))
+    for path in (moving, torch.zeros_like(moving), jumping):
+        shape = items[torch.randint(len(items), (count, 1), generator=generator)]
+        start = SIDE * torch.rand(count, 1, 2, generator=generator)
+        y, x = ((start + path).floor().long()[..., None] + torch.arange(ITEM)).remainder(SIDE).unbind(2)
         place = (torch.arange(count)[:, None, None, None], torch.arange(FRAMES)[:, None, None], y[..., None], x[:, :, None])
-        clips[place] = torch.maximum(clips[place], chosen[:, None].expand(-1, FRAMES, -1, -1))
+        clips[place] = torch.maximum(clips[place], shape)
     return clips, direction
 
 

@@ -198,6 +198,7 @@ def test_several_outputs_keep_their_names():
         (lambda self, x: torch.maximum(x.exp(), x.sin()), "larger of both"),
         (lambda self, x: torch.max(x.exp(), x.sin()), "larger of both"),
         (lambda self, x: x.max(1).values, "max over C"),
+        (lambda self, x: x.max(1).indices, "max over C"),
         (lambda self, x: x.std((2, 3)), "std over H, W"),
         (lambda self, x: F.normalize(x), "unit length over C"),
         (lambda self, x: F.adaptive_avg_pool2d(x, 1), "mean over H, W"),
@@ -239,6 +240,11 @@ def test_the_order_of_a_difference_is_said():
     flow = trace(Says(lambda self, x: x.exp() - x.sin()))
     assert [str(source) for source in node(flow, "subtract").sources] == ["exp", "subtracted"]
     assert above(flow, "subtracted") == ["sin"]
+
+
+def test_small_steps_share_a_box_only_where_nothing_branches_off():
+    assert steps(trace(Says(lambda self, x: x.exp().tanh() * x))) == ["x", "exp, tanh", "multiply", "y"]
+    assert steps(trace(Says(lambda self, x: (e := x.exp()).tanh() * e))) == ["x", "exp", "tanh", "multiply", "y"]
 
 
 def test_what_leads_nowhere_is_not_drawn():
@@ -318,6 +324,20 @@ def test_the_same_picture_every_time(sample):
     assert first == second == diagram.draw(diagram.trace(again, inputs, LETTERS), "t")
 
 
+def test_a_branch_taken_by_chance_is_the_same_every_time():
+    module = Says(lambda self, x: x.exp() if torch.rand(()) < 0.5 else x.sin())
+    assert len({str(trace(module)) for _ in range(16)}) == 1
+
+
+def test_arrows_do_not_cross_where_they_need_not():
+    x = diagram.Node("input", [("x", "")], "(B)", [])
+    above = [diagram.Node("step", [(name, "")], "(B)", [x]) for name in "abcd"]
+    below = [diagram.Node("step", [(f"{node}'", "")], "(B)", [node]) for node in (above[i] for i in (2, 0, 3, 1))]
+    text = diagram.draw(diagram.Flow([x, *above, *below]), "chains")
+    place = {words: float(x) for x, words in re.findall(r'<text x="([\d.]+)" y="[\d.]+">([^<]+)</text>', text)}
+    assert sorted("abcd", key=place.get) == [name[0] for name in sorted(["a'", "b'", "c'", "d'"], key=place.get)]
+
+
 @pytest.mark.parametrize("sample", SAMPLES)
 def test_pictures_can_be_read(sample):
     module, inputs = SAMPLES[sample]()
@@ -332,7 +352,9 @@ def test_any_graph_is_laid_out_without_collisions(data):
     for number in range(count):
         sources = data.draw(st.lists(st.sampled_from(nodes), unique=True, max_size=4))
         kind = data.draw(st.sampled_from(["step", "layer", "tap", "note"]))
-        words = data.draw(st.sampled_from(["a", "Conv 3×3, 256 → 256, dilation 2×2, 32 groups", "mean over H, W"]))
+        words = data.draw(
+            st.sampled_from(["a", "Conv 3×3, 256 → 256, dilation 2×2, 32 groups", "mean over H, W", "→×÷−+ = mW%"])
+        )
         nodes.append(diagram.Node(kind, [(words, "name")] * data.draw(st.integers(1, 3)), f"({number})", sources))
     check(diagram.draw(diagram.Flow([*nodes, diagram.Node("output", [("y", "")], "(B)", nodes[-2:])]), "graph"))
 
@@ -377,7 +399,7 @@ def check_texts(root):
             for piece in element:
                 pieces += [(piece.text, 11), (piece.tail or "", 13)]
             length = sum(fonts[size].getlength(words) for words, size in pieces)
-            assert left + 2 <= middle - length / 2 <= middle + length / 2 <= left + wide - 2, element.text
+            assert left + 9 <= middle - length / 2 <= middle + length / 2 <= left + wide - 9, element.text
 
 
 def points(path):

@@ -209,7 +209,7 @@ again, *formula* from the paper's formula.
 
 ## The same asked of other libraries
 
-Their modules with their default arguments (groups, where a default fits no map of 8, 20 and 64 channels, as few as fit).
+Their modules with their default arguments (where default groups fit no map of 8, 20 and 64 channels, as few as fit).
 *Agreement* is the largest deviation of value and input gradient with the authors' weights loaded, in a module built
 with the authors' arguments.
 

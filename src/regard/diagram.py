@@ -30,8 +30,8 @@ from regard.ops.dispatch import Op, use_impl
 from regard.survey import borrowed
 from regard.tap import Tap
 
-MOST, WIDEST = 400, 9000  # boxes and width of a picture; what would take more is drawn coarser
-ROOM = 650  # the width of a page
+MOST, WIDEST = 40, 900  # boxes and width of a picture; what would take more is drawn coarser
+ROOM = 700  # the width of a page
 
 # What only changes how a tensor is stored or seen; an arrow says so where it takes a part or changes the order.
 HOUSEKEEPING = re.compile(
@@ -433,6 +433,8 @@ def _sizes(letters: Mapping[int, str]) -> dict[int, str]:
                 sizes.setdefault(length - 1, f"{name} − 1")
     for letter, length in sides:
         sizes.setdefault(-(-length // 2), f"{letter}/2")
+    for length in [length for length, letter in sizes.items() if letter == "C"]:
+        sizes.setdefault(length * math.prod(side for _, side in sides), "C" + "".join(letter for letter, _ in sides))
     return sizes
 
 
@@ -472,6 +474,7 @@ def _rolled(nodes: list[Node]) -> list[Node]:
     order = {node: place for place, node in enumerate(nodes)}
     stands: dict[Node, Node] = {}  # node -> the one that is kept for it
     first: dict[Any, list[Node]] = defaultdict(list)
+    notes: list[Node] = []
     for node in nodes:
         node.sources = list(dict.fromkeys(stands[source] for source in node.sources))
         # a module is the same whatever it reads; a line may stand in a loop over modules
@@ -488,13 +491,10 @@ def _rolled(nodes: list[Node]) -> list[Node]:
         kept.rounds += 1
         later = [source for source in node.sources if order[source] >= order[kept]]
         kept.sources += [source for source in node.sources if source not in (*later, *kept.sources)]
-        if later and not any(source in order and order[source] < 0 for source in kept.sources):
-            note = Node("note", [("from the round before", "")], "", [])
-            order[note] = -1
-            kept.sources.append(note)
-    kept_nodes = [node for node in nodes if stands[node] is node]
-    notes = [note for note, place in order.items() if place < 0]
-    return notes + kept_nodes
+        if later and not {*notes} & {*kept.sources}:
+            notes.append(Node("note", [("from the round before", "")], "", []))
+            kept.sources.append(notes[-1])
+    return notes + [node for node in nodes if stands[node] is node]
 
 
 def _tidied(nodes: list[Node]) -> list[Node]:
@@ -787,10 +787,9 @@ def _extent(node: Node) -> tuple[int, int]:
 
 def _length(text: str, size: int) -> float:
     """How long a text is at most."""
-    other = (0.8 if letter.isupper() else 0.64 for letter in text)
-    return size * sum(
-        next((em for some, em in EMS.items() if a in some), em) for a, em in zip(text, other, strict=True)
-    )
+    plain = {letter: 0.8 if letter.isupper() else 0.64 for letter in text}
+    ems = plain | {letter: em for letters, em in EMS.items() for letter in letters}
+    return size * sum(ems[letter] for letter in text)
 
 
 def _box(spot: _Spot, node: Node) -> str:

@@ -7,12 +7,18 @@ import re
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from regard import Info, diagram, info, names
 from regard.files import write_text
-from regard.registry import SLOTS, example_inputs
+from regard.registry import SLOTS, example_inputs, spell
+from regard.tap import Blend
 
 WIDTHS = (64, 256, 1024)
+AT = 64  # channels at which the start is looked at
 # What the diagrams are drawn from: lengths, and halves of them, that are no width, kernel or window of a mechanism, so
 # that each can be told by its letter.
 BATCH, CHANNELS, SIDES = 13, 256, (22, 34)
@@ -49,29 +55,85 @@ Drawn from a forward pass with {CHANNELS} channels and the options' defaults.
 |---|{"---|" * len(WIDTHS)}
 | parameters | {cells} |
 
+{_multiply_adds(known)}
+
+## At the start
+
+| weights | shape at C = {AT} | start as |
+|---|---|---|
+{_starts(known)}
+
+{_multiplier(known)}
+
 ## Use
 
 ```python
 {_example(known)}
 ```
 
-Authors' weights: {", ".join(f'`regard.load_official("{key}", ...)`' for key in known.official) or "none"}.
+{_exceptions(known)}{_weights(known)}
 """
 
 
 def index() -> str:
-    """The list of all mechanisms, as Markdown."""
+    """The list of all mechanisms by category, as Markdown."""
+    ordered = sorted(map(info, names()), key=lambda known: (known.category, known.name))
     rows = "\n".join(
-        f"| [{known.name}]({known.name}.md) | {known.category} | {known.paper} | {known.parameters(256):,} |"
-        for known in map(info, names())
+        f"| {known.category} | [{known.name}]({known.name}.md) | {known.attention} | {known.paper} | "
+        f"{known.parameters(256):,} |"
+        for known in ordered
     )
     return f"""# Mechanisms
 
-Made by `make docs` from the docstrings; `regard info NAME` prints the same card.
+Made by `make docs` from the docstrings; `regard info NAME` prints the same card. What each was held to:
+[trust](../trust.md).
 
-| name | category | paper | parameters at C = 256 |
-|---|---|---|---|
+| category | name | attention | paper | parameters at C = 256 |
+|---|---|---|---|---|
 {rows}
+"""
+
+
+# ResNet-50: the width at the end of each block, and after each stage but the last; its own parameters
+BRANCHES, STAGES, RESNET50 = [256] * 3 + [512] * 4 + [1024] * 6 + [2048] * 3, [256, 512, 1024], 25_557_032
+# What can be checked without training: mechanism, options, widths, what is published and where.
+PUBLISHED: list[tuple[str, dict[str, Any], list[int], str]] = [
+    ("se", {}, BRANCHES, "28.09 M in all (tables of SGE and CBAM)"),
+    ("cbam", {}, BRANCHES, "28.09 M in all"),
+    ("bam", {}, STAGES, "25.92 M in all"),
+    ("sge", {}, BRANCHES, "25.56 M in all"),
+    ("shuffle", {"groups": 64}, BRANCHES, "300 added (abstract); the released code has these 708"),
+    ("eca", {"kernel_size": "released"}, BRANCHES, "80 added (abstract)"),
+    ("eca", {}, BRANCHES, "the paper's rule for the kernel; the released networks do not follow it"),
+    ("srm", {}, BRANCHES, "counted on the authors' code"),
+    ("triplet", {}, BRANCHES, "25.56 M in all"),
+    ("simam", {}, BRANCHES, "parameter-free"),
+]
+
+
+def numbers() -> str:
+    """The papers' numbers of parameters that can be checked without training, as Markdown."""
+    rows = []
+    for name, options, widths, published in PUBLISHED:
+        added = sum(info(name).parameters(width, **options) for width in widths)
+        total = f"{(RESNET50 + added) / 1e6:.2f} M"
+        arm = spell(name, options)
+        rows.append(f"| [{arm}](mechanisms/{name}.md) | {len(widths)} | {added:,} | {total} | {published} |")
+    table = "\n".join(rows)
+    se, bam = (sum(info(name).parameters(w) for w in widths) for name, widths in (("se", BRANCHES), ("bam", STAGES)))
+    return f"""# The papers' numbers
+
+Made by `make docs`: parameters added to a ResNet-50 ({RESNET50:,} parameters) at the authors' own placement, counted by
+the formula on each card, which the tests hold to the modules as they are built.
+
+| mechanism | places | added | in all | published |
+|---|---|---|---|---|
+{table}
+
+One table that is copied from tutorial to tutorial cannot be right. In the ablation of CBAM's channel part the rows
+"ResNet50 + AvgPool (SE)", "+ MaxPool" and "+ AvgPool & MaxPool" are given with 25.92 M parameters. A network with SE at
+reduction 16 in every block has {(RESNET50 + se) / 1e6:.2f} M; {(RESNET50 + bam) / 1e6:.2f} M is what BAM needs.
+The accuracies of these rows may well be right; their sizes are not.
 """
 
 
@@ -97,7 +159,74 @@ def write(folder: Path) -> list[Path]:
     there = folder / "mechanisms"
     files = {f"{name}.md": page(info(name)) for name in names()} | {"README.md": index()}
     files |= {f"{name}.svg": diagram.draw(flow(name), title(info(name))) for name in names()}
-    return [write_text(there / name, text) for name, text in files.items()]
+    made = [write_text(there / name, text) for name, text in files.items()]
+    return [*made, write_text(folder / "numbers.md", numbers())]
+
+
+def _multiply_adds(known: Info) -> str:
+    """Of one image of 14 x 14 pixels, or one clip of them, at each width."""
+    counts = []
+    for width in WIDTHS:
+        inputs = example_inputs(known, width, batch=1, size=(14, 14))
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            known.factory(width).eval()(*inputs)
+        counts.append(f"{counter.get_total_flops() // 2:,}")
+    sizes = "; ".join(f"{count} at C = {width}" for width, count in zip(WIDTHS, counts, strict=True))
+    shapes = " and ".join(str(tuple(x.shape)).replace(str(WIDTHS[-1]), "C") for x in inputs)
+    return f"Multiply-adds of its convolutions and matrix products on {shapes}: {sizes}."
+
+
+def _starts(known: Info) -> str:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = known.factory(AT)
+    rows = []
+    for name, weight in module.named_parameters():
+        values = weight.detach()
+        one = values.flatten()[0].item()
+        if (values == one).all() and (values.numel() > 1 or one in (0, 1)):
+            start = f"{one:g}"
+        elif set(values.unique().tolist()) <= {0.0, 1.0}:
+            start = "the identity"
+        else:
+            start = "random" + (f", standard deviation {values.std().item():.1g}" if values.numel() > 8 else "")
+        rows.append(f"| `{name}` | {' x '.join(map(str, values.shape))} | {start} |")
+    return "\n".join(rows) or "| none | | |"
+
+
+def _multiplier(known: Info) -> str:
+    """By how much a fresh module multiplies the values of a map, in both ways to start."""
+    if known.place is None:
+        return "It is not put behind a layer of a network, so there is no multiplier to speak of."
+    (x,) = example_inputs(known, AT, size=(14, 14))
+    module = known.factory(AT).eval()
+    exact = "1, exactly" + ("" if known.identity else ", in both ways to start: a fresh module is the identity")
+    if known.identity is None:
+        return f"What it multiplies a map with at the start: {exact}."
+    if any(isinstance(part, Blend) for part in module.modules()):
+        return (
+            'It moves or replaces what a map holds, so there is no multiplier. `start="identity"` blends: the map '
+            "itself at first, exactly."
+        )
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        module, x = known.factory(AT).eval(), torch.randn_like(x)
+        ratios = (module(x) / x)[x.abs() > 0.1]
+    low, high = (f"{ratios.quantile(share).item():.2f}" for share in (0.05, 0.95))
+    measured = low if low == high else f"{low} to {high} (nine values in ten)"
+    return (
+        f'What it multiplies a random map with at the start: `start="paper"`: {measured}; `start="identity"`: {exact}.'
+    )
+
+
+def _weights(known: Info) -> str:
+    calls = ", ".join(f'`regard.load_official("{key}", ...)`' for key in known.official)
+    return f"Authors' weights: {calls or 'none'}."
+
+
+def _exceptions(known: Info) -> str:
+    rows = "\n".join(f"- {words}: {reason}." for words, reason in known.exceptions.items())
+    return f"What the contract asks and it does not keep:\n\n{rows}\n\n" if rows else ""
 
 
 def _slot(known: Info, slot: str) -> str:

@@ -132,8 +132,8 @@ def register(
             if parameter.kind is parameter.KEYWORD_ONLY
         }
         _registry[name] = Info(
-            name, factory, category, attention, paper, place, parameters, signature, identity, official or {}, exceptions or {},
-            options, _slots(factory),
+            name, factory, category, attention, paper, place, parameters, signature, identity, official or {},
+            exceptions or {}, options, _slots(factory),
         )  # fmt: skip
         return factory
 

@@ -5,12 +5,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regard import ops
-from regard.errors import UserError
+from regard.conv import conv
 from regard.norm import BatchNorm
 from regard.registry import register
 from regard.tap import Tap
 
-CONVOLUTIONS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
@@ -51,9 +50,9 @@ class AttentionGate(nn.Module):
     Differs:  As the released code. The paper's equations end at x * m; the code adds a 1x1 convolution and a batch norm
               behind it, which `project=False` leaves out. The paper's W_x is 1x1 on maps brought to one size; in the
               code it is a convolution of 2 with stride 2 and no bias, and an odd last row is not seen. Here a side of
-              one pixel is filled up with zeros, where the code fails. `up` is bilinear between the edges of the maps;
-              the torch of 2018 took it between the centres of the outermost pixels. The deepest of the released
-              networks uses two gates side by side on each skip, and `hidden` of C. Popular copies take both maps at one
+              one pixel is filled up with zeros, where the code fails. `up` is bilinear between the edges of the maps,
+              as in torch from 0.4 on; before, it went between the centres of the outermost pixels. One of the released
+              networks has two gates side by side on each skip, with `hidden` of C. Popular copies take both maps at one
               size, add batch norms to W_x, W_g and w, and do not project.
     Maps:     `mask`, spatial, values in (0, 1).
 
@@ -83,16 +82,15 @@ class AttentionGate(nn.Module):
         spatial_dims: int = 2,
     ) -> None:
         super().__init__()
-        if spatial_dims not in CONVOLUTIONS:
-            raise UserError(f"attention_gate: spatial_dims is 1, 2 or 3, got {spatial_dims}")
-        convolution = CONVOLUTIONS[spatial_dims]
         gating, hidden = gating or channels, hidden or max(1, channels // 2)
-        self.stride, self.mode = stride, LINEAR[spatial_dims]
-        self.from_skip = convolution(channels, hidden, stride, stride=stride, bias=False)
-        self.from_gating = convolution(gating, hidden, 1)
-        self.score = convolution(hidden, 1, 1)
+        self.stride = stride
+        self.from_skip = conv(spatial_dims, channels, hidden, stride, stride=stride, bias=False)
+        self.from_gating = conv(spatial_dims, gating, hidden, 1)
+        self.score = conv(spatial_dims, hidden, 1, 1)
         self.mask = Tap("spatial")
-        self.project = nn.Sequential(convolution(channels, channels, 1), BatchNorm(channels)) if project else None
+        self.project = (
+            nn.Sequential(conv(spatial_dims, channels, channels, 1), BatchNorm(channels)) if project else None
+        )
         for layer in self.modules():
             if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
                 nn.init.kaiming_normal_(layer.weight)
@@ -108,7 +106,7 @@ class AttentionGate(nn.Module):
         return y if self.project is None else self.project(y).to(skip.dtype)
 
     def _resize(self, x: Tensor, like: Tensor) -> Tensor:
-        return F.interpolate(x, like.shape[2:], mode=self.mode, align_corners=False)
+        return F.interpolate(x, like.shape[2:], mode=LINEAR[x.dim() - 2], align_corners=False)
 
     def extra_repr(self) -> str:
         return f"stride={self.stride}"

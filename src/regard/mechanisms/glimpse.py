@@ -130,6 +130,7 @@ def _translate(
 @register(
     "glimpse",
     category="spatial",
+    attention="hard",
     paper="Mnih et al. 2014, arXiv 1406.6247",
     place=None,
     signature="(B, C, H, W) -> (B, classes)",

@@ -18,6 +18,7 @@ def _translate(tensors: Mapping[str, Tensor], channels: int | None, *, in_dim: i
 @register(
     "layer_attention",
     category="layer",
+    attention="self",
     paper=PAPER,
     place=None,
     signature="(B, L, C, *spatial) -> (B, L C, *spatial)",

@@ -8,12 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from regard import ops
-from regard.errors import UserError
+from regard.conv import conv
 from regard.norm import BatchNorm
 from regard.registry import Translation, register
 from regard.tap import Tap
-
-CONVOLUTIONS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def _parameters(
@@ -119,15 +117,21 @@ class SK(nn.Module):
         spatial_dims: int = 2,
     ) -> None:
         super().__init__()
-        if spatial_dims not in CONVOLUTIONS:
-            raise UserError(f"sk: spatial_dims is 1, 2 or 3, got {spatial_dims}")
         out = out_channels or channels
         hidden = max(min_width, out // reduction)
         self.groups = math.gcd(groups, channels, out)
 
         def branch(dilation: int) -> nn.Sequential:
-            convolution = CONVOLUTIONS[spatial_dims](
-                channels, out, 3, stride=stride, padding=dilation, dilation=dilation, groups=self.groups, bias=False
+            convolution = conv(
+                spatial_dims,
+                channels,
+                out,
+                3,
+                stride=stride,
+                padding=dilation,
+                dilation=dilation,
+                groups=self.groups,
+                bias=False,
             )
             nn.init.kaiming_normal_(convolution.weight)
             return nn.Sequential(convolution, BatchNorm(out), nn.ReLU())

@@ -61,10 +61,10 @@ class TAM(nn.Module):
               twice.
     Place:    branches: the end of each residual branch, before the addition. The authors put it inside each bottleneck,
               behind the first convolution with its norm and activation: name these with at=.
-    Differs:  Nothing from the released code in what it computes. Two frames or a kernel of even size fail there with
-              shapes that do not fit; here the kernel is odd and as many frames come out as go in. Fewer than 4 channels
-              leave the authors no hidden channel; here at least one stays. The mean over time that ends their network
-              is the network's, not the module's.
+    Differs:  Nothing from the released code in what it computes. Its stride and padding only work where as many frames
+              come out as go in; so it is here, and the kernel is odd. Fewer than 4 channels leave the authors no hidden
+              channel; here at least one stays. The mean over time that ends their network is the network's, not the
+              module's.
     Maps:     `gate`, channel, of every frame, values in (0, 1); `kernel`, kernel, values in (0, 1).
 
     Args:

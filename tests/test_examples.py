@@ -1,0 +1,57 @@
+"""Every example runs, from the images to the page, and has left its page in the docs."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+QUICK = ROOT / "runs" / "examples" / "quick"
+DOCS = ROOT / "docs" / "examples"
+SECONDS = 20  # of processor time, so that a busy machine fails nothing
+
+scripts = pytest.mark.parametrize(
+    "script", [path for path in sorted((ROOT / "examples").glob("*.py")) if path.stem != "common"], ids=lambda p: p.stem
+)
+
+
+def limit_time():
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+
+
+def state(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@scripts
+def test_a_quick_try_makes_a_page_and_leaves_the_docs_alone(script):
+    page, figure = QUICK / f"{script.stem}.md", QUICK / f"{script.stem}.webp"
+    page.unlink(missing_ok=True)
+    figure.unlink(missing_ok=True)
+    docs = state(DOCS)
+    tried = subprocess.run(
+        [sys.executable, script, "--quick"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=limit_time,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert tried.returncode == 0, tried.stderr
+    assert state(DOCS) == docs
+    assert f"]({figure.name})" in page.read_text()
+    assert Image.open(figure).width >= 600
+
+
+@scripts
+def test_the_docs_have_its_page_with_enough_seeds_to_judge(script):
+    page = (DOCS / f"{script.stem}.md").read_text()
+    rows = [line.split("|")[2].strip() for line in page.splitlines() if line.startswith("| ") and "runs" not in line]
+    assert rows
+    assert all(int(runs) >= 5 for runs in rows)
+    assert "inf" not in page.split("![")[0].split("|")
+    assert Image.open(DOCS / f"{script.stem}.webp").width >= 600

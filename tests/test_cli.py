@@ -101,21 +101,32 @@ def test_list_shows_every_mechanism(capsys):
     status, out, err = call(capsys, "list")
     assert (status, err) == (0, "")
     header, *rows = out.splitlines()
-    assert header.split() == ["name", "category", "parameters", "at", "C=256", "paper"]
-    assert [row.split()[0] for row in rows] == regard.names()
+    assert header.split() == ["attention", "parameters", "at", "C=256", "paper"]
+    groups, category = {}, None
+    for row in rows:
+        if row.startswith("  "):
+            groups[category].append(row.split()[0])
+        else:
+            category = row
+            groups[category] = []
+    assert groups == {category: regard.names(category) for category in groups}
+    assert sorted(name for names in groups.values() for name in names) == regard.names()
+    assert {"channel", "spatial", "temporal", "branch", "channel and spatial", "spatial and temporal"} <= groups.keys()
     assert f"{regard.info('se').parameters(256):,}" in out
 
 
 def test_list_by_category_and_as_json(capsys):
     rows = json.loads(call(capsys, "list", "--json")[1])
     assert [row["name"] for row in rows] == regard.names()
-    assert rows[0].keys() == {"name", "category", "paper", "parameters_at_256"}
+    assert rows[0].keys() == {"name", "category", "attention", "paper", "parameters_at_256"}
     for row in rows:
         built = sum(p.numel() for p in regard.create(row["name"], 256).parameters())
         assert row["parameters_at_256"] == built
     some = json.loads(call(capsys, "list", "--category", "channel", "--json")[1])
     assert [row["name"] for row in some] == regard.names("channel")
     assert 0 < len(some) < len(rows)
+    hard = json.loads(call(capsys, "list", "--attention", "hard", "--json")[1])
+    assert [row["name"] for row in hard] == ["glimpse"]
 
 
 def test_info_shows_the_card(capsys):

@@ -321,6 +321,19 @@ def test_every_new_parameter_moves_within_three_steps(name):
     assert not {key for key in still if not key.endswith("coordinate.down.bias")}
 
 
+def test_what_cannot_be_attached_says_why():
+    for name, reason in (("attention_gate", "takes two maps"), ("sk", "replaces a module"), ("danet_head", "a head")):
+        with refused(f"{name} cannot be attached .*{reason}"):
+            regard.attach(small(), name, example=X)
+    with refused("localisation would be shared by all sites"):
+        regard.attach(small(), "stn", example=X, localisation=nn.Flatten())
+    model = small()
+    before = photograph(model)
+    with refused("choose other sites or options"):
+        regard.attach(model, "qkv", example=X, value_width=4)
+    assert photograph(model) == before
+
+
 def test_paper_start_differs_and_adds_no_strength():
     model = small()
     before = logits(model)

@@ -29,7 +29,7 @@ def keep_promises(subject: Subject, anyone: bool) -> dict[str, str]:
     """Of each promise that has a meaning here: "yes", or in a line why not."""
     kept = {}
     for words, promise in PROMISES.items():
-        if promise.where(subject.known) and (promise.anyone or not anyone):
+        if promise.where(subject.known) and (promise.anyone or not anyone) and not promise.slow:
             reason = subject.known.exceptions.get(words) if not anyone else None
             kept[words] = f"on the card: {reason}" if reason else outcome(promise.check, subject)
     return kept

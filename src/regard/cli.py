@@ -152,7 +152,8 @@ def info(name: str, /, *, json: bool = False) -> None:
     known = regard.info(name)
     if json:
         options = dict(known.options)
-        shown = {"name": known.name, "category": known.category, "paper": known.paper, "place": known.place}
+        keys = ("name", "category", "attention", "paper", "place", "signature")
+        shown = {key: getattr(known, key) for key in keys} | {"exceptions": dict(known.exceptions)}
         _print_json(shown | {"options": options, "parameters_at_256": known.parameters(256), "card": dict(known.slots)})
     else:
         print(known)

@@ -207,7 +207,12 @@ def attach(
     """
     known = info(mechanism)
     if known.place is None:
-        raise UserError(f"{mechanism} cannot be attached: it takes {known.signature}; {known.slots.get('Place', '')}")
+        raise UserError(f"{mechanism} cannot be attached ({known.signature}): {' '.join(known.slots['Place'].split())}")
+    for option, value in options.items():
+        if isinstance(value, nn.Module):
+            raise UserError(
+                f"{mechanism}: the module given as {option} would be shared by all sites: give a word or None"
+            )
     label = mechanism if label is None else label
     if not label.isidentifier() or hasattr(Inserted(), label):
         raise UserError(
@@ -382,8 +387,8 @@ def _check_calls(model: nn.Module, example: Any, attached: Attached, before: Sur
             call(model, example)
     except Exception as error:
         raise UserError(
-            f"with {attached.label!r} attached the model fails ({brief(error)}): choose other sites; a container that "
-            "runs its children by itself is none"
+            f"with {attached.label!r} attached the model fails ({brief(error)}): choose other sites or options; a "
+            "container that runs its children by itself is no site"
         ) from error
     finally:
         for handle in handles:

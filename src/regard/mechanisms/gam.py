@@ -66,7 +66,7 @@ class GAM(nn.Module):
     Args:
         channels: C.
         reduction: r, how many times narrower the hidden layers are.
-        kernel_size: k, odd.
+        kernel_size: k, an odd number of pixels.
         padding: ``"zeros"`` or ``"replicate"``, of the convolutions.
         spatial_dims: number of spatial axes of the map: 1, 2 or 3.
 

@@ -52,7 +52,7 @@ class GCT(nn.Module):
         channels: C.
         mode: ``"l2"`` or ``"l1"``, the norm that says how strong a channel is.
         after_relu: whether the map has no negative values, so that l1 needs no absolute value.
-        epsilon: eps.
+        epsilon: eps, which keeps an empty map from dividing by zero.
 
     Example:
         >>> import regard, torch

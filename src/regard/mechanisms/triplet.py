@@ -48,7 +48,7 @@ class Triplet(nn.Module):
 
     Args:
         channels: C; the module does not depend on it.
-        kernel_size: k, odd.
+        kernel_size: k, an odd number of pixels.
         spatial: whether the third gate, over rows and columns, takes part.
 
     Example:

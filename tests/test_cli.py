@@ -203,7 +203,7 @@ def test_every_option_of_compare_reaches_it(capsys, monkeypatch, tmp_path):
         ("list --category spatal", "no category 'spatal'"),
         ("list se", "se"),
         ("info", "NAME"),
-        ("info sse", "no mechanism 'sse'; did you mean 'se'"),
+        ("info sse", "no mechanism 'sse'; did you mean 'scse' or 'se'"),
         ("info se cbam", "cbam"),
         ("report", "FOLDER"),
         ("report /nowhere", "/nowhere holds no comparison"),
@@ -243,11 +243,11 @@ def test_a_mistake_ends_the_process_and_debug_shows_where(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
-    assert capsys.readouterr() == ("", "regard: there is no mechanism 'sse'; did you mean 'se'?\n")
+    assert capsys.readouterr() == ("", "regard: there is no mechanism 'sse'; did you mean 'scse' or 'se' or 'sge'?\n")
     debug = tiny.regard("info", "sse", "--debug")
     assert debug.returncode == 1
     assert "Traceback" in debug.stderr
-    assert debug.stderr.splitlines()[-1] == "regard.errors.UserError: there is no mechanism 'sse'; did you mean 'se'?"
+    assert debug.stderr.splitlines()[-1] == "regard.errors.UserError: there is no mechanism 'sse'; did you mean 'scse' or 'se' or 'sge'?"
 
 
 @pytest.mark.parametrize(("missing", "words"), [("cyclopts", "list"), ("scipy", "compare se")])

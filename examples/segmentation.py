@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import regard
+from regard import costing
 from regard.drawing import overlay
 from regard.files import slug
 
@@ -106,7 +107,6 @@ def kept(arm: str) -> Path:
 @torch.inference_mode()
 def predict(model: nn.Module, x: Tensor) -> Tensor:
     """The class of every second pixel, (N, 28, 28), by the first of the model's answers."""
-    model.eval()
     return torch.cat([model(batch)[0].argmax(1) for batch in x.split(BATCH)])
 
 
@@ -129,6 +129,7 @@ def train(arm: str, seed: int) -> float:
             schedule.step()
     if seed == 0:
         torch.save(model.state_dict(), kept(arm))
+    model.eval()
     x, truth = pixels(2, TEST)
     confusion = torch.bincount((CLASSES * truth + predict(model, x)).flatten(), minlength=CLASSES**2)
     confusion = confusion.reshape(CLASSES, CLASSES)
@@ -136,10 +137,10 @@ def train(arm: str, seed: int) -> float:
     return (both / (confusion.sum(0) + confusion.sum(1) - both)).mean().item()
 
 
-def gates(model: nn.Module, x: Tensor) -> Tensor:
-    """What the finer gate lets through, (N, 28, 28)."""
-    model.eval()
-    with torch.inference_mode(), regard.record(model) as maps:
+@torch.inference_mode()
+def open_at(model: nn.Module, x: Tensor) -> Tensor:
+    """How far the finer gate is open at every second pixel, (N, 28, 28)."""
+    with regard.record(model) as maps:
         model(x)
     return maps[-1].value[:, 0]
 
@@ -158,7 +159,7 @@ def draw(models: dict[str, nn.Module], x: Tensor, truth: Tensor) -> Image.Image:
     columns = ["image", "truth", *SKIPS, "the finer gate", *HEADS]
     figure, axes = plt.subplots(len(x), len(columns), figsize=(11, 1.55 * len(x)), layout="constrained")
     answers = {"truth": truth} | {arm: predict(model, x) for arm, model in models.items()}
-    gate = gates(models["unet + gates"], x)
+    gate = open_at(models["unet + gates"], x)
     for row, cells in enumerate(axes):
         for column, axis in zip(columns, cells, strict=True):
             picture = (x[row, 0] * 255).byte().numpy()
@@ -178,61 +179,77 @@ def draw(models: dict[str, nn.Module], x: Tensor, truth: Tensor) -> Image.Image:
         return Image.open(buffer).convert("RGB")
 
 
-def main() -> None:
-    asked = arguments(__doc__ or "", seeds=7)
-    measured = measure("segmentation", train, SKIPS + HEADS, range(asked.seeds))
-    models = {arm: build(arm) for arm in SKIPS + HEADS}
-    for arm, model in models.items():
-        model.load_state_dict(torch.load(kept(arm)))
-    sizes = {arm: f"{sum(p.numel() for p in model.parameters()):,}" for arm, model in models.items()}
+TEXT = """
+Each image of Cluttered Fashion shows one item among pieces of other items. The task is the class of every second pixel
+along each side: one of ten items, or background, to which the pieces belong too. So a network must find the one whole
+item and tell what it is. The score is intersection over union, averaged over the eleven classes, on {test:,} test
+images.
 
-    x, truth = pixels(2, TEST)
-    gate = gates(models["unet + gates"], x)
-    item, empty = truth > 0, (truth == 0) & (x[:, 0, ::2, ::2] == 0)
-    opened = [f"{gate[where].mean():.2f}" for where in (item, ~item & ~empty, empty)]
-    attention = models["danet head"].head
-    gammas = [f"{attention.position.gamma.item():.2f}", f"{attention.channel.gamma.item():.2f}"]
-    text = f"""
-Each image of Cluttered Fashion shows one item among pieces of other items. The task is the class of every pixel: one of
-ten items, or background, to which the pieces belong too. So a network must find the one whole item, and tell what it
-is. The score is the mean, over the eleven classes, of intersection over union on {len(x):,} test images.
+All arms train on the same {training:,} images of 56 x 56 pixels for {epochs} epochs, in batches of {batch}, with
+{seeds} seeds; in one seed all arms of a table have the same trunk and the same order of images. That is short: longer
+training would raise every arm.
 
-All arms train on the same {TRAINING:,} images of 56 x 56 pixels for {EPOCHS} epochs, in batches of {BATCH}, with
-{asked.seeds} seeds; in one seed all arms of a table have the same trunk and the same order of images. That is short:
-longer training would raise every arm.
+{costs}
 
 ## Gates on the skip connections
 
-A small U-Net on maps of 28, 14 and 7 pixels a side ({sizes["unet"]} parameters), without and with `attention_gate` on
-both of its skip connections ({sizes["unet + gates"]}).
+A small U-Net on maps of 28, 14 and 7 pixels a side, without and with `attention_gate` on both of its skip connections.
 
-{table({arm: measured[arm] for arm in SKIPS}, against="unet", what="mean IoU")}
+{skips}
 
 ## A head with dual attention
 
-One encoder with a map of 14 pixels a side at its end, and three heads: a plain one of two convolutions (with the
-encoder, {sizes["plain head"]} parameters); `danet_head` ({sizes["danet head"]}), its three answers trained together with
-equal weight as its authors do, the first one scored; and the same head with its two attentions multiplied by 0 for
-good, which tells what attention gives from what the larger head gives.
+One encoder with a map of 14 pixels a side at its end, and three heads: a plain one of two convolutions; `danet_head`,
+its three answers trained together with equal weight as its authors do, the first one scored; and the same head with
+both of its attentions multiplied by 0 for good, which tells what attention gives from what the larger head gives.
 
-{table({arm: measured[arm] for arm in HEADS}, against="danet head, attention off", what="mean IoU")}
+{heads}
 
-Intervals and verdicts are of the paired differences to the first arm of the first table, and to "attention off" in the
-second. "Better" and "worse" hold at 5 %, corrected for the arms of the table.
+Differences and verdicts are paired by seed, against `unet` and against `danet head, attention off`. "Better" and
+"worse" hold at 5 %, corrected for the arms of each table.
 
 ## What the figure shows
 
-Five test images and the answers of the first seed's networks. Blue: an item's pixel with its right class. Orange: a
-pixel with the class of a wrong item, or a piece taken for an item. White: an item's pixel that was missed. Below each
-answer stands its most frequent class. The gate is drawn dark at 0 and bright yellow at 1. On all test images the finer
-gate's mean is {opened[0]} on items, {opened[1]} on pieces and {opened[2]} where there is nothing. The learnt strengths
-(gamma) of the head's position and channel attention are {gammas[0]} and {gammas[1]}: at 0 they would do nothing.
+Test images, and the answers of the first seed's networks. Blue: an item's pixel with its right class. Orange: a pixel
+with a wrong item's class, or a piece taken for an item. White: an item's pixel that was missed. Below each answer
+stands the item most of its pixels were taken for. The gate is dark at 0 and bright yellow at 1. On all test images the
+finer gate is {on_item:.2f} in the mean on items, {on_piece:.2f} on pieces and {on_nothing:.2f} where there is nothing.
+The learnt strengths (gamma) of the head's position and channel attention are {position:.2f} and {channel:.2f}; they
+start at 0, where the attention does nothing.
 
-Not tried: longer training, larger networks, other losses, gates without their last convolution, and the position
-attention on finer maps, where it costs more.
+Not tried: longer training, larger networks, other losses, gates without their last convolution, and position attention
+on finer maps, where it costs more.
 """
-    shown = range(0, 50, 10) if not quick() else range(2)
-    alt = "Test images, the true pixels of the item, what five networks answered, and a gate of the U-Net."
+
+
+def costs(models: dict[str, nn.Module]) -> str:
+    """What an image costs in each arm, as Markdown."""
+    lines = ["| arm | parameters | million multiply-adds |", "|---|---|---|"]
+    for arm, model in models.items():
+        millions = costing.multiply_adds(model, torch.zeros(1, 1, 56, 56)) / 1e6
+        lines.append(f"| {arm} | {costing.parameters(model):,} | {millions:.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    asked = arguments(__doc__ or "", seeds=7)
+    scores = measure("segmentation", train, SKIPS + HEADS, range(asked.seeds))
+    models = {arm: build(arm).eval() for arm in SKIPS + HEADS}
+    for arm, model in models.items():
+        model.load_state_dict(torch.load(kept(arm)))
+
+    x, truth = pixels(2, TEST)
+    gate, dual = open_at(models["unet + gates"], x), models["danet head"].head
+    item, empty = truth > 0, (truth == 0) & (x[:, 0, ::2, ::2] == 0)
+    text = TEXT.format(
+        test=TEST, training=TRAINING, epochs=EPOCHS, batch=BATCH, seeds=asked.seeds, costs=costs(models),
+        skips=table({arm: scores[arm] for arm in SKIPS}, against="unet", what="mean IoU"),
+        heads=table({arm: scores[arm] for arm in HEADS}, against="danet head, attention off", what="mean IoU"),
+        on_item=gate[item].mean(), on_piece=gate[~item & ~empty].mean(), on_nothing=gate[empty].mean(),
+        position=dual.position.gamma.item(), channel=dual.channel.gamma.item(),
+    )  # fmt: skip
+    alt = "Test images, the true pixels of the item, what five networks answered, and a gate of the U-Net"
+    shown = slice(0, 50, 10)
     write_page("segmentation", "Attention in segmentation", text, draw(models, x[shown], truth[shown]), alt)
 
 

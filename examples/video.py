@@ -172,8 +172,8 @@ def attended(model: nn.Module, clips: Tensor) -> Tensor:
 
 def draw(models: dict[str, nn.Module], clips: Tensor, direction: Tensor) -> Image.Image:
     """A clip, where non_local looks from one of its pixels, and how tam and a convolution mix neighbouring frames."""
-    figure = plt.figure(figsize=(9, 6), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(3, 2.4))
+    figure = plt.figure(figsize=(9, 5.2), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(2.4, 2.4))
     cells = above.subplots(2, FRAMES)
     weights = attended(models[CONVOLVED[1]], clips[:1])[0][QUERY]
     for t in range(FRAMES):
@@ -273,7 +273,7 @@ def main() -> None:
     for arm, model in models.items():
         model.load_state_dict(torch.load(kept(arm)))
 
-    clips, direction = (t[:20] for t in test_clips())
+    clips, direction = film(items(2), 20, torch.Generator().manual_seed(17))  # its first item stays off the edges
     weights = attended(models[CONVOLVED[1]], clips)
     own = torch.stack([weights[:, t, :, :, t].sum((-2, -1)) for t in range(FRAMES)]).mean().item()
     text = TEXT.format(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any
 
 from torch import nn
@@ -39,8 +38,8 @@ class Peer:
         return getattr(import_module(module), name)
 
     @property
-    def version(self) -> str:
-        return version({"fightingcv": "fightingcv-attention"}.get(self.library, self.library))
+    def package(self) -> str:
+        return {"fightingcv": "fightingcv-attention"}.get(self.library, self.library)
 
 
 def timm(name: str, place: str, **others: Any) -> Peer:

@@ -247,7 +247,10 @@ def test_a_mistake_ends_the_process_and_debug_shows_where(monkeypatch, capsys):
     debug = tiny.regard("info", "sse", "--debug")
     assert debug.returncode == 1
     assert "Traceback" in debug.stderr
-    assert debug.stderr.splitlines()[-1] == "regard.errors.UserError: there is no mechanism 'sse'; did you mean 'scse' or 'se' or 'sge'?"
+    assert (
+        debug.stderr.splitlines()[-1]
+        == "regard.errors.UserError: there is no mechanism 'sse'; did you mean 'scse' or 'se' or 'sge'?"
+    )
 
 
 @pytest.mark.parametrize(("missing", "words"), [("cyclopts", "list"), ("scipy", "compare se")])

@@ -81,7 +81,7 @@ def examine_peer(place: str) -> dict[str, Any]:
     subject = Subject(peer.name, lambda channels: peer.build(peer.kind, channels), regard.info(peer.name))
     return {
         "name": peer.name,
-        "library": f"{peer.library} {peer.version}",
+        "library": f"{peer.package} {version(peer.package)}",
         "place": place.rpartition(".")[2],
         "agreement": agreement(peer),
         "promises": keep_promises(subject, anyone=True),
@@ -172,12 +172,7 @@ def render(found: dict[str, Any]) -> str:
         for words, answer in entry["promises"].items()
         if answer != "yes"
     ]
-    failures = [
-        f"- {entry['library']} {entry['place']}: {words}: {_plain(answer)}"
-        for entry in found["others"]
-        for words, answer in entry["promises"].items()
-        if answer != "yes"
-    ]
+    failures = [line for entry in found["others"] for line in _failures(entry)]
     return f"""# What was checked
 
 Made by `make trust` from the checks that `make test` runs (torch {found["versions"]["torch"]}); nothing here is
@@ -224,10 +219,10 @@ What failed:
 
 
 def _agreement(entry: dict[str, Any]) -> str:
-    if not entry["cases"]:
-        return f"| [{entry['name']}](mechanisms/{entry['name']}.md) | 0 |  |  | no code by the authors to hold it to |"
-    numbers = " | ".join("" if entry[key] is None else f"{entry[key]:.0e}" for key in ("value", "gradient"))
     link = f"[{entry['name']}](mechanisms/{entry['name']}.md)"
+    if not entry["cases"]:
+        return f"| {link} | 0 |  |  | no numbers from the authors; the tests hold it to its formula |"
+    numbers = " | ".join("" if entry[key] is None else f"{entry[key]:.0e}" for key in ("value", "gradient"))
     return f"| {link} | {entry['cases']} | {numbers} | {'; '.join(entry['sources'])} |"
 
 
@@ -238,6 +233,19 @@ def _row(entry: dict[str, Any], columns: list[str]) -> str:
 def _other_row(entry: dict[str, Any], columns: list[str]) -> str:
     start = f"| {entry['library']} | {entry['place']} | {entry['name']} | {_plain(entry['agreement'])} |"
     return f"{start} {_marks(entry['promises'], columns)} |"
+
+
+def _failures(entry: dict[str, Any]) -> list[str]:
+    """What another library's module does not keep, together where the reason is the same."""
+    by_reason: dict[str, list[str]] = {}
+    for words, answer in entry["promises"].items():
+        if answer != "yes":
+            by_reason.setdefault(_plain(answer), []).append(words)
+    who = f"- {entry['library']} {entry['place']}:"
+    return [
+        f"{who} {'all of them' if len(broken) == len(entry['promises']) else ', '.join(broken)}: {reason}"
+        for reason, broken in by_reason.items()
+    ]
 
 
 def _marks(promises: dict[str, str], columns: list[str]) -> str:

@@ -38,7 +38,7 @@ class Info:
             ``"self"`` (weights from comparing what is weighed).
         paper: first author, year, arXiv number.
         place: the word that ``at="auto"`` stands for; None when `attach` cannot put it into a network.
-        parameters: published formula, ``parameters(channels, **options) -> int``.
+        parameters: published formula, ``parameters(channels, **options) -> int``; options left out have their defaults.
         signature: shapes of inputs and outputs, see `shapes`; most are ``(B, C, *spatial) -> same``.
         identity: what makes a fresh module the identity, exactly; None when it is so by itself, or never.
         official: golden key -> ``(tensors, channels, **their_args) -> Translation``; it may rewrite the tensors it is
@@ -95,7 +95,8 @@ def register(
 
     Args:
         name: lower-case identifier.
-        category, paper, place, parameters, attention, signature, identity, official, exceptions: see `Info`. Most gates
+        parameters: see `Info`; called with every option, given or default: take what matters, and ``**_``.
+        category, paper, place, attention, signature, identity, official, exceptions: see `Info`. Most gates
             can leave all after the parameters alone.
 
     Raises:
@@ -131,8 +132,14 @@ def register(
             for parameter in list(inspect.signature(factory).parameters.values())[1:]
             if parameter.kind is parameter.KEYWORD_ONLY
         }
+
+        def count(channels: int, **chosen: Any) -> int:
+            if unknown := chosen.keys() - options.keys():
+                raise UserError(f"{name} has no option {min(unknown)!r}")
+            return parameters(channels, **{**options, **chosen})
+
         _registry[name] = Info(
-            name, factory, category, attention, paper, place, parameters, signature, identity, official or {},
+            name, factory, category, attention, paper, place, count, signature, identity, official or {},
             exceptions or {}, options, _slots(factory),
         )  # fmt: skip
         return factory

@@ -14,13 +14,7 @@ LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def _parameters(
-    channels: int,
-    *,
-    gating: int | None = None,
-    hidden: int | None = None,
-    stride: int = 2,
-    project: bool = True,
-    spatial_dims: int = 2,
+    channels: int, *, gating: int | None, hidden: int | None, stride: int, project: bool, spatial_dims: int
 ) -> int:
     gating, hidden = gating or channels, hidden or max(1, channels // 2)
     mask = hidden * (channels * stride**spatial_dims + gating + 2) + 1

@@ -1,6 +1,7 @@
 """Bottleneck Attention Module (Park et al. 2018): https://arxiv.org/abs/1807.06514"""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,7 @@ from regard.registry import Translation, register
 from regard.tap import Tap
 
 
-def _parameters(
-    channels: int, *, reduction: int = 16, dilation: int = 4, combine: str = "product", spatial_dims: int = 2
-) -> int:
+def _parameters(channels: int, *, reduction: int, spatial_dims: int, **_: Any) -> int:
     hidden = max(1, channels // reduction)
     channel = 2 * channels * hidden + channels + 3 * hidden
     return channel + channels * hidden + 3 * hidden + 2 * (3**spatial_dims * hidden**2 + 3 * hidden) + hidden + 1

@@ -1,6 +1,7 @@
 """Convolutional Block Attention Module (Woo et al. 2018): https://arxiv.org/abs/1807.06521"""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +28,13 @@ def _squeezes(squeeze: str | Sequence[str]) -> tuple[str, ...]:
 def _parameters(
     channels: int,
     *,
-    reduction: int = 16,
-    kernel_size: int = 7,
-    squeeze: str | Sequence[str] = "both",
-    arrangement: str = "channel-spatial",
-    bias: bool = True,
-    norm: bool = True,
-    spatial_dims: int = 2,
+    reduction: int,
+    kernel_size: int,
+    arrangement: str,
+    bias: bool,
+    norm: bool,
+    spatial_dims: int,
+    **_: Any,
 ) -> int:
     hidden = max(1, channels // reduction)
     channel = 2 * channels * hidden + bias * (channels + hidden)

@@ -12,7 +12,7 @@ from regard.registry import Translation, register
 from regard.tap import Tap
 
 
-def _parameters(channels: int, *, reduction: int = 32, min_width: int = 8, spatial_dims: int = 2) -> int:
+def _parameters(channels: int, *, reduction: int, min_width: int, spatial_dims: int) -> int:
     hidden = max(min_width, channels // reduction)
     return hidden * (channels + 1) + 2 * hidden + spatial_dims * channels * (hidden + 1)
 

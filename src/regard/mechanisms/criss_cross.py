@@ -1,6 +1,7 @@
 """Criss-Cross Attention (Huang et al. 2019): https://arxiv.org/abs/1811.11721"""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from regard.registry import Translation, register
 from regard.tap import Tap
 
 
-def _parameters(channels: int, *, reduction: int = 8, recurrence: int = 2) -> int:
+def _parameters(channels: int, *, reduction: int, **_: Any) -> int:
     hidden = max(1, channels // reduction)
     return 2 * (channels * hidden + hidden) + channels**2 + channels + 1
 

@@ -1,6 +1,7 @@
 """Dual Attention Network (Fu et al. 2019): https://arxiv.org/abs/1809.02983"""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from regard.tap import Tap
 PAPER = "Fu et al. 2019, arXiv 1809.02983"
 
 
-def _position_parameters(channels: int, *, reduction: int = 8) -> int:
+def _position_parameters(channels: int, *, reduction: int) -> int:
     hidden = max(1, channels // reduction)
     return 2 * (channels * hidden + hidden) + channels**2 + channels + 1
 
@@ -84,7 +85,7 @@ class DANetPosition(nn.Module):
     attention="self",
     paper=PAPER,
     place="stages",
-    parameters=lambda channels, *, form="code": 1,
+    parameters=lambda channels, **_: 1,
     identity=None,
     official={"danet_channel": lambda tensors, channels, *, in_dim=None: (in_dim or channels, {}, {})},
 )
@@ -134,10 +135,10 @@ class DANetChannel(nn.Module):
         return f"form={self.form}"
 
 
-def _head_parameters(channels: int, *, classes: int = 21, reduction: int = 4, form: str = "code") -> int:
+def _head_parameters(channels: int, *, classes: int, reduction: int, **_: Any) -> int:
     width = max(1, channels // reduction)
     convolutions = 2 * (9 * channels * width + 2 * width) + 2 * (9 * width**2 + 2 * width)
-    return convolutions + _position_parameters(width) + 1 + 3 * (width + 1) * classes
+    return convolutions + _position_parameters(width, reduction=8) + 1 + 3 * (width + 1) * classes
 
 
 def _translate_head(

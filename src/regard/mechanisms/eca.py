@@ -43,7 +43,7 @@ def _translate(
     category="channel",
     paper="Wang et al. 2020, arXiv 1910.03151",
     place="branches",
-    parameters=lambda channels, *, kernel_size="adaptive": _kernel_size(channels, kernel_size),
+    parameters=lambda channels, *, kernel_size: _kernel_size(channels, kernel_size),
     official={"eca": _translate},
 )
 class ECA(nn.Module):

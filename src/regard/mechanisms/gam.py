@@ -14,9 +14,7 @@ from regard.registry import Translation, register
 from regard.tap import Tap
 
 
-def _parameters(
-    channels: int, *, reduction: int = 4, kernel_size: int = 7, padding: str = "zeros", spatial_dims: int = 2
-) -> int:
+def _parameters(channels: int, *, reduction: int, kernel_size: int, spatial_dims: int, **_: Any) -> int:
     hidden = max(1, channels // reduction)
     return 2 * channels * hidden * (1 + kernel_size**spatial_dims) + 4 * (channels + hidden)
 

@@ -19,9 +19,7 @@ def _width(channels: int, reduction: int, hidden: int | None) -> int:
     return hidden or max(1, channels // reduction)
 
 
-def _parameters(
-    channels: int, *, reduction: int = 16, hidden: int | None = None, fusion: str = "add", squeeze: str = "attention"
-) -> int:
+def _parameters(channels: int, *, reduction: int, hidden: int | None, fusion: str, squeeze: str) -> int:
     width = _width(channels, reduction, hidden)
     network = 2 * channels * width + channels + 3 * width
     return (squeeze == "attention") * (channels + 1) + len(fusion.split("+")) * network

@@ -23,12 +23,12 @@ def _width(channels: int, reduction: int, hidden: int | None) -> int:
 def _parameters(
     channels: int,
     *,
-    form: str = "theta-minus",
-    extent: int = 0,
-    size: int | Sequence[int] | None = None,
-    reduction: int = 16,
-    hidden: int | None = None,
-    bias: bool = False,
+    form: str,
+    extent: int,
+    size: int | Sequence[int] | None,
+    reduction: int,
+    hidden: int | None,
+    bias: bool,
 ) -> int:
     count = 0
     if form != "theta-minus":

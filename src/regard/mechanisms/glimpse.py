@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -74,17 +74,7 @@ class Played(NamedTuple):
 
 
 def _parameters(
-    channels: int,
-    *,
-    classes: int = 10,
-    side: int = 8,
-    scales: int = 1,
-    factor: int = 2,
-    glimpses: int = 6,
-    hidden: int = 256,
-    what: int = 128,
-    where: int = 128,
-    std: float = 0.05,
+    channels: int, *, classes: int, side: int, scales: int, hidden: int, what: int, where: int, **_: Any
 ) -> int:
     sensor = what * (scales * side**2 * channels + 1) + 3 * where + hidden * (what + where + 2)
     policy = hidden // 2 * (hidden + 1) + 2 * (hidden // 2 + 1)

@@ -1,6 +1,7 @@
 """Kernel regression (Nadaraya 1964, Watson 1964), attention before attention: https://doi.org/10.1137/1109020"""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ def regress(
     return weights(queries, keys, kernel=kernel, w=w).to(values.dtype) @ values
 
 
-def _parameters(channels: int, *, kernel: str = "gaussian", parametric: bool = False) -> int:
+def _parameters(channels: int, *, parametric: bool, **_: Any) -> int:
     return parametric * channels
 
 

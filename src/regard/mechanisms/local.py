@@ -1,6 +1,7 @@
 """Local self-attention in blocks with halos (Vaswani et al. 2021, HaloNet): https://arxiv.org/abs/2103.12731"""
 
 from collections.abc import MutableMapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +14,7 @@ from regard.tap import Blend, Tap
 
 
 def _parameters(
-    channels: int,
-    *,
-    heads: int = 1,
-    block_size: int = 8,
-    halo: int = 3,
-    width: int | None = None,
-    bias: bool = False,
-    hide_padding: bool = True,
+    channels: int, *, heads: int, block_size: int, halo: int, width: int | None, bias: bool, **_: Any
 ) -> int:
     width = width or channels
     return (channels + bias) * (2 * width + channels) + 2 * (2 * (block_size + 2 * halo) - 1) * (width // heads)

@@ -19,15 +19,7 @@ SUBSAMPLE = ("none", "before", "after")
 POOLS: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
-def _parameters(
-    channels: int,
-    *,
-    pairwise: str = "embedded_gaussian",
-    reduction: int = 2,
-    scale: bool = False,
-    subsample: str = "none",
-    norm: bool = True,
-) -> int:
+def _parameters(channels: int, *, pairwise: str, reduction: int, norm: bool, **_: Any) -> int:
     hidden = max(1, channels // reduction)
     projections = 1 if pairwise == "gaussian" else 3
     pair = 2 * hidden * (pairwise == "concatenation")

@@ -19,7 +19,7 @@ def _widths(channels: int) -> tuple[int, int]:
     return max(1, channels // 2), max(1, channels // 8)
 
 
-def _parameters(channels: int, *, arrangement: str = "parallel", form: str = "code") -> int:
+def _parameters(channels: int, *, arrangement: str, form: str) -> int:
     half, eighth = _widths(channels)
     up = half * channels
     if form == "paper":

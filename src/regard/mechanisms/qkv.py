@@ -1,6 +1,7 @@
 """Self-attention by queries, keys and values (Vaswani et al. 2017): https://arxiv.org/abs/1706.03762"""
 
 from collections.abc import MutableMapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,14 +13,7 @@ from regard.tap import Blend, Tap
 
 
 def _parameters(
-    channels: int,
-    *,
-    heads: int = 1,
-    width: int | None = None,
-    value_width: int | None = None,
-    scale: bool = True,
-    bias: bool = True,
-    projection: bool = False,
+    channels: int, *, width: int | None, value_width: int | None, bias: bool, projection: bool, **_: Any
 ) -> int:
     asked, answered = width or channels, value_width or channels
     count = (channels + bias) * (2 * asked + answered)

@@ -16,7 +16,7 @@ COMBINE = ("max", "add")
 ARRANGEMENTS = ("parallel", "channel", "spatial")
 
 
-def _parameters(channels: int, *, reduction: int = 2, combine: str = "max", arrangement: str = "parallel") -> int:
+def _parameters(channels: int, *, reduction: int, arrangement: str, **_: Any) -> int:
     hidden = max(1, channels // reduction)
     channel = 2 * channels * hidden + channels + hidden
     return (arrangement != "spatial") * channel + (arrangement != "channel") * (channels + 1)

@@ -10,7 +10,7 @@ from regard.registry import Translation, register
 from regard.tap import Tap
 
 
-def _parameters(channels: int, *, reduction: int = 16, bias: bool = True) -> int:
+def _parameters(channels: int, *, reduction: int, bias: bool) -> int:
     hidden = max(1, channels // reduction)
     return 2 * channels * hidden + bias * (channels + hidden)
 

@@ -34,7 +34,7 @@ def _translate(tensors: Mapping[str, Tensor], channels: int | None, *, groups: i
     category="spatial",
     paper="Li et al. 2019, arXiv 1905.09646",
     place="branches",
-    parameters=lambda channels, *, groups=None, unbiased=True: 2 * _groups(channels, groups),
+    parameters=lambda channels, *, groups, **_: 2 * _groups(channels, groups),
     official={"sge": _translate},
 )
 class SGE(nn.Module):

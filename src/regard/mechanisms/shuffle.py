@@ -40,7 +40,7 @@ def _translate(
     category="channel and spatial",
     paper="Zhang and Yang 2021, arXiv 2102.00240",
     place="branches",
-    parameters=lambda channels, *, groups=None: 3 * channels // _groups(channels, groups),
+    parameters=lambda channels, *, groups: 3 * channels // _groups(channels, groups),
     official={"shuffle_attention": _translate},
 )
 class Shuffle(nn.Module):

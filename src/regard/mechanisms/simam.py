@@ -20,7 +20,7 @@ def _translate(tensors: Mapping[str, Tensor], channels: int | None, *, e_lambda:
     category="channel and spatial",
     paper="Yang et al. 2021, PMLR 139",
     place="branches",
-    parameters=lambda channels, *, regularization=1e-4: 0,
+    parameters=lambda channels, **_: 0,
     official={"simam": _translate},
 )
 class SimAM(nn.Module):

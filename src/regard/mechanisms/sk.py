@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,13 @@ from regard.tap import Tap
 def _parameters(
     channels: int,
     *,
-    branches: int = 2,
-    groups: int = 32,
-    reduction: int = 16,
-    min_width: int = 32,
-    stride: int = 1,
-    out_channels: int | None = None,
-    spatial_dims: int = 2,
+    branches: int,
+    groups: int,
+    reduction: int,
+    min_width: int,
+    out_channels: int | None,
+    spatial_dims: int,
+    **_: Any,
 ) -> int:
     out = out_channels or channels
     hidden = max(min_width, out // reduction)

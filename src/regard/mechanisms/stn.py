@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,14 +94,7 @@ def _start_exactly(module: nn.Module) -> None:
 
 
 def _parameters(
-    channels: int,
-    *,
-    spatial_dims: int = 2,
-    localisation: nn.Module | str | None = None,
-    hidden: int = 32,
-    align_corners: bool = False,
-    padding: str = "zeros",
-    size: Sequence[int] | None = None,
+    channels: int, *, spatial_dims: int, localisation: nn.Module | str | None, hidden: int, **_: Any
 ) -> int:
     if isinstance(localisation, nn.Module):
         network = sum(parameter.numel() for parameter in localisation.parameters())

@@ -14,7 +14,7 @@ from regard.registry import Translation, register
 from regard.tap import Blend, Tap
 
 
-def _parameters(channels: int, *, frames: int = 8, kernel_size: int = 3, reduction: int = 4) -> int:
+def _parameters(channels: int, *, frames: int, kernel_size: int, reduction: int) -> int:
     hidden = max(1, channels // reduction)
     return channels * hidden * (kernel_size + 1) + 2 * hidden + 2 * frames * (frames + 2 + kernel_size)
 

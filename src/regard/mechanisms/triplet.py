@@ -26,7 +26,7 @@ def _translate(tensors: Mapping[str, Tensor], channels: int | None, *, no_spatia
     category="channel and spatial",
     paper="Misra et al. 2021, arXiv 2010.03045",
     place="branches",
-    parameters=lambda channels, *, kernel_size=7, spatial=True: (2 + spatial) * (2 * kernel_size**2 + 2),
+    parameters=lambda channels, *, kernel_size, spatial: (2 + spatial) * (2 * kernel_size**2 + 2),
     signature="(B, C, H, W) -> same",
     official={"triplet": _translate},
 )

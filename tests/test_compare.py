@@ -226,7 +226,7 @@ def untrained(monkeypatch):
     [
         ([], {}, "no arm to compare: name at least one mechanism"),
         (["none"], {}, "no arm to compare"),
-        (["sse"], {}, "no mechanism 'sse'; did you mean 'se'"),
+        (["sse"], {}, "no mechanism 'sse'; did you mean 'scse' or 'se'"),
         (["se", "se"], {}, "'se' is given twice"),
         (["cbam[squeeze=max,reduction=8]", "cbam[reduction=8,squeeze=max]"], {}, "is given twice"),
         (["wider"], {}, "--control wider"),

@@ -344,7 +344,7 @@ def test_pictures_can_be_read(sample):
     check(diagram.draw(diagram.trace(module, inputs, LETTERS), "What <it> does & why"))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_any_graph_is_laid_out_without_collisions(data):
     count = data.draw(st.integers(1, 24))

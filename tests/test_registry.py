@@ -11,7 +11,7 @@ from torch import nn
 
 import regard
 from regard import registry
-from regard.registry import PLACES, SLOTS, parse, spell
+from regard.registry import PLACES, SLOTS, example_inputs, parse, shapes, spell
 
 
 def refused(match):
@@ -364,3 +364,37 @@ def test_load_official_reads_another_kernel_size_off_the_weights():
     tensors = {names[name.partition(".")[0]] + "." + name.partition(".")[2]: t for name, t in ours.state_dict().items()}
     x = torch.randn(2, 32, 5, 6)
     assert torch.equal(regard.load_official("cbam", tensors).eval()(x), ours.eval()(x))
+
+
+# --- signatures -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "inputs", "outputs"),
+    [
+        ("se", {}, [(2, 8, 5, 7)], [(2, 8, 5, 7)]),
+        ("attention_gate", {"gating": 6}, [(2, 8, 5, 7), (2, 6, 3, 4)], [(2, 8, 5, 7)]),
+        ("attention_gate", {}, [(2, 8, 5, 7), (2, 8, 3, 4)], [(2, 8, 5, 7)]),
+        ("tam", {"frames": 4}, [(8, 8, 5, 7)], [(8, 8, 5, 7)]),
+        ("layer_attention", {}, [(2, 4, 8, 5, 7)], [(2, 32, 5, 7)]),
+        ("danet_head", {"classes": 3}, [(2, 8, 5, 7)], [(2, 3, 5, 7)] * 3),
+    ],
+)
+def test_a_signature_stands_for_shapes(name, options, inputs, outputs):
+    assert shapes(regard.info(name), 8, size=(5, 7), **options) == (inputs, outputs)
+    made = example_inputs(regard.info(name), 8, size=(5, 7), **options)
+    assert [tuple(x.shape) for x in made] == inputs
+
+
+def test_the_formula_takes_what_was_not_given_from_the_defaults():
+    se = regard.info("se")
+    assert se.parameters(64) == se.parameters(64, reduction=16, bias=True)
+    with refused("se has no option 'size'"):
+        se.parameters(64, size=3)
+
+
+def test_attention_is_a_known_word():
+    with refused("attention is one of soft, hard, self, got 'warm'"):
+        regard.register(
+            "other", category="channel", paper="-", place=None, parameters=lambda channels: 0, attention="warm"
+        )

@@ -52,7 +52,6 @@ def test_p_is_scipys(pairs: int) -> None:
 
 
 @given(st.lists(st.integers(-30, 30), min_size=1, max_size=9))
-@settings(deadline=None)
 def test_p_counts_ties_in_spite_of_rounding(images: list[int]) -> None:
     accuracies = [((1700 + d) / 2000) - 1700 / 2000 for d in images]  # not exactly d / 2000
     assert sign_flip_test(accuracies) == enumerate_p(np.array(images))
@@ -101,7 +100,7 @@ def test_interval_holds_exactly_the_shifts_not_rejected(pairs: int, level: float
     | st.lists(st.floats(-1, 1), max_size=9),
     st.sampled_from([0.5, 0.75, 0.9, 0.9375, 0.95, 0.96875, 0.99]) | st.floats(0.4, 0.999),
 )
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_interval_and_p_agree(differences: list[float], level: float) -> None:
     low, high = interval(differences, level)
     assert (sign_flip_test(differences) <= 1 - level) == (not low <= 0 <= high)
@@ -137,7 +136,7 @@ def test_interval_covers_the_truth_as_often_as_it_says(pairs: int) -> None:
 
 
 @given(st.lists(st.floats(0, 1) | st.sampled_from([0.01, 0.03125]), min_size=1, max_size=8))
-@settings(deadline=None, max_examples=15)  # statsmodels collects garbage in every call
+@settings(max_examples=15)  # statsmodels collects garbage in every call
 def test_holm_is_statsmodels(p_values: list[float]) -> None:
     assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist(), rel=1e-12, abs=0)
 
@@ -161,7 +160,7 @@ ROWS = st.integers(0, 9).flatmap(
 
 
 @given(st.lists(ROWS, min_size=1, max_size=5), ALPHAS, st.sampled_from([0.0, 0.002, 0.01]), st.booleans())
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_words_intervals_and_p_never_contradict(
     rows: list[list[int]], alpha: float, margin: float, twice: bool
 ) -> None:

@@ -147,11 +147,11 @@ def open_at(model: nn.Module, x: Tensor) -> Tensor:
 
 def coloured(image: Tensor, truth: Tensor, answer: Tensor) -> np.ndarray:
     """Every second pixel in grey, (28, 28, 3), with the colours that say where the answer is right."""
-    grey = (image[0, ::2, ::2, None] * 110).expand(-1, -1, 3).clone()
-    grey[(truth > 0) & (answer == 0)] = torch.tensor(MISSED)
-    grey[(answer > 0) & (answer != truth)] = torch.tensor(WRONG)
-    grey[(answer > 0) & (answer == truth)] = torch.tensor(RIGHT)
-    return grey.byte().numpy()
+    picture = (image[0, ::2, ::2, None] * 110).byte().expand(-1, -1, 3).numpy().copy()
+    picture[((truth > 0) & (answer == 0)).numpy()] = MISSED
+    picture[((answer > 0) & (answer != truth)).numpy()] = WRONG
+    picture[((answer > 0) & (answer == truth)).numpy()] = RIGHT
+    return picture
 
 
 def draw(models: dict[str, nn.Module], x: Tensor, truth: Tensor) -> Image.Image:
@@ -173,7 +173,7 @@ def draw(models: dict[str, nn.Module], x: Tensor, truth: Tensor) -> Image.Image:
             axis.imshow(picture, cmap="gray")
             axis.set(xticks=[], yticks=[])
             if row == 0:
-                axis.set_title(column.replace(" head", "\nhead").replace(", ", ",\n"), fontsize=9)
+                axis.set_title(column.replace(", ", ",\n"), fontsize=9)
     with io.BytesIO() as buffer:
         figure.savefig(buffer, dpi=82)
         return Image.open(buffer).convert("RGB")
@@ -232,7 +232,7 @@ def costs(models: dict[str, nn.Module]) -> str:
 
 
 def main() -> None:
-    asked = arguments(__doc__ or "", seeds=7)
+    asked = arguments(__doc__, seeds=7)
     scores = measure("segmentation", train, SKIPS + HEADS, range(asked.seeds))
     models = {arm: build(arm).eval() for arm in SKIPS + HEADS}
     for arm, model in models.items():

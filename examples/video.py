@@ -26,42 +26,27 @@ WIDTH, STEPS, BATCH, TEST = 16, 250, 32, 1000
 QUERY = (3, 4, 4)  # frame, row and column on the map of 8 x 8, on the moving item of the clip that is drawn
 
 
-class TemporalConvolution(nn.Module):
+class Clipwise(nn.Module):
+    """A module for clips, (N, C, T, H, W), at work in a network for frames, (N T, C, H, W)."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x.unflatten(0, (-1, FRAMES)).transpose(1, 2))
+        return y.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+
+
+def temporal_convolution(channels: int) -> Clipwise:
     """Mix every channel with itself in the frame before and after, by three weights that are the same for all clips."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.mix = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0), groups=channels, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return folded(self.mix(unfolded(x)))
-
-
-class NonLocal(nn.Module):
-    """regard's non_local over the pixels of all frames of a clip at once."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.block = regard.create("non_local", channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return folded(self.block(unfolded(x)))
-
-
-def unfolded(x: Tensor) -> Tensor:
-    """(N T, C, H, W) to (N, C, T, H, W)."""
-    return x.unflatten(0, (-1, FRAMES)).transpose(1, 2)
-
-
-def folded(x: Tensor) -> Tensor:
-    """(N, C, T, H, W) to (N T, C, H, W)."""
-    return x.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    return Clipwise(nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0), groups=channels, bias=False))
 
 
 class Network(nn.Module):
     """Look at every frame by itself, on maps of 16 and 8 pixels a side, and average over pixels and frames.
 
-    Only what stands in `early` and `late` sees more than one frame.
+    Only what stands in `early`, `late` and `last` sees more than one frame.
     """
 
     def __init__(self, arm: str) -> None:
@@ -75,9 +60,9 @@ class Network(nn.Module):
         if arm == "frames + tam":
             self.early, self.late = (regard.create("tam", width, frames=FRAMES) for width in (WIDTH, 2 * WIDTH))
         if arm.startswith("temporal convolution"):
-            self.early, self.late = TemporalConvolution(WIDTH), TemporalConvolution(2 * WIDTH)
+            self.early, self.late = temporal_convolution(WIDTH), temporal_convolution(2 * WIDTH)
         if arm.endswith("non-local"):
-            self.last = NonLocal(2 * WIDTH)
+            self.last = Clipwise(regard.create("non_local", 2 * WIDTH))
 
     def forward(self, clips: Tensor) -> Tensor:
         """(N, T, H, W) to (N, directions)."""
@@ -125,10 +110,6 @@ def kept(arm: str) -> Path:
     return RUNS / f"video{'-quick' * quick()}-{slug(arm)}.pt"
 
 
-def test_clips() -> tuple[Tensor, Tensor]:
-    return film(items(2), 50 if quick() else TEST, torch.Generator().manual_seed(0))
-
-
 def train(arm: str, seed: int) -> float:
     """Share of right directions, on test items."""
     torch.manual_seed(seed)
@@ -148,7 +129,7 @@ def train(arm: str, seed: int) -> float:
     if seed == 0:
         torch.save(model.state_dict(), kept(arm))
     model.eval()
-    clips, direction = test_clips()
+    clips, direction = film(items(2), 50 if quick() else TEST, torch.Generator().manual_seed(0))
     with torch.inference_mode():
         answers = torch.cat([model(batch[:, seen]) for batch in clips.split(BATCH)])
     return (answers.argmax(1) == direction).float().mean().item()
@@ -156,8 +137,8 @@ def train(arm: str, seed: int) -> float:
 
 def kernels(model: nn.Module, clips: Tensor) -> list[np.ndarray]:
     """The weights of the frame before, the frame itself and the next, (lines, 3), of both places in the network."""
-    if isinstance(model.early, TemporalConvolution):
-        return [module.mix.weight.detach().flatten(1).numpy() for module in (model.early, model.late)]
+    if isinstance(model.early, Clipwise):
+        return [place.inner.weight.detach().flatten(1).numpy() for place in (model.early, model.late)]
     with torch.inference_mode(), regard.record(model, kinds={"kernel"}) as maps:
         model(clips)
     return [map.value.flatten(0, 1)[:: map.value.shape[1] // 4].numpy() for map in maps]
@@ -173,7 +154,7 @@ def attended(model: nn.Module, clips: Tensor) -> Tensor:
 def draw(models: dict[str, nn.Module], clips: Tensor, direction: Tensor) -> Image.Image:
     """A clip, where non_local looks from one of its pixels, and how tam and a convolution mix neighbouring frames."""
     figure = plt.figure(figsize=(9, 5.2), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(2.4, 2.4))
+    above, below = figure.subfigures(2, 1)
     cells = above.subplots(2, FRAMES)
     weights = attended(models[CONVOLVED[1]], clips[:1])[0][QUERY]
     for t in range(FRAMES):
@@ -228,14 +209,15 @@ is the share of right answers on {test:,} clips of test items.
 Played backwards a clip has the opposite direction, but the same frames. `frames` and `frames + non-local` give the same
 answer for both: the average over frames does not know their order, nor does `non_local`, to which all positions in
 space and time are a set. So neither can be right more than half of the time, however long it trains. `tam` knows before
-from after.
+from after: an uneven kernel leaves a fading trail behind what moves, and a trail in one frame can be read by the
+convolution that follows.
 
 ## Against a convolution over time
 
 The same trunk with a plain convolution over three frames, channel by channel, in the two places of tam: three weights
 per channel that are the same for every clip and may be negative. It tells `tam`, whose kernels are positive and made
-for each clip, from what any mixing of neighbouring frames gives; and it knows the order of frames, so that `non_local`
-behind it has something to compare.
+for each clip, from what any mixing of neighbouring frames gives. And as it knows the order of frames, `non_local`
+behind it compares positions that know in which direction they change.
 
 {convolved}
 
@@ -267,7 +249,7 @@ def costs(models: dict[str, nn.Module]) -> str:
 
 
 def main() -> None:
-    asked = arguments(__doc__ or "", seeds=7)
+    asked = arguments(__doc__, seeds=7)
     scores = measure("video", train, FRAMEWISE + CONVOLVED, range(asked.seeds))
     models = {arm: Network(arm).eval() for arm in FRAMEWISE + CONVOLVED}
     for arm, model in models.items():

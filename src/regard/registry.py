@@ -229,20 +229,27 @@ def load_official(
         known_keys = sorted(translators)
         raise UserError(f"there is no official key {key!r}{near(key, known_keys) or ': ' + ', '.join(known_keys)}")
     known, translate = translators[key]
+    said = f"load_official({key!r})"
+    if not isinstance(tensors, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
+    ):
+        raise UserError(f"{said} takes names and their tensors: pass the state dict, such as module.state_dict()")
     theirs = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    given = ", ".join(theirs)
+    given = ", ".join(list(theirs)[:5]) + (", ..." if len(theirs) > 5 else "")
     try:
         inspect.signature(translate).bind(theirs, channels, **their_args)
         channels, options, renamed = translate(theirs, channels, **their_args)
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"load_official({key!r}): {error}") from error
+        if channels is None:
+            raise UserError(f"{said}: neither the tensors nor the arguments tell the channels: pass channels=")
+        module = create(known.name, channels, **options)
     except KeyError as error:
-        raise UserError(f"load_official({key!r}): the tensors lack {error}; they have {given}") from error
-    if channels is None:
+        raise UserError(f"{said}: the tensors lack {error}; they have {given}") from error
+    except (TypeError, ValueError) as error:
+        raise error if isinstance(error, UserError) else UserError(f"{said}: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
         raise UserError(
-            f"load_official({key!r}): neither the tensors nor the arguments tell the channels: pass channels="
-        )
-    module = create(known.name, channels, **options)
+            f"{said}: these are not the shapes or arguments of the authors' {key} ({type(error).__name__}: {error})"
+        ) from error
     floating = next((tensor for tensor in theirs.values() if tensor.is_floating_point()), None)
     if floating is not None:
         module.to(device=floating.device, dtype=floating.dtype)
@@ -250,10 +257,10 @@ def load_official(
     for name, tensor in theirs.items():
         ours = _rename(name, renamed)
         if ours not in own:
-            raise UserError(f"load_official({key!r}): tensor {name!r} has no place in {known.name}")
+            raise UserError(f"{said}: tensor {name!r} has no place in {known.name}")
         if tensor.squeeze().shape != own[ours].squeeze().shape:
             raise UserError(
-                f"load_official({key!r}): {name!r} has shape {tuple(tensor.shape)}, "
+                f"{said}: {name!r} has shape {tuple(tensor.shape)}, "
                 f"{known.name} with {channels} channels needs {tuple(own[ours].shape)}: check their arguments"
             )
         # a 1x1 convolution of theirs may be a linear layer of ours
@@ -262,7 +269,7 @@ def load_official(
     # checkpoints older than torch 0.4.1 lack the counter
     missing = {name for name in missing if not name.endswith("num_batches_tracked")}
     if missing:
-        raise UserError(f"load_official({key!r}): the tensors do not give {', '.join(sorted(missing))}")
+        raise UserError(f"{said}: the tensors do not give {', '.join(sorted(missing))}")
     module.load_state_dict(own)
     return module
 

@@ -29,7 +29,7 @@ def _translate(
     channels = inp or channels or width
     if oup not in (None, channels):
         raise ValueError(f"the gate weighs its own input, so oup must be inp, got {oup} and {channels}")
-    options = {"reduction": reduction or max(1, channels // hidden)}
+    options = {"reduction": reduction} if reduction else {"reduction": channels, "min_width": hidden}
     return channels, options, {"conv1": "down", "bn1": "norm", "conv_h": "up.0", "conv_w": "up.1"}
 
 

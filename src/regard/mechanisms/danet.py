@@ -147,6 +147,7 @@ def _translate_head(
     *,
     in_channels: int | None = None,
     out_channels: int | None = None,
+    norm_layer: object = None,  # the tensors of another than a batch norm do not fit
 ) -> Translation:
     width, found = tensors["conv5a.0.weight"].shape[:2]
     channels = in_channels or channels or found

@@ -14,8 +14,10 @@ from regard.registry import Translation, register
 from regard.tap import Tap
 
 
-def _parameters(channels: int, *, reduction: int, kernel_size: int, spatial_dims: int, **_: Any) -> int:
-    hidden = max(1, channels // reduction)
+def _parameters(
+    channels: int, *, reduction: int, hidden: int | None, kernel_size: int, spatial_dims: int, **_: Any
+) -> int:
+    hidden = hidden or max(1, channels // reduction)
     return 2 * channels * hidden * (1 + kernel_size**spatial_dims) + 4 * (channels + hidden)
 
 
@@ -25,14 +27,16 @@ def _translate(
     *,
     in_channels: int | None = None,
     out_channels: int | None = None,
-    rate: int | None = None,
+    rate: float | None = None,
     padding_mode: str = "replicate",
 ) -> Translation:
     hidden, width = tensors["linear1.weight"].shape
     channels = in_channels or channels or width
     if out_channels not in (None, channels):
         raise ValueError(f"the gate weighs its own input, so out_channels must be {channels}, got {out_channels}")
-    options: dict[str, Any] = {"reduction": rate or channels // hidden, "padding": padding_mode}
+    if rate is not None and int(channels / rate) != hidden:
+        raise ValueError(f"{channels} channels over a rate of {rate} are not the {hidden} that the tensors have")
+    options: dict[str, Any] = {"hidden": hidden, "padding": padding_mode}
     options["kernel_size"] = tensors["conv1.weight"].shape[-1]
     return channels, options, {"linear1": "down", "linear2": "up"}
 
@@ -64,6 +68,7 @@ class GAM(nn.Module):
     Args:
         channels: C.
         reduction: r, how many times narrower the hidden layers are.
+        hidden: their width itself, instead of C / r.
         kernel_size: k, an odd number of pixels.
         padding: ``"zeros"`` or ``"replicate"``, of the convolutions.
         spatial_dims: number of spatial axes of the map: 1, 2 or 3.
@@ -79,6 +84,7 @@ class GAM(nn.Module):
         channels: int,
         *,
         reduction: int = 4,
+        hidden: int | None = None,
         kernel_size: int = 7,
         padding: str = "zeros",
         spatial_dims: int = 2,
@@ -88,14 +94,14 @@ class GAM(nn.Module):
             raise UserError(f"gam: kernel_size is an odd number, so that the mask fits the map, got {kernel_size}")
         if padding not in ("zeros", "replicate"):
             raise UserError(f"gam: padding is 'zeros' or 'replicate', got {padding!r}")
-        hidden = max(1, channels // reduction)
+        width = hidden or max(1, channels // reduction)
         around: dict[str, Any] = {"padding": kernel_size // 2, "padding_mode": padding}
-        self.down = Pointwise(channels, hidden)
-        self.up = Pointwise(hidden, channels)
+        self.down = Pointwise(channels, width)
+        self.up = Pointwise(width, channels)
         self.gate = Tap("element", low=-float("inf"), high=float("inf"))
-        self.conv1 = conv(spatial_dims, channels, hidden, kernel_size, **around)
-        self.norm1 = BatchNorm(hidden)
-        self.conv2 = conv(spatial_dims, hidden, channels, kernel_size, **around)
+        self.conv1 = conv(spatial_dims, channels, width, kernel_size, **around)
+        self.norm1 = BatchNorm(width)
+        self.conv2 = conv(spatial_dims, width, channels, kernel_size, **around)
         self.norm2 = BatchNorm(channels)
         self.mask = Tap("element")
 

@@ -34,15 +34,22 @@ def _translate(
     pooling_type: str = "att",
     fusion_types: Sequence[str] = ("channel_add",),
 ) -> Translation:
-    first = f"{fusion_types[0]}_conv.0.weight"
-    hidden, width = tensors[first].shape[:2]
     words = [word for word in ("add", "mul") if f"channel_{word}" in fusion_types]
+    if pooling_type not in ("att", "avg") or len(words) != len(set(fusion_types)) or not words:
+        raise ValueError(
+            "pooling_type is 'att' or 'avg' and fusion_types holds 'channel_add', 'channel_mul' or both, "
+            f"got {pooling_type!r} and {fusion_types!r}"
+        )
+    hidden, width = tensors[f"channel_{words[0]}_conv.0.weight"].shape[:2]
+    channels = inplanes or channels or width
+    if ratio is not None and int(channels * ratio) != hidden:
+        raise ValueError(f"ratio {ratio} of {channels} channels is not the {hidden} that the tensors have")
     options: dict[str, Any] = {"hidden": hidden, "fusion": "+".join(words)}
     options["squeeze"] = "attention" if pooling_type == "att" else "avg"
     names = {"conv_mask": "query"}
     for word in words:
         names |= {f"channel_{word}_conv.{i}": f"{word}.{i}" for i in (0, 1, 3)}
-    return inplanes or channels or width, options, names
+    return channels, options, names
 
 
 @register(

@@ -67,9 +67,10 @@ def _translate(
         return channel or channels, options, {"conv.0": "gather.0", "conv.1": "norms.0"}
     if use_mlp and not extra_params:
         raise ValueError("a network behind a gathering without parameters is no form of the paper: use_mlp=False")
-    options = {"form": FORMS[extra_params + use_mlp], "extent": extent}
     if extra_params and extent == 0:
-        options["size"] = tuple(tensors["gather.conv1.weight"].shape[-2:])
+        raise ValueError("the port pads its kernel for the whole map and slides it, so it gathers nothing there: "
+                         "extent is a power of 2 with extra_params=True")  # fmt: skip
+    options = {"form": FORMS[extra_params + use_mlp], "extent": extent}
     if use_mlp:
         options["hidden"] = tensors["mlp.fc1.weight"].shape[0]
     names = {"mlp.fc1": "down", "mlp.fc2": "up"}
@@ -100,7 +101,7 @@ class GE(nn.Module):
     Differs:  The authors released networks for Caffe whose layers are not all public; the forms with parameters are
               held to PyTorch ports. Means do not count the padding. extent=0 is the whole map; its learnt form has a
               kernel as large as the map, which must be told (`size`) and takes no other. The most used port cannot be
-              built with its default arguments.
+              built with its default arguments, and pads that kernel, so that it slides and gathers no whole map.
     Maps:     `gate`, channel, with an extent element, values in (0, 1).
 
     Args:

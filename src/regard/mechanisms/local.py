@@ -1,6 +1,6 @@
 """Local self-attention in blocks with halos (Vaswani et al. 2021, HaloNet): https://arxiv.org/abs/2103.12731"""
 
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -34,12 +34,16 @@ def _translate(
     qk_ratio: float = 1.0,
     qkv_bias: bool = False,
     scale_pos_embed: bool = False,
+    avg_down: bool = False,  # says how a stride is made
+    feat_size: Sequence[int] | None = None,  # they use it nowhere
 ) -> Translation:
     width, found = tensors["q.weight"].shape[:2]
     channels = dim or channels or found
     if dim_out not in (None, channels) or stride != 1 or scale_pos_embed:
         raise ValueError("local answers with the map's own size and channels and unscaled positions: dim_out, stride "
                          "and scale_pos_embed are left at their defaults")  # fmt: skip
+    if num_heads < 1 or width % num_heads or channels % num_heads:
+        raise ValueError(f"{num_heads} heads do not divide widths of {width} and {channels}")
     each = width // num_heads
     for kind in ("weight", "bias") if qkv_bias else ("weight",):
         heads = tensors.pop(f"kv.{kind}").unflatten(0, (num_heads, -1))

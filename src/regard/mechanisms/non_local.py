@@ -19,8 +19,8 @@ SUBSAMPLE = ("none", "before", "after")
 POOLS: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
-def _parameters(channels: int, *, pairwise: str, reduction: int, norm: bool, **_: Any) -> int:
-    hidden = max(1, channels // reduction)
+def _parameters(channels: int, *, pairwise: str, reduction: int, hidden: int | None, norm: bool, **_: Any) -> int:
+    hidden = hidden or max(1, channels // reduction)
     projections = 1 if pairwise == "gaussian" else 3
     pair = 2 * hidden * (pairwise == "concatenation")
     return projections * (channels * hidden + hidden) + pair + hidden * channels + channels + 2 * channels * norm
@@ -44,7 +44,7 @@ def _port(pairwise: str) -> Callable[..., Translation]:
         channels = in_channels or channels or width
         if inter_channels not in (None, hidden):
             raise ValueError(f"inter_channels is {inter_channels}, but the tensors have {hidden}")
-        options: dict[str, Any] = {"pairwise": pairwise, "reduction": channels // hidden, "norm": bn_layer}
+        options: dict[str, Any] = {"pairwise": pairwise, "hidden": hidden, "norm": bn_layer}
         options["subsample"] = "after" if sub_sample else "none"
         names = {projection: "value", "theta": "query", "phi.0" if sub_sample else "phi": "key"}
         names |= {"W.0": "out", "W.1": "norm"} if bn_layer else {"W": "out"}
@@ -68,7 +68,8 @@ def _released(
     channels = C or channels or width
     if inner not in (None, hidden):
         raise ValueError(f"inner is {inner}, but the tensors have {hidden}")
-    options: dict[str, Any] = {"reduction": channels // hidden, "scale": scale}
+    # they scale the logits of the softmax alone
+    options: dict[str, Any] = {"hidden": hidden, "scale": scale and softmax}
     options |= {"pairwise": "embedded_gaussian" if softmax else "dot_product"}
     options |= {"subsample": "before" if pool else "none"}
     return channels, options, {"theta": "query", "phi": "key", "g": "value", "bn": "norm"}
@@ -108,6 +109,7 @@ class NonLocal(nn.Module):
         channels: C.
         pairwise: ``"gaussian"``, ``"embedded_gaussian"``, ``"dot_product"`` or ``"concatenation"``.
         reduction: r, how many times narrower the inner width is; the paper's 2.
+        hidden: the inner width itself, instead of C / r.
         scale: whether the logits, or products, are multiplied by one over the root of their width.
         subsample: keys and values are max-pooled over 2 x 2 pixels (never over time): ``"none"``, ``"before"`` or
             ``"after"`` their projections.
@@ -125,6 +127,7 @@ class NonLocal(nn.Module):
         *,
         pairwise: str = "embedded_gaussian",
         reduction: int = 2,
+        hidden: int | None = None,
         scale: bool = False,
         subsample: str = "none",
         norm: bool = True,
@@ -134,16 +137,16 @@ class NonLocal(nn.Module):
             raise UserError(f"non_local: pairwise is one of {', '.join(PAIRWISE)}, got {pairwise!r}")
         if subsample not in SUBSAMPLE:
             raise UserError(f"non_local: subsample is one of {', '.join(SUBSAMPLE)}, got {subsample!r}")
-        hidden = max(1, channels // reduction)
+        width = hidden or max(1, channels // reduction)
         self.pairwise, self.subsample = pairwise, subsample
-        self.scale = (channels if pairwise == "gaussian" else hidden) ** -0.5 if scale else 1.0
+        self.scale = (channels if pairwise == "gaussian" else width) ** -0.5 if scale else 1.0
         if pairwise != "gaussian":
-            self.query = Pointwise(channels, hidden)
-            self.key = Pointwise(channels, hidden)
+            self.query = Pointwise(channels, width)
+            self.key = Pointwise(channels, width)
         if pairwise == "concatenation":
-            self.pair = nn.Linear(2 * hidden, 1, bias=False)
-        self.value = Pointwise(channels, hidden)
-        self.out = Pointwise(hidden, channels)
+            self.pair = nn.Linear(2 * width, 1, bias=False)
+        self.value = Pointwise(channels, width)
+        self.out = Pointwise(width, channels)
         for projection in self.children():
             nn.init.normal_(projection.weight, std=0.01)  # type: ignore[arg-type]
             if projection.bias is not None:

@@ -1,6 +1,6 @@
 """Polarized Self-Attention (Liu et al. 2021): https://arxiv.org/abs/2107.00782"""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -29,23 +29,30 @@ def _parameters(channels: int, *, arrangement: str, form: str) -> int:
     return channels + 3 * channels * half + up
 
 
-def _parallel(
-    tensors: Mapping[str, Tensor], channels: int | None, *, inplanes: int | None = None, planes: int | None = None
-) -> Translation:
-    names = {"conv_q_right": "channel_query", "conv_v_right": "channel_value", "conv_up": "up"}
-    names |= {"conv_q_left": "pixel_query", "conv_v_left": "pixel_value"}
-    channels = inplanes or channels or tensors["conv_q_right.weight"].shape[1]
-    if planes not in (None, channels):
-        raise ValueError(f"the gates weigh their own input, so planes must be inplanes, got {planes} and {channels}")
-    return channels, {"arrangement": "parallel"}, names
+def _released(arrangement: str) -> Callable[..., Translation]:
+    def translate(
+        tensors: Mapping[str, Tensor],
+        channels: int | None,
+        *,
+        inplanes: int | None = None,
+        planes: int | None = None,
+        kernel_size: int = 1,  # they store it, and use it nowhere
+        stride: int = 1,
+    ) -> Translation:
+        channels = inplanes or channels or tensors["conv_q_right.weight"].shape[1]
+        if planes not in (None, channels) or stride != 1:
+            raise ValueError(
+                f"the gates weigh their own input, so planes is {channels} and stride 1, got {planes} and {stride}"
+            )
+        names = {"conv_q_right": "channel_query", "conv_v_right": "channel_value"}
+        names |= {"conv_q_left": "pixel_query", "conv_v_left": "pixel_value"}
+        if arrangement == "sequential":
+            names |= {"conv_up.0": "down", "conv_up.1": "norm", "conv_up.3": "up"}
+        else:
+            names["conv_up"] = "up"
+        return channels, {"arrangement": arrangement}, names
 
-
-def _sequential(
-    tensors: Mapping[str, Tensor], channels: int | None, *, inplanes: int | None = None, planes: int | None = None
-) -> Translation:
-    channels, _, names = _parallel(tensors, channels, inplanes=inplanes, planes=planes)
-    names |= {"conv_up.0": "down", "conv_up.1": "norm", "conv_up.3": "up"}
-    return channels, {"arrangement": "sequential"}, names
+    return translate
 
 
 @register(
@@ -55,7 +62,7 @@ def _sequential(
     paper="Liu et al. 2021, arXiv 2107.00782",
     place="branches",
     parameters=_parameters,
-    official={"psa_parallel": _parallel, "psa_sequential": _sequential},
+    official={"psa_parallel": _released("parallel"), "psa_sequential": _released("sequential")},
 )
 class Polarized(nn.Module):
     """Weigh channels by what one chosen set of pixels holds, and pixels by how they answer the average pixel.

@@ -43,12 +43,18 @@ def _translate_torch(
     h: int | None = None,
     embed_dim: int | None = None,
     num_heads: int | None = None,
+    dropout: float = 0.0,
+    bias: bool = True,
+    batch_first: bool = False,  # a map has no order of batch and tokens
 ) -> Translation:
+    heads = h or num_heads
+    if heads is None or dropout:
+        raise ValueError(f"pass num_heads=, which the tensors do not tell, and dropout 0, got {heads} and {dropout}")
     bias = "in_proj_bias" in tensors
     for kind in ("weight", "bias") if bias else ("weight",):
         stacked = tensors.pop(f"in_proj_{kind}").chunk(3)
         tensors.update({f"{name}.{kind}": part for name, part in zip(("query", "key", "value"), stacked, strict=True)})
-    options = {"heads": h or num_heads or 1, "projection": True, "bias": bias}
+    options = {"heads": heads, "projection": True, "bias": bias}
     return E or embed_dim or channels or tensors["query.weight"].shape[1], options, {"out_proj": "out"}
 
 

@@ -16,10 +16,18 @@ def _parameters(channels: int, *, reduction: int, bias: bool) -> int:
 
 
 def _translate(
-    tensors: Mapping[str, Tensor], channels: int | None, *, channel: int | None = None, reduction: int | None = None
+    tensors: Mapping[str, Tensor],
+    channels: int | None,
+    *,
+    channel: int | None = None,
+    reduction: int | None = None,
+    out_channel: int | None = None,
+    version: int = 1,
 ) -> Translation:
     hidden, width = tensors["fc.0.weight"].shape[:2]
     channels = channel or channels or width
+    if out_channel not in (None, channels) or version != 1:
+        raise ValueError(f"out_channel is {channels}, as the gate weighs its own input, and version is 1")
     options = {"reduction": reduction or channels // hidden, "bias": "fc.0.bias" in tensors}
     return channels, options, {"fc.0": "down", "fc.2": "up"}
 

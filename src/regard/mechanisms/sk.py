@@ -1,7 +1,7 @@
 """Selective Kernel convolution (Li et al. 2019): https://arxiv.org/abs/1903.06586"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -40,15 +40,30 @@ def _translate(
     groups: int | None = None,
     d: int | None = None,
     stride: int = 1,
+    in_channels: int | None = None,
+    out_channels: int | None = None,
+    kernel_size: Sequence[int] | None = None,
+    dilation: int = 1,
+    rd_channels: int | None = None,
+    split_input: bool = False,
 ) -> Translation:
     branches = len({name.split(".")[1] for name in tensors if name.startswith("paths.")})
+    if kernel_size not in (None, [2 * i + 3 for i in range(branches)]) or dilation != 1 or stride not in (1, 2):
+        raise ValueError(
+            "branch i has a kernel of 2 i + 1, so kernel_size is [3, 5, ...], dilation 1 and stride 1 or 2"
+        )
+    if split_input:
+        raise ValueError("every branch sees all channels, as in the paper: split_input=False")
     out, per_group = tensors["paths.0.conv.weight"].shape[:2]
-    channels = C or channels or out
+    channels = C or in_channels or channels or out
+    # more groups than channels are as many as channels
+    if (groups and min(groups, out) != channels // per_group) or out_channels not in (None, out):
+        raise ValueError(f"the tensors have {channels // per_group} groups and {out} channels as result")
     options = {
         "branches": branches,
-        "groups": groups or channels // per_group,
+        "groups": channels // per_group,
         "reduction": out,
-        "min_width": d or tensors["attn.fc_reduce.weight"].shape[0],
+        "min_width": d or rd_channels or tensors["attn.fc_reduce.weight"].shape[0],
         "stride": stride,
         "out_channels": out,
     }

@@ -1,6 +1,6 @@
 """Triplet Attention (Misra et al. 2021): https://arxiv.org/abs/2010.03045"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,22 @@ from regard.registry import Translation, register
 from regard.tap import Tap
 
 
-def _translate(tensors: Mapping[str, Tensor], channels: int | None, *, no_spatial: bool = False) -> Translation:
+def _translate(
+    tensors: Mapping[str, Tensor],
+    channels: int | None,
+    *,
+    no_spatial: bool = False,
+    gate_channels: int | None = None,
+    reduction_ratio: int = 16,  # their second file takes both, and uses neither
+    pool_types: Sequence[str] = ("avg", "max"),
+) -> Translation:
     names: dict[str, str] = {}
     for ours, (one, other) in enumerate((("cw", "ChannelGateH"), ("hc", "ChannelGateW"), ("hw", "SpatialGate"))):
         for theirs, inner in ((one, "conv"), (other, "spatial")):
             names |= {f"{theirs}.{inner}.conv": f"conv.{ours}", f"{theirs}.{inner}.bn": f"norm.{ours}"}
-    size = next(tensor for name, tensor in tensors.items() if name.endswith("conv.weight")).shape[-1]
-    return channels or 1, {"spatial": not no_spatial, "kernel_size": size}, names
+    first = "ChannelGateH.spatial" if "ChannelGateH.spatial.conv.weight" in tensors else "cw.conv"
+    size = tensors[f"{first}.conv.weight"].shape[-1]
+    return gate_channels or channels or 1, {"spatial": not no_spatial, "kernel_size": size}, names
 
 
 @register(

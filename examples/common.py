@@ -32,6 +32,7 @@ def arguments(description: str, seeds: int) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=seeds, help="trainings of every arm (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="only try the script: one seed, hardly any training")
     asked = parser.parse_args()
+    torch.set_num_threads(1)  # as in the workers, so that what is drawn is what was measured
     if asked.quick:
         asked.seeds = 1
         os.environ["QUICK"] = "1"  # the workers see it too

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import torch
 from common import arguments, images, measure, quick, table, write_page
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -133,7 +134,8 @@ def draw(model: Glimpse, items: int = 5) -> tuple[Image.Image, Tensor]:
             for size, width in ((SIDE, 1.5), (WIDER, 0.5)):
                 corner = (column - size // 2, row - size // 2)
                 panel.add_patch(Rectangle(corner, size, size, fill=False, color="#E69F00", lw=width))
-            panel.text(column, row, str(number), color="#E69F00", weight="bold", ha="center", va="center")
+            text = panel.text(column, row, str(number), color="white", weight="bold", ha="center", va="center")
+            text.set_path_effects([withStroke(linewidth=3, foreground="black")])
         panel.set_title(f"{names[labels[index]]}\nanswer: {names[answers[index]]}", fontsize=9)
         panel.set(xticks=[], yticks=[], xlim=(0, IMAGE), ylim=(IMAGE, 0))
     above.suptitle("The glimpses in order; thick: the fine patch, thin: the coarse one", fontsize=10)
@@ -171,11 +173,16 @@ The figure shows the glimpses of the first seed of *learnt* on the first test im
 {learnt:.0%} of its places are on the item; of places drawn evenly, {random:.0%}. The correlation of a place with the
 middle of the item is {follows:.2f}; for places that do not depend on the image it is 0.
 
-FINDING
+Learnt places are clearly better than random ones, but worse than a scan set by hand, which is the same for every image
+and need not be learnt: after such a short training the places follow the item only a little. At the same
+cost the plain CNN, which sees the whole image, is far ahead of all of them. What glimpses are good for, a cost that
+does not grow with the image, is not needed at this size.
 
-Learning rate, spread and the way of rewarding were chosen on validation images with one seed. With the published loss
-(right or wrong as the reward, one game for each image, a learnt baseline) the places did not come to depend on the
-image within such a short training. Not tried: a recurrent core with gates, a convolutional sensor, and training for
+Learning rate, spread and the number of games were chosen on validation images with one seed; the three places of *scan*
+were not tuned. A first measurement used the published loss (right or wrong as the reward, one game for each image, a
+learnt baseline) and 12 epochs. It was given up after its first seed, when *learnt* had 30.8 % of the test images right
+and its places hardly depended on the image: that is why the reward is another one here.
+Not tried: a recurrent core with gates, a convolutional sensor, and training for
 hundreds of epochs, as is usual for this model.
 """
 

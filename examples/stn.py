@@ -120,8 +120,8 @@ def draw(seed: int, items: int = 8) -> Image.Image:
 
 TEXT = """
 A spatial transformer looks at an image through an affine frame that a small network chooses for each image; what
-follows sees only the inside of the frame, set upright. Where items come turned, at any size and anywhere, it can undo
-some of this before anything else happens.
+follows sees only the inside of the frame. Where items come turned, at any size and anywhere, it can undo some of this
+before anything else happens.
 
 Each item of Fashion-MNIST is turned by up to {turn} degrees either way, scaled by {smallest} to {largest} and shifted
 by up to {shift} pixels along each side, on a black image of {side} x {side} pixels: anew in every epoch for training,
@@ -135,7 +135,9 @@ images in the same order, displaced alike; {epochs} epochs, {seeds} seeds.
 {table}
 
 The figure shows test images (two each of trousers, dresses, sneakers and bags) and, drawn on them, the frame that the
-transformer of the first seed looks at; the thick blue line is the top of the frame. Below is what the CNN is given.
+transformer of the first seed looks at; the thick blue line is the top of the frame. Below is what the CNN is given. The
+frame follows the item and closes around it, so that items are seen larger and nearer the middle. Little of the turn is
+undone: the frame leans and shears, but by far less than the items are turned.
 
 The learning rate of the localisation network was chosen from two by validation images of a seed that is not among
 these, the rest was not tuned. Not tried: a transformer between the stages, several of them, frames without shear,

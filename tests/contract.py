@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import regard
-from regard.registry import SAME, SLOTS, Info, shapes
+from regard.registry import SLOTS, Info, shapes
 from regard.tap import taps
 
 SIZES = [(14, 14), (7, 13), (1, 1), (1, 9)]
@@ -81,7 +81,7 @@ def promise(words: str, *, where: Callable[[Info], bool] = lambda known: True, a
 
 def same(known):
     """One map in, one map of its shape out."""
-    return known.signature in (SAME, "(B, C, H, W) -> same")
+    return known.signature.endswith("-> same") and known.signature.count("(") == 1
 
 
 def inserted(known):
@@ -115,7 +115,9 @@ def any_map(subject):
                 assert all(y.isfinite().all() for y in got), f"NaN or infinity at {channels} x {size}"
 
 
-@promise("one value per channel in training", where=lambda known: "spatial" in known.signature or same(known))
+@promise(
+    "one value per channel in training", where=lambda known: "spatial" in known.signature or "H, W" in known.signature
+)
 def one_value(subject):
     module = subject.make()
     inputs = [x.requires_grad_() for x in subject.inputs(20, (1, 1), batch=1)]
@@ -383,7 +385,7 @@ def cost(subject):
     """`Cost: FORMULA parameters; ...` is evaluated and compared with what is built; its letters are C, the options'
     initials r, k and names, and M, the hidden width."""
     known = subject.known
-    text = known.slots["Cost"].partition(" parameters")[0]
+    text = known.slots["Cost"].partition(" parameter")[0]
     r, k = known.options.get("reduction"), known.options.get("kernel_size")
     k = subject.build(256).conv.weight.shape[-1] if k == "adaptive" else k
     values = {"C": 256, "r": r, "k": k, "M": max(known.options.get("min_width", 0), 256 // (r or 1))}

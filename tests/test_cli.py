@@ -101,7 +101,7 @@ def test_list_shows_every_mechanism(capsys):
     status, out, err = call(capsys, "list")
     assert (status, err) == (0, "")
     header, *rows = out.splitlines()
-    assert header.split() == ["attention", "parameters", "at", "C=256", "paper"]
+    assert header.split() == ["attention", "attaches", "at", "parameters", "at", "C=256", "paper"]
     groups, category = {}, None
     for row in rows:
         if row.startswith("  "):

@@ -41,7 +41,7 @@ def test_a_page_shows_the_data_flow_from_every_input_to_every_output(name):
     assert sum(node.kind == "output" for node in flow.nodes) == max(1, gives.count("("))
     shown = {str(node) for node in flow.nodes if node.kind == "tap"}
     shown |= {words.removeprefix("map ") for node in flow.nodes for _, words in node.rows if words.startswith("map ")}
-    assert shown == {tap for tap, _ in taps(known.factory(256))}
+    assert shown == {tap for tap, _ in taps(known.factory(16))}
     assert f"![Data flow of {name}: {flow}]({name}.svg)" in pages.page(known)
 
 

@@ -178,7 +178,7 @@ def render(found: dict[str, Any]) -> str:
 Made by `make trust` from the checks that `make test` runs (torch {found["versions"]["torch"]}); nothing here is
 written by hand.
 
-## Agreement with the authors
+## Agreement with the authors, or what stands for them
 
 {len(found["mechanisms"])} mechanisms, {cases} cases computed with other people's code in float64. *Value* and
 *gradient* are the largest absolute deviations over a mechanism's cases; the gradient is that of the input and of every
@@ -206,7 +206,8 @@ again, *formula* from the paper's formula.
 
 Their modules with their default arguments (where default groups fit no map of 8, 20 and 64 channels, as few as fit).
 *Agreement* is the largest deviation of value and input gradient with the authors' weights loaded, in a module built
-with the authors' arguments.
+with the authors' arguments. A module that refuses maps of 7 x 13 pixels, or other channels than it was made for, fails
+wherever such a map is used: it was not found to be wrong there, but could not be asked.
 
 | library | module | as | agreement | {open_numbers} |
 |---|---|---|---|{"---|" * len(open_columns)}

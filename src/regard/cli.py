@@ -102,7 +102,7 @@ Exit status: 0 done, 2 a mistake in the question or the files, 130 Ctrl-C.""",
 def list_(
     *, category: str | None = None, attention: Literal["soft", "hard", "self"] | None = None, json: bool = False
 ) -> None:
-    """Show the mechanisms by category: name, kind of attention, parameters at 256 channels, paper.
+    """Show the mechanisms by category: name, kind of attention, where it attaches, parameters at 256 channels, paper.
 
     Parameters
     ----------
@@ -114,21 +114,26 @@ def list_(
         Print JSON instead of a table.
     """
     import regard
+    from regard.errors import near
 
     known = sorted({regard.info(name).category for name in regard.names()})
-    if category not in (None, *known):
-        raise regard.UserError(f"there is no category {category!r}: the categories are {', '.join(known)}")
+    if category is not None and category not in known:
+        hint = near(category, known) or f": the categories are {', '.join(known)}"
+        raise regard.UserError(f"there is no category {category!r}{hint}")
     found = [regard.info(name) for name in regard.names(category, attention=attention)]
     if json:
         keys = ("name", "category", "attention", "paper")
         _print_json([{key: getattr(i, key) for key in keys} | {"parameters_at_256": i.parameters(256)} for i in found])
         return
-    cells = [[i.name, i.attention, f"{i.parameters(256):,}", i.paper] for i in found]
-    head = ["", "attention", "parameters at C=256", "paper"]
+    cells = [[i.name, i.attention, i.place or "-", f"{i.parameters(256):,}", i.paper] for i in found]
+    head = ["", "attention", "attaches at", "parameters at C=256", "paper"]
     widths = [max(len(row[column]) for row in [head, *cells]) for column in range(len(head))]
 
     def line(row: list[str]) -> str:
-        return "  " + "  ".join([row[0].ljust(widths[0]), row[1].ljust(widths[1]), row[2].rjust(widths[2]), row[3]])
+        aligned = [
+            cell.rjust(w) if i == 3 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "  " + "  ".join(aligned).rstrip()
 
     print(line(head))
     for word in known:

@@ -182,8 +182,9 @@ def attach(
         mechanism: a registered name.
         at: see `sites`; ``"auto"`` is the mechanism's own placement.
         example: input of the dry run; a tuple is positional arguments, a dict keyword arguments, anything else one.
-        start: ``"identity"``: the model computes exactly what it did, and every new parameter can learn;
-            ``"paper"``: as the authors start it.
+        start: ``"identity"``: the model computes exactly what it did, and every new parameter can learn: for networks
+            that have learnt; ``"paper"``: as the authors start it: for training from scratch, where many networks start
+            the last norm of each branch at 0, and an identity in front of a map of zeros would hardly move.
         seed: of the mechanism's own generator; drawn from torch's global one otherwise, which is put back.
         label: name under which it is attached, the mechanism's name otherwise; several labels stack.
         repeated: allow sites that one forward pass calls several times (with one shape).
@@ -207,7 +208,7 @@ def attach(
     """
     known = info(mechanism)
     if known.place is None:
-        raise UserError(f"{mechanism} cannot be attached ({known.signature}): {' '.join(known.slots['Place'].split())}")
+        raise UserError(f"{mechanism} cannot be attached: {' '.join(known.slots['Place'].split())}")
     for option, value in options.items():
         if isinstance(value, nn.Module):
             raise UserError(
@@ -385,6 +386,8 @@ def _check_calls(model: nn.Module, example: Any, attached: Attached, before: Sur
     try:
         with borrowed(model), torch.no_grad():
             call(model, example)
+    except UserError as error:
+        raise UserError(f"{attached.label!r} cannot stand there: {error}") from error
     except Exception as error:
         raise UserError(
             f"with {attached.label!r} attached the model fails ({brief(error)}): choose other sites or options; a "

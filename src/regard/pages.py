@@ -30,6 +30,7 @@ def page(known: Info) -> str:
     options = "\n".join(
         f"| `{option}` | `{default!r}` | {_meaning(known, option)} |" for option, default in known.options.items()
     )
+    options = options or "| none | | |"
     slots = "\n\n".join(f"**{slot}.** {_slot(known, slot)}" for slot in SLOTS)
     return f"""# {known.name}
 
@@ -41,7 +42,7 @@ def page(known: Info) -> str:
 
 ![{title(known)}: {flow(known.name)}]({known.name}.svg)
 
-Drawn from a forward pass with {CHANNELS} channels and the options' defaults.
+Drawn from a forward pass of maps of {SIDES[0]} x {SIDES[1]} with the options' defaults.
 
 ## Options
 
@@ -55,7 +56,7 @@ Drawn from a forward pass with {CHANNELS} channels and the options' defaults.
 |---|{"---|" * len(WIDTHS)}
 | parameters | {cells} |
 
-{_multiply_adds(known)}
+With the options' defaults. {_multiply_adds(known)}
 
 ## At the start
 
@@ -105,7 +106,7 @@ PUBLISHED: list[tuple[str, dict[str, Any], list[int], str]] = [
     ("shuffle", {"groups": 64}, BRANCHES, "300 added (abstract); the released code has these 708"),
     ("eca", {"kernel_size": "released"}, BRANCHES, "80 added (abstract)"),
     ("eca", {}, BRANCHES, "the paper's rule for the kernel; the released networks do not follow it"),
-    ("srm", {}, BRANCHES, "counted on the authors' code"),
+    ("srm", {}, BRANCHES, "not published; counted on the authors' code"),
     ("triplet", {}, BRANCHES, "25.56 M in all"),
     ("simam", {}, BRANCHES, "parameter-free"),
 ]
@@ -130,9 +131,9 @@ the formula on each card, which the tests hold to the modules as they are built.
 |---|---|---|---|---|
 {table}
 
-One table that is copied from tutorial to tutorial cannot be right. In the ablation of CBAM's channel part the rows
-"ResNet50 + AvgPool (SE)", "+ MaxPool" and "+ AvgPool & MaxPool" are given with 25.92 M parameters. A network with SE at
-reduction 16 in every block has {(RESNET50 + se) / 1e6:.2f} M; {(RESNET50 + bam) / 1e6:.2f} M is what BAM needs.
+One table that is copied from tutorial to tutorial, the CBAM paper's ablation of its channel part, cannot be right. Its
+rows "ResNet50 + AvgPool (SE)", "+ MaxPool" and "+ AvgPool & MaxPool" are given with 25.92 M parameters. A network with
+SE at reduction 16 in every block has {(RESNET50 + se) / 1e6:.2f} M; {(RESNET50 + bam) / 1e6:.2f} M is what BAM needs.
 The accuracies of these rows may well be right; their sizes are not.
 """
 
@@ -141,13 +142,14 @@ The accuracies of these rows may well be right; their sizes are not.
 def flow(name: str) -> diagram.Flow:
     """What a mechanism computes, with its axes named as in its signature."""
     known = info(name)
-    inputs = example_inputs(known, CHANNELS, batch=BATCH, size=SIDES)
-    letters = {BATCH: "B", CHANNELS: "C", SIDES[0]: "H", SIDES[1]: "W"}
+    channels = CHANNELS if CHANNELS not in known.options.values() else 3  # else a hidden width would be called C
+    inputs = example_inputs(known, channels, batch=BATCH, size=SIDES)
+    letters = {BATCH: "B", channels: "C", SIDES[0]: "H", SIDES[1]: "W"}
     for axes, x in zip(re.findall(r"\(([^)]*)\)", known.signature), inputs, strict=False):
         for axis, length in zip(axes.split(", "), x.shape, strict=False):
             if re.fullmatch(r"\w+", axis):
                 letters.setdefault(length, axis)
-    return diagram.trace(known.factory(CHANNELS), inputs, letters)
+    return diagram.trace(known.factory(channels), inputs, letters)
 
 
 def title(known: Info) -> str:
@@ -203,7 +205,7 @@ def _multiplier(known: Info) -> str:
     exact = "1, exactly" + ("" if known.identity else ", in both ways to start: a fresh module is the identity")
     if known.identity is None:
         return f"What it multiplies a map with at the start: {exact}."
-    if any(isinstance(part, Blend) for part in module.modules()):
+    if any(isinstance(part, Blend) or getattr(part, "kind", None) == "frame" for part in module.modules()):
         return (
             'It moves or replaces what a map holds, so there is no multiplier. `start="identity"` blends: the map '
             "itself at first, exactly."

@@ -71,6 +71,8 @@ class Info:
         if self.signature != SAME:
             lines.append(f"  {'Takes:':<10}{self.signature}")
         lines.append(f"  {'Options:':<10}{options}")
+        if self.official:
+            lines.append(f"  {'Weights:':<10}load_official({' or '.join(map(repr, self.official))}, ...)")
         lines += [f"  {'Not:':<10}{column}, because {reason}" for column, reason in self.exceptions.items()]
         return "\n".join(lines)
 
@@ -162,7 +164,8 @@ def info(name: str) -> Info:
         raise UserError(f"options are keyword arguments here: pass {name.partition('[')[0]!r} and option=value")
     if name not in _registry:
         raise UserError(
-            f"there is no mechanism {name!r}{near(name, names()) or ': the names are ' + ', '.join(names())}"
+            f"there is no mechanism {name!r}"
+            f"{near(name, names()) or near(name.lower(), names()) or ': the names are ' + ', '.join(names())}"
         )
     return _registry[name]
 

@@ -62,15 +62,16 @@ class BAM(nn.Module):
 
     Paper:    Park et al. 2018, BAM: Bottleneck Attention Module, arXiv 1807.06514, section 3.
     Category: channel and spatial; one number per channel and pixel, from one logit per channel and one per pixel.
-    Formula:  c = W2 relu(norm(W1 mean_HW(x)));  s = conv_1x1(d(d(relu(norm(conv_1x1(x))))));
+    Formula:  c = W2 relu(norm(W1 mean_HW(x) + b1)) + b2;  s = conv_1x1(d(d(relu(norm(conv_1x1(x))))));
               d(t) = relu(norm(conv_3x3_dilated(t)));  y = x * (1 + sigmoid(c * s))
     Shape:    x, y, gate: (B, C, *spatial);  c: (B, C, 1, ...);  s: (B, 1, *spatial);  hidden width M = C / r
     Cost:     3 C M + C + 18 M^2 + 13 M + 1 parameters; reads x three times, writes a gate of its size, and y.
     Place:    stages: between the stages of a network, after each but the last; not inside the blocks.
     Differs:  The paper adds the two logits, the released code (and its weights) multiplies them: `combine="sum"` or
               `"product"`. The paper puts a batch norm at the end of each branch; the released code has it after the
-              hidden layers, and so has this. The released code pools a square of the map's height, so that maps wider
-              than high lose their right part and maps higher than wide raise; here the whole map is averaged. It cannot
+              hidden layers, and so has this. The released code pools squares of the map's height, so that maps up to
+              twice as wide as high lose their right part and all others but squares raise; here the whole map is
+              averaged. It cannot
               be built as released (an undefined name). Fewer channels than `reduction` leave the authors no hidden
               unit; here at least one stays. Popular copies forget the padding that a dilation needs, so that the map
               shrinks and is broadcast from a single pixel, or add a third hidden layer.

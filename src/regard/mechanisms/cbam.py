@@ -82,7 +82,7 @@ class CBAM(nn.Module):
 
     Paper:    Woo et al. 2018, CBAM, arXiv 1807.06521, sections 3 and 4.1.
     Category: channel and spatial; one number per channel, then one per pixel.
-    Formula:  g = sigmoid(mlp(mean_HW(x)) + mlp(max_HW(x)));  x' = x * g;
+    Formula:  g = sigmoid(mlp(mean_HW(x)) + mlp(max_HW(x)));  mlp(s) = W2 relu(W1 s + b1) + b2;  x' = x * g;
               m = sigmoid(norm(conv_k([max_C(x'), mean_C(x')])));  y = x' * m
     Shape:    x, y: (B, C, *spatial);  g: (B, C, 1, ...);  m: (B, 1, *spatial)
     Cost:     2 C^2 / r + C + C / r + 2 k^2 + 2 parameters; reads the map six times, writes it twice.

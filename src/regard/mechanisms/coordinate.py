@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regard import ops
+from regard.errors import UserError
 from regard.norm import BatchNorm
 from regard.registry import Translation, register
 from regard.tap import Tap
@@ -71,6 +72,8 @@ class Coordinate(nn.Module):
 
     def __init__(self, channels: int, *, reduction: int = 32, min_width: int = 8, spatial_dims: int = 2) -> None:
         super().__init__()
+        if spatial_dims not in (1, 2, 3):
+            raise UserError(f"coordinate: spatial_dims is 1, 2 or 3, got {spatial_dims}")
         hidden = max(min_width, channels // reduction)
         self.down = nn.Conv1d(channels, hidden, 1)
         self.norm = BatchNorm(hidden)

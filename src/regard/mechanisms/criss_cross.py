@@ -47,9 +47,9 @@ class CrissCross(nn.Module):
     Cost:     2 (C M + M) + C^2 + C + 1 parameters; time and memory grow with (H + W) H W, never with (H W)^2.
     Place:    stages: the authors put it once, with recurrence 2, on the last map of a dilated network, narrowed to C/4.
     Differs:  As the released code, where the pixel itself is hidden in the column part, so that it counts once. The
-              code works on a GPU in float32 only and has no query of width 0 for C < 8; here any device, any dtype,
-              and at least one. gamma starts at 0, so that a fresh module is the identity. The sum over row and column
-              is one softmax, not two.
+              code works on a GPU in float32 only, and its queries have width 0 for C < 8; here any device, any dtype,
+              and a width of at least 1. gamma starts at 0, so that a fresh module is the identity. The sum over row and
+              column is one softmax, not two.
     Maps:     `weights.0`, `weights.1`, criss-cross, one for each recurrence, values in (0, 1): the column, then the
               row.
 

@@ -97,7 +97,7 @@ class DANetChannel(nn.Module):
     Formula:  e = x x^T over the pixels;  w_ij = softmax_j(max_j e_ij - e_ij) in the code, softmax_j(e_ij) in the paper;
               y_i = x_i + gamma sum_j w_ij x_j
     Shape:    x, y: (B, C, *spatial);  e, w: (B, C, C)
-    Cost:     1 parameters; reads x four times, writes it twice.
+    Cost:     1 parameter; reads x four times, writes it twice.
     Place:    stages: the authors put it once on the last map of a dilated network, see `danet_head`.
     Differs:  The released code turns the sign of the energies round, so that channels that are alike weigh little; the
               paper's equation has them weigh most. `form="code"` or `form="paper"`. The paper's sign saturates on maps

@@ -71,7 +71,7 @@ class GC(nn.Module):
               y = x + t(c);  with mul: y = x * sigmoid(t'(c)), and both: y = x * sigmoid(t'(c)) + t(c)
     Shape:    x, y: (B, C, *spatial);  a: (B, 1, *spatial);  c, t: (B, C, 1, ...);  hidden width M = C / r
     Cost:     2 C M + 2 C + 3 M + 1 parameters; reads x three times, writes it once.
-    Place:    branches: the end of each residual branch, before the addition, in the last three stages.
+    Place:    branches: the end of each residual branch, before the addition, in the last three of four stages.
     Differs:  As the released code. Its width int(C * ratio) may be 0; here it is at least 1. The last layer starts at
               0: with addition a fresh module is the identity, with a gate alone it is 0.5. Popular copies leave out the
               softmax over the pixels, use another epsilon in the layer norm, or do not start the last layer at 0.

@@ -62,6 +62,8 @@ class GCT(nn.Module):
 
     def __init__(self, channels: int, *, mode: str = "l2", after_relu: bool = False, epsilon: float = 1e-5) -> None:
         super().__init__()
+        if epsilon <= 0:
+            raise UserError(f"gct: epsilon is above 0, got {epsilon}")
         if mode not in ("l1", "l2"):
             raise UserError(f"gct: mode is 'l2' or 'l1', got {mode!r}")
         self.mode, self.after_relu, self.epsilon = mode, after_relu, epsilon

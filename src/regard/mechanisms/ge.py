@@ -94,7 +94,8 @@ class GE(nn.Module):
     Paper:    Hu et al. 2018, Gather-Excite, arXiv 1810.12348, section 3.
     Category: channel; one number per channel and neighbourhood, spread to the pixels in it.
     Formula:  theta-minus: g = mean over the extent;  theta: g = norm(depthwise conv) with stride 2, log2(extent) times,
-              with a ReLU between;  theta-plus: g = W2 relu(W1 g + b1) + b2;  y = x * sigmoid(spread(g))
+              with a ReLU between, or once with a kernel as large as the map for extent 0;  theta-plus: g = W2 relu(W1 g
+              + b1) + b2;  y = x * sigmoid(spread(g))
     Shape:    x, y: (B, C, H, W);  g: (B, C, H / extent, W / extent), or (B, C, 1, 1) with extent 0
     Cost:     0 parameters; reads x twice, writes it once.
     Place:    branches: the end of each residual branch, before the addition.

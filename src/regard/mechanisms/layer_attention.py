@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from regard.errors import UserError
 from regard.registry import Translation, register
 from regard.tap import Tap
 
@@ -35,7 +36,7 @@ class LayerAttention(nn.Module):
     Formula:  e = x x^T over channels and pixels;  w_ij = softmax_j(max_j e_ij - e_ij);
               y_i = x_i + gamma sum_j w_ij x_j
     Shape:    x: (B, L, C, *spatial);  e, w: (B, L, L);  y: (B, L C, *spatial)
-    Cost:     1 parameters; reads x four times, writes it twice.
+    Cost:     1 parameter; reads x four times, writes it twice.
     Place:    It takes the maps of several layers, stacked, so nothing is attached: call it on the outputs of the
               groups of a network; a convolution back to C channels follows.
     Differs:  As the released code: the sign of the energies is turned round, as in DANet's code, so that layers that
@@ -44,20 +45,27 @@ class LayerAttention(nn.Module):
     Maps:     `weights`, pair, of layers, values in (0, 1).
 
     Args:
-        channels: C of each layer; nothing depends on it.
+        channels: C of each layer.
 
     Example:
         >>> import regard, torch
-        >>> regard.create("layer_attention", 8)(torch.randn(2, 5, 8, 7, 9)).shape
+        >>> maps = [torch.randn(2, 8, 7, 9) for layer in range(5)]
+        >>> regard.create("layer_attention", 8)(torch.stack(maps, dim=1)).shape
         torch.Size([2, 40, 7, 9])
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.channels = channels
         self.weights = Tap("pair", rest=None)
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() < 4 or x.shape[2] != self.channels:
+            raise UserError(
+                f"layer_attention takes stacked layers (B, L, {self.channels}, ...), got {tuple(x.shape)}: "
+                "torch.stack(maps, dim=1) makes them"
+            )
         layers = x.flatten(2)
         # softmax takes the row's maximum off by itself: only the sign is left of the authors' line
         weights = self.weights(torch.softmax(-(layers @ layers.transpose(1, 2)), dim=-1))

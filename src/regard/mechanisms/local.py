@@ -77,7 +77,7 @@ class Local(nn.Module):
               the window.
     Place:    stages: on large maps; HaloNet has it in the place of the 3x3 convolution of each bottleneck.
     Differs:  The paper and its ports need sides that are multiples of the block; here the map is padded to them and cut
-              back. Keys outside the image are hidden; the only published PyTorch code lets them take part as zeros:
+              back. Keys outside the image are hidden; the most used PyTorch code (timm's) lets them take part as zeros:
               `hide_padding=False`. There is no addition of the input inside: starting as the identity blends the answer
               with the input.
     Maps:     `weights`, window, one for each head, values in (0, 1).

@@ -97,7 +97,8 @@ class NonLocal(nn.Module):
     Shape:    x, y: (B, C, *spatial);  Q, K, G: C to M = C / r;  f: (B, 1, *queries, *keys)
     Cost:     4 C M + 3 M + 3 C parameters; time grows with the square of the positions, and for the first three
               functions memory does not; concatenation builds the N x N weights.
-    Place:    stages: the authors put it after every second residual block of the third and fourth stage.
+    Place:    stages: the authors put it after every second residual block of res3 and res4, the second and third of a
+              ResNet's four stages.
     Differs:  The released code has only the second and third function, multiplies the logits by M^-0.5 (`scale=True`)
               and pools the map before K and G (`subsample="before"`); the paper's equations do neither, and so does
               this by default. The most copied port pools after them (`"after"`). The norm starts at 0, so that a fresh

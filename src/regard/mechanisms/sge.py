@@ -11,12 +11,13 @@ from regard.registry import Translation, register
 from regard.tap import Tap
 
 AUTHORS = 64
+LEAST = 4  # channels of a group in the narrowest layer that the authors have it in
 
 
 def _groups(channels: int, groups: int | None) -> int:
     fit = [g for g in range(1, channels + 1) if channels % g == 0]
     if groups is None:
-        return max(g for g in fit if g <= AUTHORS)
+        return max(g for g in fit if g == 1 or (g <= AUTHORS and channels // g >= LEAST))
     if groups not in fit:
         raise UserError(
             f"sge: {channels} channels do not divide into {groups} groups: the groups that fit are "
@@ -48,14 +49,14 @@ class SGE(nn.Module):
     Cost:     2 G parameters; reads x three times, writes it once.
     Place:    branches: the end of each residual branch, before the addition.
     Differs:  As the released code: the standard deviation is the unbiased one, the paper's is not (`unbiased=False`).
-              The authors' 64 groups are taken where they fit, else the largest smaller number that does. On a map of
-              one pixel the released code gives NaN; here t' is 0 there. Popular copies start b at 0 and not at 1 (the
-              mask then starts at 0.5, not 0.731), and fail on channels_last maps.
+              The authors' 64 groups are taken where they fit and leave each group 4 channels, else the largest smaller
+              number that does. On a map of one pixel the released code gives NaN; here t' is 0 there. Popular copies
+              start b at 0 and not at 1 (the mask then starts at 0.5, not 0.731), and fail on channels_last maps.
     Maps:     `mask`, spatial, one for each group, values in (0, 1).
 
     Args:
         channels: C.
-        groups: G, a divisor of C; None takes the largest up to 64.
+        groups: G, a divisor of C; None takes the largest up to 64 that leaves each group 4 channels.
         unbiased: whether the variance divides by one less than the pixels.
 
     Example:

@@ -12,12 +12,13 @@ from regard.registry import Translation, register
 from regard.tap import Blend, Tap
 
 AUTHORS = 64
+LEAST = 4  # channels of a group in the narrowest layer that the authors have it in
 
 
 def _groups(channels: int, groups: int | None) -> int:
     fit = [g for g in range(1, channels // 2 + 1) if channels % (2 * g) == 0]
     if groups is None and fit:
-        return max(g for g in fit if g <= AUTHORS)
+        return max(g for g in fit if g == 1 or (g <= AUTHORS and channels // g >= LEAST))
     if groups not in fit:
         listed = f"the groups that fit are {', '.join(map(str, fit))}" if fit else "no number of groups fits"
         raise UserError(
@@ -54,14 +55,15 @@ class Shuffle(nn.Module):
     Cost:     3 C / G parameters; reads x three times, writes a gate of its size, and y, which it shuffles.
     Place:    branches: the end of each residual branch, before the addition.
     Differs:  As the released code; the abstract's 300 parameters for ResNet-50 do not match it (708 with 64 groups).
-              The authors' 64 groups are taken where they fit, else the largest smaller number that does. Since the
-              channels change their places, starting as the identity blends the result with the input. Popular copies
-              fail on channels_last maps and set 8 groups.
+              The authors' 64 groups are taken where they fit and leave each group 4 channels, else the largest smaller
+              number that does. Since the channels change their places, starting as the identity blends the result with
+              the input. Popular copies fail on channels_last maps and set 8 groups.
     Maps:     `gate`, element, values in (0, 1), before the shuffle.
 
     Args:
         channels: C, even.
-        groups: G; C must divide by 2 G; None takes the largest number up to 64 that fits.
+        groups: G; C must divide by 2 G; None takes the largest number up to 64 that fits and
+            leaves each group 4 channels.
 
     Example:
         >>> import regard, torch

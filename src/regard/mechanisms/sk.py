@@ -56,9 +56,14 @@ def _translate(
         raise ValueError("every branch sees all channels, as in the paper: split_input=False")
     out, per_group = tensors["paths.0.conv.weight"].shape[:2]
     channels = C or in_channels or channels or out
-    # more groups than channels are as many as channels
-    if (groups and min(groups, out) != channels // per_group) or out_channels not in (None, out):
-        raise ValueError(f"the tensors have {channels // per_group} groups and {out} channels as result")
+    # left out, groups are timm's 1; more groups than channels are as many as channels
+    if min(groups or 1, out) != channels // per_group:
+        raise ValueError(
+            f"a kernel sees {per_group} of {channels} channels: pass groups={channels // per_group}, unless timm built "
+            "it with split_input, where every branch sees channels of its own, which is not the paper's"
+        )
+    if out_channels not in (None, out):
+        raise ValueError(f"the tensors give {out} channels, not {out_channels}")
     options = {
         "branches": branches,
         "groups": channels // per_group,
@@ -96,12 +101,11 @@ class SK(nn.Module):
     Place:    in the place of the grouped 3x3 convolution of a bottleneck, with its norm and activation. It replaces a
               module and is not put behind one, so nothing is attached.
     Differs:  The authors released Caffe descriptions alone, and this agrees with them through timm's port, called
-              without its own default of splitting the channels between the branches. As there, and not in the paper's
-              equations, the hidden layer has a batch norm, no layer has a bias, and the wide branch is a 3x3 kernel
-              with dilation 2 in place of 5x5. The norms' momentum is PyTorch's 0.1; theirs is 0.05. Where `groups` does
-              not divide the channels, the greatest common divisor is taken. Popular copies use dense kernels of 1, 3, 5
-              and 7 with biases and no norm in the hidden layer; the author's own PyTorch variant has a dense and a
-              grouped kernel.
+              without its own default of splitting the channels between the branches. As there, and as the paper allows,
+              the wide branch is a 3x3 kernel with dilation 2 in place of 5x5; the hidden layer has a batch norm and no
+              layer has a bias. The norms' momentum is PyTorch's 0.1; theirs is 0.05. Where `groups` does not divide the
+              channels, the greatest common divisor is taken. Popular copies use dense kernels of 1, 3, 5 and 7 with
+              biases and no norm in the hidden layer; the author's own PyTorch variant has a dense and a grouped kernel.
     Maps:     `weights`, branch, values in (0, 1).
 
     Args:

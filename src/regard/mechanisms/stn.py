@@ -170,13 +170,15 @@ class STN(nn.Module):
         hidden: int = 32,
         align_corners: bool = False,
         padding: str = "zeros",
-        size: Sequence[int] | None = None,
+        size: Sequence[int] | int | None = None,
     ) -> None:
         super().__init__()
         if spatial_dims not in CONVOLUTIONS:
             raise UserError(f"stn: spatial_dims is 2 or 3, got {spatial_dims}")
         if padding not in PADDINGS:
             raise UserError(f"stn has no padding {padding!r}{near(padding, PADDINGS) or ': ' + ', '.join(PADDINGS)}")
+        if isinstance(size, int):
+            size = (size,) * spatial_dims
         if size is not None and len(size) != spatial_dims:
             raise UserError(f"stn: size is one number for each of {spatial_dims} axes, got {size}")
         if isinstance(localisation, nn.Module):

@@ -53,8 +53,8 @@ class TAM(nn.Module):
 
     Paper:    Liu et al. 2021, TAM: Temporal Adaptive Module for Video Recognition, arXiv 2005.06803, section 3.
     Category: temporal; one number per frame and channel, and one kernel over time per clip and channel.
-    Formula:  s = mean_HW(x);  g = sigmoid(conv_1(relu(norm(conv_k(s)))));  w = softmax(W2 relu(norm(W1 s)));
-              y_t = sum_j w_j g_t+j x_t+j, j from -(k - 1) / 2 to (k - 1) / 2, zero before the first and after the last
+    Formula:  s = mean_HW(x);  g = sigmoid(conv_1(relu(norm(conv_k(s)))));  w = softmax(W2 relu(norm(W1 s))); y_t =
+              sum_j w_j g_(t+j) x_(t+j), j from -(k - 1) / 2 to (k - 1) / 2, zero before the first and after the last
     Shape:    x, y: (B T, C, *spatial), the frames of a clip one after the other;  s: (B, C, T);  g: (B T, C, 1, ...);
               w: (B, C, k)
     Cost:     C M (k + 1) + 2 M + 2 frames (frames + 2 + k) parameters, M = C / r; reads the map 2 + k times, writes it
@@ -105,8 +105,8 @@ class TAM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[0] % self.frames:
             raise UserError(
-                f"tam: a batch of {x.shape[0]} does not hold whole clips of {self.frames} frames: "
-                "pass frames= as it was made for"
+                f"tam: a batch of {x.shape[0]} frames does not hold whole clips of {self.frames}: give the frames of "
+                "whole clips, or create it with another frames="
             )
         (squeezed,) = ops.squeeze(x, tuple(range(2, x.dim())))
         s = squeezed.flatten(1).unflatten(0, (-1, self.frames)).transpose(1, 2)

@@ -181,7 +181,7 @@ does not grow with the image, is not needed at this size.
 Learning rate, spread and the number of games were chosen on validation images with one seed; the three places of *scan*
 were not tuned. A first measurement used the published loss (right or wrong as the reward, one game for each image, a
 learnt baseline) and 12 epochs. It was given up after its first seed, when *learnt* had 30.8 % of the test images right
-and its places hardly depended on the image: that is why the reward is another one here.
+and the places of trial runs hardly depended on the image: that is why the reward is another one here.
 Not tried: a recurrent core with gates, a convolutional sensor, and training for
 hundreds of epochs, as is usual for this model.
 """

@@ -189,8 +189,8 @@ def draw(models: dict[str, nn.Module], clips: Tensor, direction: Tensor) -> Imag
 
 
 TEXT = """
-Small clips of {frames} frames of {side} x {side} pixels. One item of Fashion-MNIST moves straight on, {speed} pixels
-per frame, in one of {directions} directions: the direction is the class. A second item stands still, and a third is at
+Clips of {frames} frames of {side} x {side} pixels. One item of Fashion-MNIST moves straight on, {speed} pixels per
+frame, in one of {directions} directions: the direction is the class. A second item stands still, and a third is at
 another place in every frame. The picture wraps at its edges and all places are drawn from the whole of it, so every
 frame by itself looks the same for all directions. Chance is {chance} %.
 
@@ -260,8 +260,8 @@ def main() -> None:
     own = torch.stack([weights[:, t, :, :, t].sum((-2, -1)) for t in range(FRAMES)]).mean().item()
     text = TEXT.format(
         frames=FRAMES, side=SIDE, speed=f"{SPEED:g}", directions=DIRECTIONS, chance=100 / DIRECTIONS, steps=STEPS,
-        batch=BATCH, seeds=asked.seeds, test=TEST, costs=costs(models), drawn=len(clips), own=f"{100 * own:.0f}",
-        even=f"{100 / FRAMES:.0f}", largest=f"{weights[0][QUERY].max().item() * weights[0][QUERY].numel():.1f}",
+        batch=BATCH, seeds=asked.seeds, test=TEST, costs=costs(models), drawn=len(clips), own=f"{100 * own:.1f}",
+        even=f"{100 / FRAMES:.1f}", largest=f"{weights[0][QUERY].max().item() * weights[0][QUERY].numel():.1f}",
         framewise=table({arm: scores[arm] for arm in FRAMEWISE}, against="frames", what="accuracy"),
         convolved=table(
             {arm: scores[arm] for arm in ["frames + tam", *CONVOLVED]}, against=CONVOLVED[0], what="accuracy"

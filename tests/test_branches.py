@@ -17,10 +17,15 @@ def test_sk_is_timms_with_any_number_of_branches(kernels, stride, out, groups):
     theirs = timm.layers.SelectiveKernel(
         24, out, list(kernels), stride=stride, groups=groups, rd_channels=10, split_input=False
     ).double()
-    ours = regard.load_official("sk", theirs.state_dict(), channels=24, stride=stride)
+    ours = regard.load_official("sk", theirs.state_dict(), channels=24, stride=stride, groups=groups)
     x = torch.randn(3, 24, 9, 7, dtype=torch.float64)
     for training in (True, False):
         torch.testing.assert_close(ours.train(training)(x), theirs.train(training)(x), rtol=0, atol=1e-12)
+
+
+def test_sk_does_not_take_branches_with_channels_of_their_own_for_groups():
+    with pytest.raises(regard.UserError, match="a kernel sees 12 of 24 channels: pass groups=2, unless timm built it"):
+        regard.load_official("sk", timm.layers.SelectiveKernel(24).state_dict())
 
 
 def test_sk_takes_the_largest_number_of_groups_that_fits():

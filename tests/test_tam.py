@@ -62,7 +62,7 @@ def test_attached_it_starts_exactly_and_learns():
 
 
 def test_mistakes_are_told():
-    with pytest.raises(regard.UserError, match="whole clips of 8 frames"):
+    with pytest.raises(regard.UserError, match="whole clips of 8: give the frames of whole clips"):
         regard.create("tam", 4)(torch.randn(12, 4, 3, 3))
     with pytest.raises(regard.UserError, match="kernel_size is odd"):
         regard.create("tam", 4, kernel_size=4)

@@ -39,8 +39,7 @@ class AttentionGate(nn.Module):
     Shape:    x, y: (B, C, *spatial);  g: (B, gating, *coarse), any size;  f: (B, hidden, *spatial / stride);
               m: (B, 1, *spatial)
     Cost:     3 C^2 + gating C / 2 + 4 C + 1 parameters with hidden = C / 2; reads x three times, writes it twice.
-    Place:    It takes two maps, so nothing is attached: call it on each skip connection of a U-Net, with the map of the
-              decoder below it.
+    Place:    it takes two maps: call it on each skip connection of a U-Net, with the map of the decoder below it.
     Differs:  As the released code. The paper's equations end at x * m; the code adds a 1x1 convolution and a batch norm
               behind it, which `project=False` leaves out. The paper's W_x is 1x1 on maps brought to one size; in the
               code it is a convolution of 2 with stride 2 and no bias, and an odd last row is not seen. Here a side of

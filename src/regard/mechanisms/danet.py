@@ -179,7 +179,7 @@ class DANetHead(nn.Module):
     Shape:    x: (B, C, H, W);  p, q: (B, M, H, W) with M = C / r;  each of the three scores: (B, classes, H, W)
     Cost:     18 C M + 18 M^2 + 8 M + 2 (M (M // 8) + M // 8) + M^2 + M + 2 + 3 (M + 1) classes parameters; time grows
               with the square of the pixels.
-    Place:    in the place of a segmentation network's classifier, on its last map; it is a head, not a gate.
+    Place:    it is a head, not a gate: put it in the place of a segmentation network's classifier, on its last map.
     Differs:  As the released code. Its three answers are trained together; at test time the first counts. `form` is the
               sign of the channel energies, see `danet_channel`.
     Maps:     `position.weights`, position, values in (0, 1); `channel.weights`, pair, values in (0, 1).

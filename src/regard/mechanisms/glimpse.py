@@ -146,7 +146,7 @@ class Glimpse(nn.Module):
     Shape:    x: (B, C, H, W);  look(x, l): (B, scales C, side, side);  h: (B, hidden);  l, m: (B, 2);  y: (B, classes)
     Cost:     what (scales side^2 C + hidden + 1) + where (hidden + 3) + classes (hidden + 1) + hidden (5 hidden
               + 13) / 2 + 3 parameters; reads glimpses * scales patches of each image, whatever its size.
-    Place:    It is a whole classifier, which takes the image and gives log-probabilities, so nothing is attached.
+    Place:    it is a whole classifier: call it on the image; it gives log-probabilities.
     Differs:  There is no code of the authors; this agrees with the port that everybody uses (kevinzakka), which reads
               both coordinates by the image's height: on images that are not square it looks beside the place it
               chose. Here each coordinate goes by its own side. The port draws the places also in evaluation, from a

@@ -106,7 +106,7 @@ class KernelRegression(nn.Module):
     Formula:  y_i = sum_j K(w (q_i - k_j)) v_j / sum_j K(w (q_i - k_j));  gaussian: K(u) = exp(-|u|^2 / 2)
     Shape:    q: (B, Q, C);  k: (B, K, C);  v: (B, K, V);  y: (B, Q, V);  w: (C,)
     Cost:     parametric C parameters; builds Q K C differences.
-    Place:    It takes queries, keys and values, not a map, so nothing is attached.
+    Place:    it takes queries, keys and values, not a map: call it by itself.
     Differs:  The statisticians choose the width of the kernel; to learn it, as `parametric`, is the tutorials' step
               from here to attention. Popular texts lose the minus sign of the Gaussian, put w only into the numerator
               (the weights then no longer sum to one), or call the triangular kernel Epanechnikov's, which is 1 - u^2.

@@ -37,8 +37,8 @@ class LayerAttention(nn.Module):
               y_i = x_i + gamma sum_j w_ij x_j
     Shape:    x: (B, L, C, *spatial);  e, w: (B, L, L);  y: (B, L C, *spatial)
     Cost:     1 parameter; reads x four times, writes it twice.
-    Place:    It takes the maps of several layers, stacked, so nothing is attached: call it on the outputs of the
-              groups of a network; a convolution back to C channels follows.
+    Place:    it takes the maps of several layers, stacked: call it on the outputs of the groups of a network; a
+              convolution back to C channels follows.
     Differs:  As the released code: the sign of the energies is turned round, as in DANet's code, so that layers that
               are alike weigh little, while the paper's equation has a plain softmax. Neither projects the maps.
               gamma starts at 0: a fresh module only stacks the channels.

@@ -98,8 +98,8 @@ class SK(nn.Module):
               w: (B, branches, out_channels, 1, ...)
     Cost:     branches (9 C^2 / G + 2 C) + (1 + branches) C M + 2 M parameters, G groups; reads the map 2 branches + 1
               times, writes it branches + 1 times.
-    Place:    in the place of the grouped 3x3 convolution of a bottleneck, with its norm and activation. It replaces a
-              module and is not put behind one, so nothing is attached.
+    Place:    it replaces a layer: put it in the place of the grouped 3x3 convolution of a bottleneck with its norm and
+              activation.
     Differs:  The authors released Caffe descriptions alone, and this agrees with them through timm's port, called
               without its own default of splitting the channels between the branches. As there, and as the paper allows,
               the wide branch is a 3x3 kernel with dilation 2 in place of 5x5; the hidden layer has a batch norm and no

@@ -327,7 +327,7 @@ def test_every_new_parameter_moves_within_three_steps(name):
 
 def test_what_cannot_be_attached_says_why():
     for name, reason in (("attention_gate", "takes two maps"), ("sk", "replaces a layer"), ("danet_head", "a head")):
-        with refused(f"{name} cannot be attached .*{reason}"):
+        with refused(f"{name} cannot be attached: it .*{reason}"):
             regard.attach(small(), name, example=X)
     with refused("localisation would be shared by all sites"):
         regard.attach(small(), "stn", example=X, localisation=nn.Flatten())

@@ -188,7 +188,7 @@ images.
 
 All arms train on the same {training:,} images of 56 x 56 pixels in batches of {batch}, the U-Nets for 8 epochs and the
 heads for 4, with {seeds} seeds; in one seed all arms of a table have the same trunk and the same order of images. That
-is short: longer training would raise every arm.
+is short: longer training would probably raise every arm.
 
 {costs}
 
@@ -216,7 +216,7 @@ Differences and verdicts are paired by seed, against `unet` and against `danet h
 ## What the figure shows
 
 Test images, and the answers of the first seed's networks. Blue: an item's pixel with its right class. Orange: a pixel
-with a wrong item's class, or a piece taken for an item. White: an item's pixel that was missed. Below each answer
+with a wrong item's class, or background taken for an item. White: an item's pixel that was missed. Below each answer
 stands the item most of its pixels were taken for. The gate is dark at 0 and bright yellow at 1. On all test images the
 finer gate is {on_item:.2f} in the mean on items, {on_piece:.2f} on pieces and {on_nothing:.2f} where there is nothing.
 The learnt strengths (gamma) of the head's position and channel attention are {position:.2f} and {channel:.2f}; they

@@ -17,9 +17,11 @@ from statistics import mean, stdev
 
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
+from regard import costing
 from regard.comparison import data, statistics
-from regard.files import write_text
+from regard.files import slug, write_text
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "examples"
@@ -84,6 +86,20 @@ def table(scores: Mapping[str, Mapping[int, float]], *, against: str, what: str)
             v = judged[arm]
             cells[3:] = [f"{100 * v.mean:+.2f}", f"[{100 * v.low:+.2f}, {100 * v.high:+.2f}]", v.word]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def kept(name: str, arm: str) -> Path:
+    """Where the weights of an arm's first seed lie, for the figure."""
+    return RUNS / f"{name}{'-quick' * quick()}-{slug(arm)}.pt"
+
+
+def costs(models: Mapping[str, nn.Module], example: Callable[[str], Tensor], digits: int = 1) -> str:
+    """What one example (1, ...) of every arm costs, as Markdown."""
+    lines = ["| arm | parameters | million multiply-adds |", "|---|---|---|"]
+    for arm, model in models.items():
+        millions = costing.multiply_adds(model, example(arm)) / 1e6
+        lines.append(f"| {arm} | {costing.parameters(model):,} | {millions:.{digits}f} |")
     return "\n".join(lines)
 
 

@@ -6,7 +6,7 @@ import io
 
 import matplotlib.pyplot as plt
 import torch
-from common import arguments, images, measure, quick, table, write_page
+from common import arguments, costs, images, measure, quick, table, write_page
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import regard
-from regard import costing
 from regard.comparison import data
 from regard.mechanisms.glimpse import Glimpse
 
@@ -187,16 +186,6 @@ hundreds of epochs, as is usual for this model.
 """
 
 
-def costs() -> str:
-    """What an image costs in each arm, as Markdown."""
-    lines = ["| arm | parameters | million multiply-adds |", "|---|---|---|"]
-    for arm in ARMS:
-        model = build(arm, seed=0).eval()
-        millions = costing.multiply_adds(model, torch.zeros(1, 1, IMAGE, IMAGE)) / 1e6
-        lines.append(f"| {arm} | {costing.parameters(model):,} | {millions:.2f} |")
-    return "\n".join(lines)
-
-
 def following(paths: Tensor, masks: Tensor) -> float:
     """The correlation of the places after the first, (N, T, 2), with the middle of the item; mean of both axes."""
     axis = (torch.arange(IMAGE) + 0.5) / (IMAGE / 2) - 1
@@ -212,9 +201,11 @@ def main() -> None:
     figure, paths = draw(trained("learnt", seed=0))
     _, _, masks = test_images()
     drawn = places("random", len(masks), data.stream(0, 0, "places in the test images"))
+    models = {arm: build(arm, seed=0).eval() for arm in ARMS}
     text = TEXT.format(
         image=IMAGE, glimpses=GLIMPSES, side=SIDE, wider=WIDER, epochs=EPOCHS, batch=BATCH, games=GAMES,
-        seeds=asked.seeds, first=FIRST_SPREAD, last=LAST_SPREAD, costs=costs(),
+        seeds=asked.seeds, first=FIRST_SPREAD, last=LAST_SPREAD,
+        costs=costs(models, lambda _: torch.zeros(1, 1, IMAGE, IMAGE), 2),
         table=table(scores, against="learnt", what="test accuracy"),
         learnt=on_item(paths[:, 1:], masks), random=on_item(drawn[:, 1:], masks), follows=following(paths, masks),
     )  # fmt: skip

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
 import torch
-from common import RUNS, arguments, images, measure, quick, table, write_page
+from common import arguments, costs, images, kept, measure, quick, table, write_page
 from matplotlib import pyplot as plt
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import regard
-from regard import costing
 from regard.drawing import overlay
-from regard.files import slug
 
 SKIPS = ["unet", "unet + gates"]
 HEADS = ["plain head", "danet head, attention off", "danet head"]
@@ -99,11 +96,6 @@ def pixels(part: int, count: int) -> tuple[Tensor, Tensor]:
     return torch.tensor(data.pixels[chosen] / np.float32(255)), torch.tensor(truth)
 
 
-def kept(arm: str) -> Path:
-    """Where the weights of the first seed lie, for the figure."""
-    return RUNS / f"segmentation{'-quick' * quick()}-{slug(arm)}.pt"
-
-
 @torch.inference_mode()
 def predict(model: nn.Module, x: Tensor) -> Tensor:
     """The class of every second pixel, (N, 28, 28), by the first of the model's answers."""
@@ -129,7 +121,7 @@ def train(arm: str, seed: int) -> float:
             optimiser.step()
             schedule.step()
     if seed == 0:
-        torch.save(model.state_dict(), kept(arm))
+        torch.save(model.state_dict(), kept("segmentation", arm))
     model.eval()
     x, truth = pixels(2, TEST)
     confusion = torch.bincount((CLASSES * truth + predict(model, x)).flatten(), minlength=CLASSES**2)
@@ -227,27 +219,19 @@ on finer maps, where it costs more.
 """
 
 
-def costs(models: dict[str, nn.Module]) -> str:
-    """What an image costs in each arm, as Markdown."""
-    lines = ["| arm | parameters | million multiply-adds |", "|---|---|---|"]
-    for arm, model in models.items():
-        millions = costing.multiply_adds(model, torch.zeros(1, 1, 56, 56)) / 1e6
-        lines.append(f"| {arm} | {costing.parameters(model):,} | {millions:.1f} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     asked = arguments(__doc__, seeds=7)
     scores = measure("segmentation", train, SKIPS + HEADS, range(asked.seeds))
     models = {arm: build(arm).eval() for arm in SKIPS + HEADS}
     for arm, model in models.items():
-        model.load_state_dict(torch.load(kept(arm)))
+        model.load_state_dict(torch.load(kept("segmentation", arm)))
 
     x, truth = pixels(2, TEST)
     gate, dual = open_at(models["unet + gates"], x), models["danet head"].head
     item, empty = truth > 0, (truth == 0) & (x[:, 0, ::2, ::2] == 0)
     text = TEXT.format(
-        test=TEST, training=TRAINING, batch=BATCH, seeds=asked.seeds, costs=costs(models),
+        test=TEST, training=TRAINING, batch=BATCH, seeds=asked.seeds,
+        costs=costs(models, lambda _: torch.zeros(1, 1, 56, 56)),
         skips=table({arm: scores[arm] for arm in SKIPS}, against="unet", what="mean IoU"),
         heads=table({arm: scores[arm] for arm in HEADS}, against="danet head, attention off", what="mean IoU"),
         on_item=gate[item].mean(), on_piece=gate[~item & ~empty].mean(), on_nothing=gate[empty].mean(),

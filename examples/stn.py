@@ -6,13 +6,12 @@ import io
 
 import matplotlib.pyplot as plt
 import torch
-from common import arguments, images, measure, quick, table, write_page
+from common import arguments, costs, images, measure, quick, table, write_page
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import regard
-from regard import costing
 from regard.comparison import data
 from regard.mechanisms.stn import sample
 
@@ -145,22 +144,14 @@ longer training.
 """
 
 
-def costs() -> str:
-    """What an image costs in each arm, as Markdown."""
-    lines = ["| arm | parameters | million multiply-adds |", "|---|---|---|"]
-    for arm in ARMS:
-        model = build(arm, seed=0).eval()
-        millions = costing.multiply_adds(model, torch.zeros(1, 1, SIDE, SIDE)) / 1e6
-        lines.append(f"| {arm} | {costing.parameters(model):,} | {millions:.1f} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     asked = arguments(__doc__, seeds=7)
     scores = measure("stn", train, ARMS, range(asked.seeds))
+    models = {arm: build(arm, seed=0).eval() for arm in ARMS}
     text = TEXT.format(
         turn=TURN, smallest=SMALLEST, largest=LARGEST, shift=SHIFT, side=SIDE, epochs=EPOCHS, seeds=asked.seeds,
-        costs=costs(), table=table(scores, against="none", what="test accuracy"),
+        costs=costs(models, lambda _: torch.zeros(1, 1, SIDE, SIDE)),
+        table=table(scores, against="none", what="test accuracy"),
     )  # fmt: skip
     alt = "Displaced items of clothing with the frames a transformer looks at, and what it passes on"
     write_page("stn", "A spatial transformer on displaced clothes", text, draw(seed=0), alt)

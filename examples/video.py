@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import io
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
-from common import RUNS, arguments, images, measure, quick, table, write_page
+from common import arguments, costs, images, kept, measure, quick, table, write_page
 from matplotlib import pyplot as plt
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import regard
-from regard import costing
 from regard.drawing import overlay
-from regard.files import slug
 
 FRAMEWISE = ["one frame", "frames", "frames + non-local", "frames + tam"]
 CONVOLVED = ["temporal convolution", "temporal convolution + non-local"]
@@ -105,11 +102,6 @@ def film(items: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor,
     return clips, direction
 
 
-def kept(arm: str) -> Path:
-    """Where the weights of the first seed lie, for the figure."""
-    return RUNS / f"video{'-quick' * quick()}-{slug(arm)}.pt"
-
-
 def train(arm: str, seed: int) -> float:
     """Share of right directions, on test items."""
     torch.manual_seed(seed)
@@ -127,7 +119,7 @@ def train(arm: str, seed: int) -> float:
         optimiser.step()
         schedule.step()
     if seed == 0:
-        torch.save(model.state_dict(), kept(arm))
+        torch.save(model.state_dict(), kept("video", arm))
     model.eval()
     clips, direction = film(items(2), 50 if quick() else TEST, torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -238,14 +230,8 @@ its authors start from, positions in time added to the input of non_local, other
 """
 
 
-def costs(models: dict[str, nn.Module]) -> str:
-    """What a clip costs in each arm, as Markdown."""
-    lines = ["| arm | parameters | million multiply-adds |", "|---|---|---|"]
-    for arm, model in models.items():
-        clip = torch.zeros(1, 1 if arm == "one frame" else FRAMES, SIDE, SIDE)
-        millions = costing.multiply_adds(model, clip) / 1e6
-        lines.append(f"| {arm} | {costing.parameters(model):,} | {millions:.1f} |")
-    return "\n".join(lines)
+def shape(arm: str) -> Tensor:
+    return torch.zeros(1, 1 if arm == "one frame" else FRAMES, SIDE, SIDE)
 
 
 def main() -> None:
@@ -253,14 +239,14 @@ def main() -> None:
     scores = measure("video", train, FRAMEWISE + CONVOLVED, range(asked.seeds))
     models = {arm: Network(arm).eval() for arm in FRAMEWISE + CONVOLVED}
     for arm, model in models.items():
-        model.load_state_dict(torch.load(kept(arm)))
+        model.load_state_dict(torch.load(kept("video", arm)))
 
     clips, direction = film(items(2), 20, torch.Generator().manual_seed(17))  # its first item stays off the edges
     weights = attended(models[CONVOLVED[1]], clips)
     own = torch.stack([weights[:, t, :, :, t].sum((-2, -1)) for t in range(FRAMES)]).mean().item()
     text = TEXT.format(
         frames=FRAMES, side=SIDE, speed=f"{SPEED:g}", directions=DIRECTIONS, chance=100 / DIRECTIONS, steps=STEPS,
-        batch=BATCH, seeds=asked.seeds, test=TEST, costs=costs(models), drawn=len(clips), own=f"{100 * own:.1f}",
+        batch=BATCH, seeds=asked.seeds, test=TEST, costs=costs(models, shape), drawn=len(clips), own=f"{100 * own:.1f}",
         even=f"{100 / FRAMES:.1f}", largest=f"{weights[0][QUERY].max().item() * weights[0][QUERY].numel():.1f}",
         framewise=table({arm: scores[arm] for arm in FRAMEWISE}, against="frames", what="accuracy"),
         convolved=table(

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format docs trust examples proofs clean
+.PHONY: demo test check format docs trust advice networks export examples proofs clean
 
 # One finished stamp per set of requirements: an interrupted set-up is done again, a finished one is not.
 .venv/ready: pyproject.toml constraints.txt
@@ -38,6 +38,10 @@ docs: .venv/ready
 trust: .venv/ready
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .venv/peers --no-deps fightingcv-attention==1.0.0 einops
 	PYTHONPATH=tests $(BIN)/python -m trust
+
+# what attention costs in three networks, before it is trained; takes minutes
+advice: .venv/ready
+	$(BIN)/python benchmarks/advice.py --budget 900
 
 examples: .venv/ready
 	for script in kernel_regression stn glimpse segmentation video; do $(BIN)/python examples/$$script.py || exit 1; done

@@ -85,7 +85,7 @@ def same(known):
 
 
 def inserted(known):
-    return known.place is not None
+    return known.place is not None and known.beside is None  # tests/test_placement.py has what stands beside
 
 
 def first(value):

@@ -33,9 +33,9 @@ def store(
     arms = list(gains)
     question = {
         "data": "fashion", "fingerprint": "5f1d0c2e9ab4", "model": "small_resnet", "size": 28, "epochs": 5,
-        "batch": 128, "learning_rate": 0.1, "pretrained": False, "start": "paper", "margin": 0.01, "train_images": 9000,
-        "val_images": 1000, "test_images": 2000, "classes": list(classes), "split_varies": "the validation part",
-        "broken": [list(entry) for entry in broken],
+        "batch": 128, "learning_rate": 0.1, "pretrained": False, "weights": None, "start": "paper", "margin": 0.01,
+        "train_images": 9000, "val_images": 1000, "test_images": 2000, "classes": list(classes),
+        "split_varies": "the validation part", "broken": [list(entry) for entry in broken],
     }  # fmt: skip
     environment = {
         "regard": "0.1.0", "torch": "2.15.0", "timm": "1.0.31", "python": "3.11.9", "system": "Linux",

@@ -19,7 +19,7 @@ import pytest
 
 import regard
 import tiny
-from regard import cli
+from regard import cli, ticker
 from regard.comparison import prices, question
 
 
@@ -58,14 +58,16 @@ def test_help_does_not_wait_for_torch():
         assert ran.stdout
 
 
-@pytest.mark.parametrize("command", ["list", "info", "compare", "report"])
+@pytest.mark.parametrize("command", ["list", "info", "sites", "advise", "compare", "report"])
 def test_help_shows_every_option_and_examples(capsys, command):
     status, out, err = call(capsys, command, "--help")
     assert (status, err) == (0, "")
     function = {"list": cli.list_}.get(command) or getattr(cli, command)
     for name, parameter in inspect.signature(function).parameters.items():
         shown = name.upper() if parameter.kind is not parameter.KEYWORD_ONLY else "--" + name.replace("_", "-")
-        assert re.search(rf"^│ (\*  )?{re.escape(shown)}\b.*\w{{4}}", out, re.MULTILINE), f"{shown} is not explained"
+        assert re.search(rf"^│ (\*  |   )?{re.escape(shown)}\b.*\w{{4}}", out, re.MULTILINE), (
+            f"{shown} is not explained"
+        )
     assert f"Examples:\n\n  regard {command}" in out
     assert max(map(len, out.splitlines())) <= 80
 
@@ -85,7 +87,7 @@ def test_the_commands_help_lists_the_others(capsys):
     for words in ([], ["--help"]):
         status, out, _ = call(capsys, *words)
         assert status == 0
-        assert all(f"│ {command} " in out for command in ("list", "info", "compare", "report"))
+        assert all(f"│ {command} " in out for command in ("list", "info", "sites", "advise", "compare", "report"))
         assert "  regard compare se" in out
         assert "Exit status" in out
 
@@ -139,6 +141,80 @@ def test_info_shows_the_card(capsys):
     assert card["card"]["Paper"]
 
 
+# ---- sites and advise
+
+
+NET = """
+import torch
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+"""
+
+
+@pytest.fixture
+def net(tmp_path):
+    (tmp_path / "net.py").write_text(NET)
+    return f"{tmp_path / 'net.py'}:build"
+
+
+def test_sites_as_a_table_and_as_json(capsys, net):
+    status, out, err = call(capsys, "sites", net, "--size", "12", "--at", "1,2", "--all")
+    assert (status, err) == (0, "")
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("* ")] == ["1", "2", "1,2"]
+    found = json.loads(
+        call(capsys, "sites", net, "--size", "12", "--batch", "3", "--mechanism", "se", "--at", "1", "--json")[1]
+    )
+    marked = [place["name"] for place in found["places"] if place["chosen"]]
+    assert marked == ["1"]
+    assert found["places"][0]["shape"][0] == 3
+    assert found["what"] == "se"
+
+
+def test_advise_as_a_table_as_json_and_as_a_picture(capsys, net, tmp_path):
+    picture = tmp_path / "net.svg"
+    words = ["advise", net, "se", "gct", "--at", "1", "--size", "12", "--batch", "2", "--rounds", "1"]
+    status, out, err = call(capsys, *words, "--picture", str(picture))
+    assert (status, err) == (0, "")
+    assert {line.split()[0] for line in out.splitlines() if line} >= {"se", "gct", "mechanism"}
+    assert picture.read_text().startswith("<svg ")
+    status, out, _ = call(capsys, *words, "--json", "--max-memory", "0.5", "--predict", "4")
+    found = json.loads(out)
+    assert status == 0
+    assert found["network"] == net
+    assert set(found["over"]) == {"se", "gct"}
+    assert found["larger"] == 4
+
+
+def test_every_option_of_advise_reaches_it(capsys, monkeypatch, net):
+    given = {}
+
+    def advise(model, example, **options):
+        given.update(options, example=example)
+        raise regard.UserError("enough")
+
+    monkeypatch.setattr(regard, "advise", advise)
+    words = "--size 20 --batch 3 --predict 9 --at a,b --layout tokens --repeated --max-slowdown 1.1 --max-memory 1.2"
+    assert call(capsys, "advise", net, "se", "eca", *words.split(), "--rounds", "7", "--budget", "3")[0] == 2
+    assert given.pop("example").shape == (3, 3, 20, 20)
+    assert given.pop("progress")
+    assert given == {
+        "mechanisms": ("se", "eca"), "at": ["a", "b"], "layout": "tokens", "repeated": True, "batch": 9,
+        "max_slowdown": 1.1, "max_memory": 1.2, "rounds": 7, "budget": 3.0, "name": net,
+    }  # fmt: skip
+    call(capsys, "advise", net)
+    assert (given["mechanisms"], given["at"], given["max_slowdown"]) == (None, "auto", None)
+
+
+def test_a_long_measurement_shows_each_row(capsys, monkeypatch, net):
+    monkeypatch.setattr(ticker, "PATIENCE", 0)
+    words = ["advise", net, "se", "tam", "--at", "1", "--size", "12", "--batch", "2", "--rounds", "1", "--json"]
+    _, out, err = call(capsys, *words)
+    json.loads(out)
+    assert re.search(r"^1/2 se: training step x \d\.\d\d, memory x \d\.\d\d\n2/2 tam: 'tam' cannot", err)
+
+
 # ---- compare and report
 
 
@@ -175,14 +251,14 @@ def test_every_option_of_compare_reaches_it(capsys, monkeypatch, tmp_path):
 
     monkeypatch.setattr(question, "compare", compare)
     words = "compare se eca --data photos --model resnet18 --seed-list 3,5 --epochs 4 --size 32 --batch 9"
-    words += " --learning-rate 0.5 --at layer1,layer2 --start identity --margin 0.02 --pretrained --weights w.pt"
-    words += " --control wider --out o --skip-broken --keep all --workers 3 --device cpu"
+    words += " --learning-rate 0.5 --at layer1,layer2 --start identity --trunk frozen --margin 0.02 --pretrained"
+    words += " --weights w.pt --control wider --out o --skip-broken --keep all --workers 3 --device cpu"
     assert call(capsys, *words.split())[0] == 2
     assert given == {
         "arms": ("se", "eca"), "data": "photos", "model": "resnet18", "seeds": [3, 5], "epochs": 4, "size": 32,
-        "batch": 9, "learning_rate": 0.5, "at": ["layer1", "layer2"], "start": "identity", "margin": 0.02,
-        "pretrained": True, "weights": Path("w.pt"), "control": "wider", "out": Path("o"), "skip_broken": True,
-        "keep": "all", "workers": 3, "device": "cpu",
+        "batch": 9, "learning_rate": 0.5, "at": ["layer1", "layer2"], "start": "identity", "trunk": "frozen",
+        "margin": 0.02, "pretrained": True, "weights": Path("w.pt"), "control": "wider", "out": Path("o"),
+        "skip_broken": True, "keep": "all", "workers": 3, "device": "cpu",
     }  # fmt: skip
     assert call(capsys, "compare", "se")[0] == 2
     for name, value in given.items():
@@ -205,6 +281,15 @@ def test_every_option_of_compare_reaches_it(capsys, monkeypatch, tmp_path):
         ("info", "NAME"),
         ("info sse", "no mechanism 'sse'; did you mean 'scse' or 'se'"),
         ("info se cbam", "cbam"),
+        ("sites", "MODEL"),
+        ("sites resnt18", "no model 'resnt18' in timm; did you mean 'resnet18'"),
+        ("sites net.py:build", "there is no file net.py"),
+        ("sites resnet18 --layout sideways", "--layout"),
+        ("advise", "MODEL"),
+        ("advise resnet18 sse --size 32", "no mechanism 'sse'"),
+        ("advise resnet18 se --max-slowdown 0 --size 32", "max_slowdown is a factor"),
+        ("advise resnet18 --device abacus", "no device 'abacus'"),
+        ("advise resnet18 --size 0", "at least 1"),
         ("report", "FOLDER"),
         ("report /nowhere", "/nowhere holds no comparison"),
         ("compare", "no arm to compare"),

@@ -13,11 +13,12 @@ import pytest
 import torch
 from filelock import FileLock
 from PIL import Image
+from safetensors.torch import load_file
 
 import regard
 import tiny
 from regard import cli
-from regard.comparison import grid, hosts, prices, training
+from regard.comparison import grid, hosts, prices, question, report, training
 from regard.comparison.results import Comparison
 from regard.errors import UserError
 from stored import _price
@@ -182,6 +183,22 @@ def test_images_that_changed_are_another_question(photos, tmp_path):
         compare(data=mine, out=tmp_path / "out")
 
 
+def test_a_folder_from_before_trunks_could_be_frozen_goes_on(out, photos, tmp_path):
+    stored = json.loads((out / "question.json").read_text())
+    assert stored["question"].pop("trunk") == "trained"
+    (out / "question.json").write_text(json.dumps(stored))
+    before = tiny.outcomes(out)
+    report.write(Comparison.load(out))
+    grid.record_path(out, "se", 1).unlink()
+    again = compare(["se", "cbam[squeeze=max]"], data=photos, out=out)
+    assert tiny.outcomes(out) == before
+    assert len(again.asked) == 1
+    stored["question"] |= {"size": 16}
+    assert question._default_folder(stored["question"] | {"trunk": "trained"}) == question._default_folder(
+        stored["question"]
+    ), "its default name has changed"
+
+
 def test_the_same_folder_may_be_spelled_in_two_ways(out, photos):
     assert len(compare(data=f"{photos}/", out=out).asked) == 1
 
@@ -245,6 +262,12 @@ def untrained(monkeypatch):
         (["se"], {"learning_rate": float("nan")}, "learning rate must be above 0"),
         (["se"], {"margin": 5}, "margin is a fraction"),
         (["se"], {"start": "here"}, "start is 'paper' or 'identity'"),
+        (["se"], {"trunk": "cold"}, "trunk is 'trained' or 'frozen', got 'cold'"),
+        (
+            ["se"],
+            {"trunk": "frozen"},
+            "a frozen trunk must have learnt something before: pass --pretrained or --weights",
+        ),
         (["se"], {"control": "deeper"}, "the only control is 'wider'"),
         (["se"], {"keep": "some"}, "keep is one of first, all, none"),
         (["se"], {"device": "abacus"}, "there is no device 'abacus' here"),
@@ -384,6 +407,24 @@ def test_weights_from_a_file_start_every_arm(photos, tmp_path, monkeypatch):
     torch.save({key: value + 1 for key, value in pretrained.state_dict().items()}, tmp_path / "w.pt")
     with pytest.raises(UserError, match='weights_sha256 was "'):
         compare(data=photos, out=tmp_path / "out", weights=tmp_path / "w.pt", epochs=None)
+
+
+def test_a_frozen_trunk_is_said_in_text_report_and_command(photos, tmp_path, monkeypatch):
+    torch.save(hosts.build("small_resnet[width=4]", 9, 3, seed=77).state_dict(), tmp_path / "w.pt")
+    options = {"data": photos, "out": tmp_path / "out", "weights": tmp_path / "w.pt"}
+    comparison = compare(trunk="frozen", **options)
+    assert (comparison.question["trunk"], comparison.question["learning_rate"]) == ("frozen", 1e-2)
+    assert "frozen trunk" in str(comparison)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "The trunk was frozen" in page
+    assert "<code>none</code> is a linear probe" in page
+    assert "--control wider" not in page, "it advises what would be refused"
+    kept = {arm: load_file(tmp_path / "out" / "weights" / arm / "seed-0000.safetensors") for arm in ("none", "se")}
+    assert torch.equal(kept["se"]["stem.0.weight"], kept["none"]["stem.0.weight"])
+    with pytest.raises(UserError, match='trunk was "frozen", now "trained"'):
+        compare(**options)
+    monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("it is another question"))
+    assert cli._run(shlex.split(comparison.asked[0]["command"])[1:], debug=True) == 0
 
 
 def test_grey_images_in_a_timm_model_from_weights(tmp_path):

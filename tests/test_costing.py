@@ -16,7 +16,19 @@ from torch.nn import functional
 from torch.utils import flop_counter
 
 from regard import UserError, costing
-from regard.costing import measure, multiply_adds, parameters, peak_memory, widen
+from regard.costing import (
+    batch_size,
+    measure,
+    multiply_adds,
+    parameters,
+    peak_memory,
+    predicted_peak,
+    resized,
+    stand_in,
+    training_step,
+    twin,
+    widen,
+)
 
 BYTES = 4 * 1000 * 1000
 SMALL = 200  # bytes: scalars that torch allocates beside the maps
@@ -220,19 +232,94 @@ def test_training_runs_in_train_mode_and_inference_in_eval_mode(monkeypatch: pyt
     assert seen == {(True, False, True), (False, True, True)}
 
 
-def test_scores_of_every_pixel_and_given_labels_work() -> None:
+def test_scores_of_every_pixel_and_a_given_loss_work() -> None:
     model = nn.Conv2d(3, 5, 1)
     x = torch.randn(2, 3, 4, 4)
     assert measure({"none": model}, x, rounds=5)["none"].macs == 5 * 3 * 16
-    with pytest.raises(IndexError):  # torch's own words: the labels arrive in its cross entropy
-        measure({"none": model}, x, rounds=5, target=torch.full((2, 4, 4), 7))
+    given: list[Tensor] = []
+
+    def loss(model: nn.Module, example: Any) -> Tensor:
+        given.append(example)
+        return model(example).square().mean()
+
+    measure({"none": model}, x, rounds=5, loss=loss)
+    assert given
+    assert all(example is x for example in given)
+    with pytest.raises(ZeroDivisionError):  # the user's own words
+        measure({"none": model}, x, rounds=5, loss=lambda model, example: 1 / 0)
+
+
+def test_without_training() -> None:
+    cost = measure({"none": nn.Linear(4, 3)}, torch.randn(2, 4), rounds=5, train=False)["none"]
+    assert (cost.train_ms, cost.train_ratio, cost.peak_bytes, cost.peak_ratio) == (None, None, None, None)
+    assert cost.infer_ms[1] > 0
+
+
+def test_the_loss_that_stands_in_reaches_every_output() -> None:
+    first, second = nn.Linear(4, 3), nn.Linear(4, 1)
+    outputs = [
+        (lambda x: first(x), [first]),
+        (lambda x: {"a": [first(x), torch.arange(2)], "b": (second(x),)}, [first, second]),
+        (lambda x: second(x), [second]),  # one class: its cross entropy would be 0
+        (lambda x: first(x)[:, 0], [first]),
+    ]
+    for function, layers in outputs:
+        stand_in(Call(function), torch.randn(2, 4)).backward()
+        for layer in layers:
+            assert layer.weight.grad is not None
+            assert layer.weight.grad.abs().sum() > 0
+            layer.zero_grad()
+
+
+def test_examples_of_any_form() -> None:
+    x = torch.arange(6.0).reshape(3, 2)
+    images = [x[0], x[1], x[2]]
+    other = torch.zeros(4)
+    assert [batch_size(example) for example in (x, (x, 1), {"x": x}, (images, other))] == [3, 3, 3, 3]
+    assert torch.equal(resized(x, 2), x[:2])
+    assert torch.equal(resized(x, 5), x[[0, 1, 2, 0, 1]])
+    listed, kept = resized((images, other), 4)
+    assert [id(image) for image in listed] == [id(images[place]) for place in (0, 1, 2, 0)]
+    assert kept is other
+    assert torch.equal(resized({"x": x, "scale": 2}, 1)["x"], x[:1])
+    model = nn.Bilinear(2, 2, 5, bias=False)
+    assert measure({"none": model}, (x, x), rounds=5)["none"].infer_ms[1] > 0
+
+
+def test_a_twin_shares_weights_and_nothing_else() -> None:
+    model = restless()
+    model(torch.randn(2, 3, 8, 8)).sum().backward()
+    before = everything(model)
+    other = twin(model).train()
+    assert [w.data_ptr() for w in other.parameters()] == [w.data_ptr() for w in model.parameters()]
+    assert all(w.grad is None for w in other.parameters())
+    other(torch.randn(2, 3, 8, 8)).sum().backward()
+    other.zero_grad()
+    assert everything(model)[:4] == before[:4]
+    shared = nn.Linear(4, 4)
+    tied = twin(nn.Sequential(shared, shared))
+    assert tied[0].weight is tied[1].weight
+
+
+# --- memory of a batch that does not fit ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("small", [1, 2, 8])
+def test_the_predicted_peak_is_measured_at_the_large_batch(small: int) -> None:
+    """The wide layer's gradients are the peak of a small batch, the maps that of a large one."""
+    layers = [nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.AdaptiveAvgPool2d(8)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(1024, 500), nn.Linear(500, 7))
+    x = torch.randn(small, 3, 32, 32)
+    peaks = [peak_memory(training_step(model, resized(x, size)), "cpu") for size in (small, 48)]
+    assert predicted_peak(model, x, 48) == pytest.approx(peaks[1], rel=0.01)
+    assert peaks[1] > 3 * peaks[0]
 
 
 def test_mistakes_are_said_in_a_sentence() -> None:
     x = torch.randn(2, 4)
     with pytest.raises(UserError, match=r"no model is named 'none'.*'se'"):
         measure({"se": nn.Linear(4, 3)}, x)
-    with pytest.raises(UserError, match="'none' returns tuple"):
+    with pytest.raises(UserError, match=r"nothing that the Call returns .* pass loss="):
         measure({"none": Call(lambda x: (x, x))}, x)
 
 

@@ -20,7 +20,9 @@ FLOORS = [
     "regard.comparison.data regard.comparison.hosts regard.comparison.statistics",
     "regard.comparison.folders",
     "regard.comparison",
-    "regard.costing regard.drawing",
+    "regard.ticker",
+    "regard.advising regard.placing",
+    "regard.costing regard.drawing regard.models regard.outline",
     "regard",
     "regard.insertion regard.recording regard.timing regard.diagram",
     "regard.survey",
@@ -29,7 +31,7 @@ FLOORS = [
     "regard.ops",
     "regard.ops.dispatch regard.ops.*",
     "regard.registry",
-    "regard.tap regard.norm regard.conv regard.files",
+    "regard.tap regard.norm regard.conv regard.files regard.layout regard.svg",
     "regard.errors",
 ]
 

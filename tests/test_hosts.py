@@ -6,7 +6,6 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
 from regard.comparison import hosts, training
 from regard.errors import UserError
@@ -143,14 +142,15 @@ def save(model, path, wrap=None):
 @pytest.mark.parametrize(
     ("name", "wrap"), [("w.safetensors", None), ("w.pt", None), ("w.pth", "state_dict"), ("w.ckpt", "model")]
 )
-def test_weights_are_read_and_another_classifier_is_left_out(trained, tmp_path, name, wrap):
+def test_weights_are_read_and_another_classifier_starts_at_zero(trained, tmp_path, name, wrap):
     path = save(trained, tmp_path / name, wrap)
     same = build(classes=5, weights=path)
     assert all(torch.equal(value, trained.state_dict()[key]) for key, value in same.state_dict().items())
     other = build(classes=2, weights=path).state_dict()
-    fresh = build(classes=2).state_dict()
     for key, value in other.items():
-        assert torch.equal(value, fresh[key] if key.startswith("head.") else trained.state_dict()[key]), key
+        assert torch.equal(value, torch.zeros_like(value) if key.startswith("head.") else trained.state_dict()[key]), (
+            key
+        )
 
 
 def test_weights_of_a_wrapped_model_are_read(trained, tmp_path):
@@ -183,7 +183,7 @@ def test_weights_of_another_model_are_refused(trained, tmp_path, model, channels
 
 def test_weights_with_attention_in_them_are_refused(tmp_path):
     question = {"model": SMALL, "classes": ["a", "b"], "channels": 3, "size": 16, "at": "auto", "start": "paper"}
-    question |= {"pretrained": False, "weights": None, "widening": 1.0}
+    question |= {"trunk": "trained", "pretrained": False, "weights": None, "widening": 1.0}
     path = save(training.build(question, "se", 0), tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=r"it has 'stages.*\.regard\..* too many"):
         build(weights=path)
@@ -240,7 +240,14 @@ def test_pretrained_weights_are_refused_where_there_are_none(monkeypatch):
     with pytest.raises(UserError, match="small_resnet has no pretrained weights"):
         build(pretrained=True)
     zoo = hosts._zoo()
-    asked = {}
-    monkeypatch.setattr(zoo, "create_model", lambda name, **options: asked.update(options) or nn.Identity())
-    build("test_resnet", pretrained=True)
-    assert asked == {"pretrained": True, "num_classes": 2, "in_chans": 3}
+    asked, create = {}, zoo.create_model
+
+    def offline(name, **options):
+        asked.update(options)
+        return create(name, **options | {"pretrained": False})
+
+    monkeypatch.setattr(zoo, "create_model", offline)
+    new, kept = (build("test_resnet", classes=classes, pretrained=True).get_classifier() for classes in (2, 1000))
+    assert asked == {"pretrained": True, "num_classes": 1000, "in_chans": 3}
+    assert not any(parameter.any() for parameter in new.parameters())
+    assert kept.weight.any()

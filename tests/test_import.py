@@ -8,11 +8,13 @@ import pytest
 import regard
 
 PUBLIC = [
+    "Advice",
     "Attached",
     "Comparison",
     "Info",
     "Site",
     "UserError",
+    "advise",
     "attach",
     "attached",
     "compare",

@@ -7,10 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import regard
 import tiny
-from regard.comparison import data, training
+from regard.comparison import data, hosts, training
 from regard.errors import UserError
 
 ARMS = ("none", "se", "cbam")
@@ -137,8 +138,6 @@ def test_scores_are_the_shares_of_images_that_are_right(asked, place):
     split = images.split(0)
     model = training.build(asked, "none", 99)
     regard_weights = place / "weights" / "none" / "seed-0000.safetensors"
-    from safetensors.torch import load_file
-
     model.load_state_dict(load_file(regard_weights))
     assert training.fingerprint(model) == record["weights_sha256"]
     mean, std = data.normalisation(images, split.train)
@@ -191,8 +190,6 @@ def test_a_loss_that_is_no_number_ends_the_run(asked, place):
 
 
 def test_grey_images_take_the_average_of_a_models_normalisation(tmp_path):
-    from regard.comparison import hosts
-
     both = hosts.normalisation("resnet18", 3)
     assert both is not None
     assert both[0] == pytest.approx((0.485, 0.456, 0.406))
@@ -200,6 +197,72 @@ def test_grey_images_take_the_average_of_a_models_normalisation(tmp_path):
     assert grey == ((pytest.approx(sum(both[0]) / 3),), (pytest.approx(sum(both[1]) / 3),))
     prepare = training._preparation(8, *grey, torch.device("cpu"))
     assert prepare(torch.zeros(2, 1, 8, 8)).shape == (2, 1, 8, 8)
+
+
+# ---- a frozen trunk
+
+
+@pytest.fixture(params=["small_resnet[width=4]", "test_resnet[drop_rate=0.5,drop_path_rate=0.5]"])
+def frozen(asked, tmp_path, request):
+    """A question about a network that has learnt: weights of another seed, norms that have seen something."""
+    host = hosts.build(request.param, 7, 3, seed=41)
+    for module in host.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+    torch.save(host.state_dict(), tmp_path / "learnt.pt")
+    return asked | {
+        "model": request.param, "weights": str(tmp_path / "learnt.pt"), "start": "identity", "trunk": "frozen",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("arm", ["none", "eca", "cbam"])
+def test_a_frozen_trunk_stays_bit_equal_and_all_else_learns(frozen, place, arm):
+    host = torch.load(frozen["weights"], weights_only=True)
+    before = training.build(frozen, arm, 0)
+    train(frozen, arm, 0, place, keep=True)
+    after = load_file(place / "weights" / arm / "seed-0000.safetensors")
+    assert after.keys() == before.state_dict().keys()
+    for key, value in before.state_dict().items():
+        if ".regard." in key or key.startswith(("head.", "fc.")):
+            assert not torch.equal(after[key], value), f"{key} has not learnt"
+        else:
+            assert torch.equal(after[key], host[key]), f"{key} has changed"
+
+
+@pytest.mark.parametrize("arm", ["none", "cbam"])
+def test_only_what_learns_is_in_train_mode_and_in_the_optimiser(frozen, place, monkeypatch, arm):
+    made, modes = [], []
+    adam, build = torch.optim.AdamW, training.build
+
+    def watched(question, arm, seed):
+        model = build(question, arm, seed)
+        watch = lambda model, args: modes.append({n for n, m in model.named_modules() if m.training})  # noqa: E731
+        model.register_forward_pre_hook(watch)
+        made.append(model)
+        return model
+
+    monkeypatch.setattr(training, "build", watched)
+    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, **options: made.append(groups) or adam(groups, **options))
+    train(frozen | {"epochs": 1}, arm, 0, place)
+    model, groups = made
+    first, *_, last = modes
+    (head,) = (name for name in first if ".regard." not in name)
+    assert head in ("head", "fc")
+    assert any(".regard." in name for name in first) is (arm == "cbam")
+    assert last == set(), "the test images"
+    learning = {id(p) for name, p in model.named_parameters() if ".regard." in name or name.startswith(f"{head}.")}
+    assert {id(p) for group in groups for p in group["params"]} == learning
+
+
+def test_an_interrupted_run_with_a_frozen_trunk_ends_with_the_same_weights(frozen, place):
+    whole = train(frozen, "cbam", 1, place)
+    training.checkpoint_path(place, "cbam", 1).unlink()
+    for epochs in (1, 1):
+        with pytest.raises(Stopped):
+            train(frozen, "cbam", 1, place, stop_after(epochs))
+    assert train(frozen, "cbam", 1, place)["weights_sha256"] == whole["weights_sha256"]
 
 
 # ---- interruption

@@ -48,7 +48,7 @@ def question(folder: Path, photos: Path, **other: Any) -> dict[str, Any]:
         "data": str(photos), "model": "small_resnet[width=4]", "size": SIZE, "epochs": 3, "batch": 8,
         "learning_rate": 4e-3, "weight_decay": 0.05, "smoothing": 0.1, "at": "auto", "start": "paper", "margin": 0.01,
         "pretrained": False, "weights": None, "weights_sha256": None, "normalisation": None, "widening": 1.0,
-        "device": "cpu", "classes": list(images.classes), "channels": 3,
+        "trunk": "trained", "device": "cpu", "classes": list(images.classes), "channels": 3,
     } | other  # fmt: skip
 
 

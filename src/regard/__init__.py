@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regard import ops
+    from regard.advising import Advice, advise
     from regard.comparison.question import compare
     from regard.comparison.results import Comparison
     from regard.drawing import overlay, sheet
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Advice",
     "Attached",
     "Comparison",
     "Info",
     "Site",
     "UserError",
+    "advise",
     "attach",
     "attached",
     "compare",
@@ -44,6 +47,7 @@ __all__ = [
 ]
 
 _ROOMS = {
+    "regard.advising": ("Advice", "advise"),
     "regard.comparison.question": ("compare",),
     "regard.comparison.results": ("Comparison",),
     "regard.drawing": ("overlay", "sheet"),

@@ -18,6 +18,19 @@ EXAMPLES = {
 
   regard info cbam
   regard info cbam --json""",
+    "sites": """Examples:
+
+  regard sites resnet50
+  regard sites mobilenetv2_100 --mechanism coordinate
+  regard sites torchvision/fcn_resnet50 --at "backbone.layer4.*" --all
+  regard sites mynet.py:build --size 96 --json""",
+    "advise": """Examples:
+
+  regard advise resnet50
+  regard advise mobilenetv2_100 se coordinate "cbam[reduction=8]" \\
+      --max-slowdown 1.05 --max-memory 1.1
+  regard advise torchvision/r3d_18 se --size 112 --batch 2 --predict 32
+  regard advise mynet.py:build --budget 60 --picture mynet.svg""",
     "compare": """Examples:
 
   regard compare se cbam
@@ -36,7 +49,8 @@ def main() -> None:
         sys.exit(_run([word for word in sys.argv[1:] if word != "--debug"], debug="--debug" in sys.argv[1:]))
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second one
-        print("\nStopped; nothing finished is lost. The same command goes on from here.", file=sys.stderr)
+        kept = "; nothing finished is lost. The same command goes on from here" if "compare" in sys.argv[1:2] else ""
+        print(f"\nStopped{kept}.", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `regard list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -83,6 +97,7 @@ def _app(cyclopts: Any) -> Any:
 
   regard list
   regard info cbam
+  regard advise resnet50 se cbam
   regard compare se eca "cbam[squeeze=max]" --data photos/ --model resnet18
   regard report runs/mine
 
@@ -94,7 +109,8 @@ Exit status: 0 done, 2 a mistake in the question or the files, 130 Ctrl-C.""",
         suppress_keyboard_interrupt=False,
         default_parameter=cyclopts.Parameter(consume_multiple=True, negative=""),
     )
-    for name, command in {"list": list_, "info": info, "compare": compare, "report": report}.items():
+    commands = {"list": list_, "info": info, "sites": sites, "advise": advise, "compare": compare, "report": report}
+    for name, command in commands.items():
         app.command(command, name=name, help_epilogue=EXAMPLES[name])
     return app
 
@@ -164,6 +180,139 @@ def info(name: str, /, *, json: bool = False) -> None:
         print(known)
 
 
+def sites(
+    model: str,
+    /,
+    *,
+    mechanism: str | None = None,
+    at: str = "auto",
+    layout: Literal["channels_first", "channels_last", "tokens"] | None = None,
+    size: int | None = None,
+    batch: int = 2,
+    all: bool = False,
+    json: bool = False,
+) -> None:
+    """Show the places of a network where mechanisms can go, the words that find them, and where one goes.
+
+    Parameters
+    ----------
+    model
+        A network of timm, torchvision/NAME, or file.py:function, which runs that file and calls the function without
+        arguments; it returns a model, or a model and an example.
+    mechanism
+        Mark the sites of this one, with options where wanted; else those of --at.
+    at
+        Sites: auto, a word of the table, a pattern such as "layer4.*.bn2", or names joined by commas.
+    layout
+        How the network's maps are held, where that cannot be told.
+    size
+        Side of the images in pixels; by default the network's own.
+    batch
+        Images in the example.
+    all
+        Every module that is called, with the reason where it can be no site.
+    json
+        Print JSON instead of a table.
+    """
+    _show_a_sign_of_life()
+    from regard.models import open_model
+    from regard.placing import plan
+
+    network, example = open_model(model, size=size, batch=batch)
+    found = plan(network, example, mechanism=mechanism, at=_at(at), layout=layout, every=all)
+    if json:
+        _print_json(found.to_json())
+    else:
+        print(found)
+
+
+def advise(
+    model: str,
+    /,
+    *arms: str,
+    size: int | None = None,
+    batch: int = 8,
+    predict: int | None = None,
+    at: str = "auto",
+    layout: Literal["channels_first", "channels_last", "tokens"] | None = None,
+    repeated: bool = False,
+    max_slowdown: float | None = None,
+    max_memory: float | None = None,
+    rounds: int = 9,
+    budget: float | None = 120.0,
+    device: str = "cpu",
+    picture: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Say what each mechanism would cost in a network: parameters, multiply-adds, time, memory, and what to watch.
+
+    The network has random weights; its times do not depend on them.
+
+    Parameters
+    ----------
+    model
+        A network of timm, torchvision/NAME, or file.py:function, which runs that file and calls the function without
+        arguments; it returns a model, or a model and an example.
+    arms
+        Mechanisms, with options where wanted: se, "cbam[squeeze=max]"; all of them if none is named.
+    size
+        Side of the images in pixels; by default the network's own.
+    batch
+        Images in a batch.
+    predict
+        Also predict the memory of a training step with so many images, which need not fit.
+    at
+        Sites: auto, branches, blocks, stages, a pattern such as "layer4.*.bn2", or names joined by commas.
+    layout
+        How the network's maps are held, where that cannot be told.
+    repeated
+        Also at sites that one forward pass calls several times.
+    max_slowdown
+        Only what makes a training step at most so many times as long, e.g. 1.05.
+    max_memory
+        Only what needs at most so many times the memory, e.g. 1.1.
+    rounds
+        Timings of each mechanism.
+    budget
+        Seconds for all timings together; 5 timings are done even so.
+    device
+        cpu or cuda.
+    picture
+        Write a picture of the network with the sites to this file, as SVG.
+    json
+        Print JSON instead of a table.
+    """
+    _show_a_sign_of_life()
+    import regard
+    from regard.files import write_text
+    from regard.models import open_model
+    from regard.ticker import Ticker
+
+    network, example = open_model(model, size=size, batch=batch, device=device)
+    with Ticker() as ticker:
+        advice = regard.advise(
+            network,
+            example,
+            mechanisms=arms or None,
+            at=_at(at),
+            layout=layout,
+            repeated=repeated,
+            batch=predict,
+            max_slowdown=max_slowdown,
+            max_memory=max_memory,
+            rounds=rounds,
+            budget=budget,
+            name=model,
+            progress=ticker.tick,
+        )
+    if picture is not None:
+        write_text(picture, advice.picture())
+    if json:
+        _print_json(advice.to_json())
+    else:
+        print(advice)
+
+
 def compare(
     *arms: str,
     data: str = "fashion",
@@ -176,6 +325,7 @@ def compare(
     learning_rate: float | None = None,
     at: str = "auto",
     start: Literal["paper", "identity"] | None = None,
+    trunk: Literal["trained", "frozen"] = "trained",
     margin: float = 0.01,
     pretrained: bool = False,
     weights: Path | None = None,
@@ -217,6 +367,8 @@ def compare(
         Sites: auto, branches, blocks, stages, a pattern such as "layer4.*.bn2", or names joined by commas.
     start
         paper: as the authors start it; identity: the network computes at first what it did without.
+    trunk
+        frozen: pretrained weights stay as they are; only the classifier and what an arm adds learn.
     margin
         A difference below this fraction of the test images is not worth having.
     pretrained
@@ -250,8 +402,9 @@ def compare(
         size=size,
         batch=batch,
         learning_rate=learning_rate,
-        at=at.split(",") if "," in at else at,
+        at=_at(at),
         start=start,
+        trunk=trunk,
         margin=margin,
         pretrained=pretrained,
         weights=weights,
@@ -289,6 +442,10 @@ def _show(comparison: Any, as_json: bool) -> None:
         _print_json(comparison.to_json())
     else:
         print(f"\n{comparison}\n\nReport: {comparison.folder / 'report.html'}")
+
+
+def _at(text: str) -> str | list[str]:
+    return text.split(",") if "," in text else text
 
 
 def _seeds(count: int | None, listed: str | None) -> int | list[int]:

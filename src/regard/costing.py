@@ -9,26 +9,35 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.profiler import profile
 from torch.nn import functional
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from regard.errors import UserError
-from regard.timing import Spread, Timing, interleave, ratio
+from regard.survey import call
+from regard.timing import Spread, Timing, collector_resting, interleave, ratio
+
+Loss = Callable[[nn.Module, Any], Tensor]
+"""From a model in train mode and an example to the number that a training step differentiates."""
 
 
 @dataclass(frozen=True)
 class Cost:
     """What one model costs. Triples are lower quartile, median, upper quartile over rounds.
 
+    What speaks of training is None where training was not measured.
+
     Attributes:
         parameters: numbers in its parameters, shared ones once.
         added_parameters: the same, less the baseline's.
         macs: multiply-adds of one image; convolutions and matrix products only.
+        added_macs: the same, less the baseline's.
         infer_ms: inference of the batch, milliseconds.
         train_ms: forward and backward pass of the batch, milliseconds.
         infer_ratio: inference time over the baseline's, paired by round.
@@ -40,12 +49,13 @@ class Cost:
     parameters: int
     added_parameters: int
     macs: int
+    added_macs: int
     infer_ms: Spread
-    train_ms: Spread
+    train_ms: Spread | None
     infer_ratio: Spread
-    train_ratio: Spread
-    peak_bytes: int
-    peak_ratio: float
+    train_ratio: Spread | None
+    peak_bytes: int | None
+    peak_ratio: float | None
 
 
 def parameters(model: nn.Module) -> int:
@@ -53,15 +63,87 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def multiply_adds(model: nn.Module, example: Tensor) -> int:
-    """Multiply-adds of convolutions and matrix products in one call `model(example)` in eval mode.
+def multiply_adds(model: nn.Module, example: Any) -> int:
+    """Multiply-adds of convolutions and matrix products in one call of the model in eval mode.
 
     Pooling, gates, norms and additions are not counted. The model stays as it is.
+
+    Args:
+        model: any module.
+        example: a tuple is positional arguments, a dict keyword arguments, anything else one.
     """
-    model = deepcopy(model).eval()
-    with _rng_kept(example.device), torch.no_grad(), _counted() as counter:
-        model(example)
+    model = twin(model).eval()
+    with _rng_kept(device_of(example)), torch.no_grad(), _counted() as counter:
+        call(model, example)
     return counter.get_total_flops() // 2
+
+
+def batch_size(example: Any) -> int:
+    """Images in an example: the length of its first argument, a batch or a list of images."""
+    return len(_arguments(example)[0])
+
+
+def resized(example: Any, batch: int) -> Any:
+    """The example with another number of images: its own, over again where there are more.
+
+    What is as long as the batch, tensors and lists, is taken for a batch; everything else stays.
+    """
+    had = batch_size(example)
+    places = [place % had for place in range(batch)]
+
+    def resize(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[places] if value.dim() and len(value) == had else value
+        if isinstance(value, list):
+            return [value[place] for place in places] if len(value) == had else value
+        if isinstance(value, tuple):
+            return tuple(map(resize, value))
+        return {name: resize(part) for name, part in value.items()} if isinstance(value, Mapping) else value
+
+    return resize(example)
+
+
+def device_of(example: Any) -> torch.device:
+    """Where the example is."""
+    tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A copy of a model that reads the same weights and has modes, buffers and gradients of its own."""
+    weights: dict[int, Any] = {
+        id(weight): nn.Parameter(weight.detach(), weight.requires_grad) for weight in model.parameters()
+    }
+    return deepcopy(model, weights)
+
+
+def training_step(model: nn.Module, example: Any, loss: Loss | None = None) -> Callable[[], None]:
+    """Forward and backward pass in train mode, ready to be called; no optimiser. It works on a `twin`."""
+    model = twin(model).train()
+    loss = loss or stand_in
+
+    def train() -> None:
+        loss(model, example).backward()
+        model.zero_grad()
+
+    return train
+
+
+def stand_in(model: nn.Module, example: Any) -> Tensor:
+    """A loss where none is given: cross entropy of scores (B, K, ...) with made-up labels; of any other output the mean
+    of all floating-point numbers in it, which takes the same way back through the network."""
+    output = call(model, example)
+    if isinstance(output, Tensor) and output.is_floating_point() and output.dim() > 1 and output.shape[1] > 1:
+        batch, classes, *rest = output.shape
+        labels = torch.arange(batch * math.prod(rest), device=output.device) % classes
+        return functional.cross_entropy(output, labels.reshape(batch, *rest))
+    means = [leaf.mean() for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    if not means:
+        raise UserError(
+            f"nothing that the {type(model).__name__} returns in train mode depends on a parameter, so a training step "
+            "has nothing to differentiate: pass loss=, a function of the model and the example"
+        )
+    return torch.stack(means).sum()
 
 
 def peak_memory(step: Callable[[], object], device: torch.device | str) -> int:
@@ -71,76 +153,112 @@ def peak_memory(step: Callable[[], object], device: torch.device | str) -> int:
     Call the step once before if it keeps something for later.
     """
     device = torch.device(device)
-    gc.collect()
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         step()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    return max(_held(step, device), default=0)
+
+
+def predicted_peak(model: nn.Module, example: Any, batch: int, loss: Loss | None = None) -> int:
+    """The `peak_memory` of a training step at a batch that may not fit.
+
+    Two small batches are watched, and every allocation is taken to grow in a straight line with the images. The peak
+    may then fall on another moment: with few images on the last gradients, with many on the first.
+
+    Args:
+        model: stays as it is.
+        example: a batch that fits.
+        batch: images.
+        loss: see `measure`.
+    """
+    own, device = batch_size(example), device_of(example)
+    sizes = (own // 2, own) if own > 3 else (max(2, own), max(2, own) + 1)
+    moments = []
+    for size in sizes:
+        step = training_step(model, resized(example, size), loss)
+        with _rng_kept(device):
+            if device.type == "cuda":
+                step()  # it keeps workspaces for later calls
+            moments.append(_held(step, device))
+    if len(moments[0]) != len(moments[1]):  # another way of computing: only the peaks can be compared
+        moments = [[max(held)] for held in moments]
+    further = (batch - sizes[1]) / (sizes[1] - sizes[0])
+    return round(max(many + (many - few) * further for few, many in zip(*moments, strict=True)))
+
+
+def _held(step: Callable[[], object], device: torch.device) -> list[int]:
+    """Bytes held after each allocation and each release on the device during one call, above those held before."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes to stderr
-    with profile(profile_memory=True) as profiled:
+    gc.collect(1)  # of what is older nothing is released during the step
+    with collector_resting(), profile(profile_memory=True) as profiled:
         step()
-    held = peak = 0
-    for event in profiled.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
+    events = [event for event in profiled.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event for event in events if event.device_type().name == device.type.upper()]
+    return list(accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())))
 
 
 def measure(
     models: Mapping[str, nn.Module],
-    example: Tensor,
+    example: Any,
     *,
     baseline: str = "none",
     rounds: int = 15,
     budget: float | None = None,
-    target: Tensor | None = None,
+    loss: Loss | None = None,
+    train: bool = True,
+    warmup: int = 3,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Cost]:
-    """Measure models side by side: all timings interleaved in this process, on copies.
+    """Measure models side by side: all timings interleaved in this process, on twins that read the models' weights.
 
-    Inference is a forward pass in eval mode; a training step is forward pass, cross entropy and backward pass in train
-    mode, without an optimiser. The models stay as they are.
+    Inference is a forward pass in eval mode; a training step is forward pass, loss and backward pass in train mode,
+    without an optimiser. The models stay as they are.
 
     Args:
-        models: by name; each maps the example to scores (B, K, ...).
-        example: (B, ...), on the device and in the memory format to be measured.
+        models: by name.
+        example: a batch on the device and in the memory format to be measured; a tuple is positional arguments, a dict
+            keyword arguments, anything else one.
         baseline: name of the model that the others are compared to.
         rounds: timings of each model, see `interleave`.
         budget: seconds for the timings, see `interleave`.
-        target: labels (B, ...) for the cross entropy; made up where None.
+        loss: ``(model, example) -> number`` to differentiate; see `stand_in` for what None stands for.
+        train: False leaves training unmeasured.
+        warmup: calls before the first round, see `interleave`.
         progress: called with rounds done and rounds asked for.
 
     Raises:
-        UserError: the baseline is not among the models, or a model does not return scores.
+        UserError: the baseline is not among the models.
     """
     if baseline not in models:
         raise UserError(
             f"no model is named {baseline!r}, which the others are to be compared to: "
             f"pass one of that name, or baseline= one of {', '.join(map(repr, models))}"
         )
-    with _rng_kept(example.device):
-        infer = {name: _inference(deepcopy(model), example) for name, model in models.items()}
-        labels = {name: _labels(name, call()) if target is None else target for name, call in infer.items()}
-        train = {name: _training_step(deepcopy(model), example, labels[name]) for name, model in models.items()}
-        steps = {f"{name} infer": step for name, step in infer.items()}
-        steps |= {f"{name} train": step for name, step in train.items()}
-        timings = interleave(steps, rounds=rounds, budget=budget, device=example.device, progress=progress)
-        peaks = {name: peak_memory(step, example.device) for name, step in train.items()}
+    device = device_of(example)
+    steps = {f"{name} infer": _inference(twin(model), example) for name, model in models.items()}
+    if train:
+        steps |= {f"{name} train": training_step(model, example, loss) for name, model in models.items()}
+    with _rng_kept(device):
+        timings = interleave(steps, rounds=rounds, warmup=warmup, budget=budget, device=device, progress=progress)
+        peaks = {name: peak_memory(steps[f"{name} train"], device) for name in models if train}
+    macs = {name: multiply_adds(model, example) // batch_size(example) for name, model in models.items()}
     return {
         name: Cost(
             parameters=parameters(model),
             added_parameters=parameters(model) - parameters(models[baseline]),
-            macs=multiply_adds(model, example) // len(example),
+            macs=macs[name],
+            added_macs=macs[name] - macs[baseline],
             infer_ms=_milliseconds(timings[f"{name} infer"]),
-            train_ms=_milliseconds(timings[f"{name} train"]),
+            train_ms=_milliseconds(timings[f"{name} train"]) if train else None,
             infer_ratio=ratio(timings[f"{name} infer"], timings[f"{baseline} infer"]),
-            train_ratio=ratio(timings[f"{name} train"], timings[f"{baseline} train"]),
-            peak_bytes=peaks[name],
-            peak_ratio=peaks[name] / peaks[baseline],
+            train_ratio=ratio(timings[f"{name} train"], timings[f"{baseline} train"]) if train else None,
+            peak_bytes=peaks.get(name),
+            peak_ratio=peaks[name] / peaks[baseline] if train else None,
         )
         for name, model in models.items()
     }
@@ -203,36 +321,20 @@ def widen(
     return min(tried.values(), key=lambda found: abs(math.log(found[1][1])))
 
 
-def _inference(model: nn.Module, example: Tensor) -> Callable[[], Any]:
+def _inference(model: nn.Module, example: Any) -> Callable[[], Any]:
     model.eval()
 
     def infer() -> Any:
         with torch.inference_mode():
-            return model(example)
+            return call(model, example)
 
     return infer
 
 
-def _training_step(model: nn.Module, example: Tensor, labels: Tensor) -> Callable[[], None]:
-    model.train()
-
-    def train() -> None:
-        functional.cross_entropy(model(example), labels).backward()
-        model.zero_grad()
-
-    return train
-
-
-def _labels(name: str, scores: Any) -> Tensor:
-    """Some label for every place of the scores (B, K, ...)."""
-    if not isinstance(scores, Tensor) or scores.ndim < 2:
-        what = f"a tensor of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
-        raise UserError(
-            f"the model {name!r} returns {what}, but a training step needs scores of shape (batch, classes, ...): "
-            "wrap it so that it returns one such tensor"
-        )
-    batch, classes, *rest = scores.shape
-    return torch.arange(batch * math.prod(rest), device=scores.device).reshape(batch, *rest) % classes
+def _arguments(example: Any) -> list[Any]:
+    if isinstance(example, Mapping):
+        return list(example.values())
+    return list(example) if isinstance(example, tuple) else [example]
 
 
 def _milliseconds(timing: Timing) -> Spread:

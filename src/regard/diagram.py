@@ -26,8 +26,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten_with_path, tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from regard import svg
 from regard.ops.dispatch import Op, use_impl
 from regard.survey import borrowed
+from regard.svg import LARGE, SMALL
 from regard.tap import Tap
 
 MOST, WIDEST = 40, 900  # boxes and width of a picture; what would take more is drawn coarser
@@ -703,21 +705,10 @@ def _set_rows(layers: Layers) -> None:
 
 # How it looks
 
-GAP, DROP, MARGIN, PAD = 26.0, 26.0, 16, 12  # between columns, between layers, around all, beside a text
-LARGE, SMALL, LINE, LONG = 13, 11, 17, 26  # sizes and height of a line of text, and its most letters
+GAP, DROP, PAD = 26.0, 26.0, 12  # between columns, between layers, beside a text
+LINE, LONG = 17, 26  # height of a line of text, and its most letters
 EYE, LENS = 22, "M-8 0Q0-9 8 0Q0 9-8 0zM-2.5 0a2.5 2.5 0 1 0 5 0a2.5 2.5 0 1 0-5 0"  # the sign of a map
-STYLE = """text{font:13px Helvetica,Arial,sans-serif;fill:#1f2328;text-anchor:middle}
-.s{font-size:11px;fill:#59636e}
-.panel{fill:#fbfbfa;stroke:#d1d9e0}
-.input,.output{fill:#e6eaef;stroke:#818b98}
-.step{fill:#fff;stroke:#818b98}
-.layer{fill:#dbe9fb;stroke:#4a7bb7}
-.tap{fill:#fdeebb;stroke:#a67800}
-.eye{fill:#fff;stroke:#7a5900;stroke-width:1.3}
-.arrow{fill:none;stroke:#59636e;stroke-width:1.3}
-.head{fill:#59636e}"""
 LEGEND = {"layer": "learnt weights", "tap": "a map that can be recorded"}
-EMS = {"ijlI|.,:;' ·": 0.34, "frt()[]/-!": 0.42, "mwMW%→×÷−+=": 0.98}  # of the widest common sans-serif font
 
 
 def draw(flow: Flow, title: str) -> str:
@@ -736,21 +727,12 @@ def draw(flow: Flow, title: str) -> str:
     layers += [legend] if legend else []
     _set_rows(layers)
     spots = [spot for layer in layers for spot in layer]
-    width = math.ceil(_width(layers)) + 2 * MARGIN
-    height = math.ceil(layers[-1][0].floor) + 2 * MARGIN
     arrows = [_arrow(upper, lower) for upper in spots for lower in upper.below]
     boxes = "\n".join(_box(spot, spot.node) for spot in spots if spot.node)
-    return f"""<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" \
-viewBox="{-MARGIN} {-MARGIN} {width} {height}" role="img">
-<title>{escape(title)}</title>
-<desc>{escape(str(flow))}</desc>
-<style>{STYLE}</style>
-<rect class="panel" x="{0.5 - MARGIN}" y="{0.5 - MARGIN}" width="{width - 1}" height="{height - 1}" rx="6"/>
-<path class="arrow" d="{"".join(line for line, _ in arrows)}"/>
+    body = f"""<path class="arrow" d="{"".join(line for line, _ in arrows)}"/>
 <path class="head" d="{"".join(head for _, head in arrows)}"/>
-{boxes}
-</svg>
-"""
+{boxes}"""
+    return svg.page(body, _width(layers), layers[-1][0].floor, title=title, description=str(flow))
 
 
 def _lines(node: Node) -> list[list[tuple[str, int]]]:
@@ -779,17 +761,10 @@ def _wrapped(text: str) -> list[str]:
 
 def _extent(node: Node) -> tuple[int, int]:
     lines = _lines(node)
-    length = max(sum(_length(text, size) for text, size in line) + (len(line) - 1) * SMALL / 2 for line in lines)
+    length = max(sum(svg.length(text, size) for text, size in line) + (len(line) - 1) * SMALL / 2 for line in lines)
     if node.kind == "note":
         return round(length) + PAD, LINE * len(lines) + 2
     return max(36, round(length)) + (EYE if node.kind == "tap" else 0) + 2 * PAD, LINE * len(lines) + PAD
-
-
-def _length(text: str, size: int) -> float:
-    """How long a text is at most."""
-    plain = {letter: 0.8 if letter.isupper() else 0.64 for letter in text}
-    ems = plain | {letter: em for letters, em in EMS.items() for letter in letters}
-    return size * sum(ems[letter] for letter in text)
 
 
 def _box(spot: _Spot, node: Node) -> str:
@@ -798,16 +773,16 @@ def _box(spot: _Spot, node: Node) -> str:
     if node.kind != "note":
         corner = 4 if node.kind in ("step", "layer") else 13
         size = f'width="{spot.width}" height="{spot.height}" rx="{corner}"'
-        parts.append(f'<rect class="{node.kind}" x="{_number(left)}" y="{_number(spot.top)}" {size}/>')
+        parts.append(f'<rect class="{node.kind}" x="{svg.number(left)}" y="{svg.number(spot.top)}" {size}/>')
     if node.kind == "tap":
         middle += EYE / 2
-        eye = _at(left + PAD + 7, (spot.top + spot.bottom) / 2)
+        eye = svg.at(left + PAD + 7, (spot.top + spot.bottom) / 2)
         parts.append(f'<path class="eye" transform="translate({eye})" d="{LENS}"/>')
     lines = _lines(node)
     y = (spot.top + spot.bottom - LINE * (len(lines) - 1)) / 2 + 4.5
     for place, line in enumerate(lines):
         pieces = [escape(text) if at == LARGE else f'<tspan class="s">{escape(text)}</tspan>' for text, at in line]
-        parts.append(f'<text x="{_number(middle)}" y="{_number(y + LINE * place)}">{" ".join(pieces)}</text>')
+        parts.append(f'<text x="{svg.number(middle)}" y="{svg.number(y + LINE * place)}">{" ".join(pieces)}</text>')
     return "".join(parts)
 
 
@@ -822,17 +797,9 @@ def _arrow(upper: _Spot, lower: _Spot) -> tuple[str, str]:
     else:
         start = upper.x if len(upper.below) == 1 else min(max(lower.x, upper.x - reach[0]), upper.x + reach[0])
         end = lower.x if len(lower.above) == 1 else min(max(upper.x, lower.x - reach[1]), lower.x + reach[1])
-    line = f"M{_at(start, upper.bottom)}" + ("" if upper.node else f"V{_number(upper.floor)}")
+    line = f"M{svg.at(start, upper.bottom)}" + ("" if upper.node else f"V{svg.number(upper.floor)}")
     if start != end:
         middle = (upper.floor + lower.ceiling) / 2
-        line += f"V{_number(upper.floor)}C{_at(start, middle)} {_at(end, middle)} {_at(end, lower.ceiling)}"
-    line += f"V{_number(lower.top - 3 * ends[1])}"
-    return line, f"M{_at(end, lower.top)}l-4-7h8z" if ends[1] else ""
-
-
-def _number(length: float) -> str:
-    return f"{round(length, 1):g}"
-
-
-def _at(x: float, y: float) -> str:
-    return f"{_number(x)} {_number(y)}"
+        line += f"V{svg.number(upper.floor)}C{svg.at(start, middle)} {svg.at(end, middle)} {svg.at(end, lower.ceiling)}"
+    line += f"V{svg.number(lower.top - 3 * ends[1])}"
+    return line, f"M{svg.at(end, lower.top)}l-4-7h8z" if ends[1] else ""

@@ -6,9 +6,13 @@ through it. No key is renamed, no mode flipped, no buffer or random state moved.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import astuple
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +20,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import regard.mechanisms  # noqa: F401  (registers them)
 from regard.errors import UserError, near
 from regard.files import whole
+from regard.layout import LAYOUTS, Layout
 from regard.registry import create, info
 from regard.survey import (
     CHILD,
+    CONVOLUTIONS,
     At,
     Survey,
     borrowed,
@@ -31,9 +38,14 @@ from regard.survey import (
     choose,
     dry_run,
     find,
+    glob,
     refuse_unhookable,
     same_randomness,
 )
+
+LARGEST = 2**16  # number in a file's header
+NAMED = ("channels", "layouts", "beside")  # by the names of sites
+RECORD = ("mechanism", "options", "start", *NAMED)  # what a file keeps of an attachment
 
 
 class Inserted(nn.Module):
@@ -42,16 +54,29 @@ class Inserted(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.records: dict[str, dict[str, Any]] = {}
+        self.entering: dict[str, Tensor] = {}  # by label, what went into the convolution that it stands beside
 
     def forward(self, x: Tensor) -> Tensor:
-        for mechanism in self.children():
-            x = mechanism(x)
+        for label, mechanism in self.named_children():
+            layout = Layout(*self.records[label]["layouts"][self.records[label]["site"]])
+            apply = partial(mechanism, self.entering.pop(label)) if label in self.entering else mechanism
+            x = layout.through(apply, x)
         return x
 
 
 def _send_through(site: nn.Module, args: Any, output: Tensor) -> Tensor:
     """The one hook, at every site."""
     return site._modules[CHILD](output)  # type: ignore[misc]
+
+
+class _Keep:
+    """The other hook: keeps what goes into a convolution for the mechanism that stands beside it."""
+
+    def __init__(self, inserted: Inserted, label: str) -> None:
+        self.inserted, self.label = inserted, label
+
+    def __call__(self, convolution: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.inserted.entering[self.label] = args[0]
 
 
 class Attached:
@@ -71,11 +96,11 @@ class Attached:
         self.mechanism: str = record["mechanism"]
         self.options: dict[str, Any] = dict(record["options"])
         self.start: str = record["start"]
-        self._channels: dict[str, int] = dict(record["channels"])
+        self._record = dict(record)
 
     @property
     def sites(self) -> list[str]:
-        return list(self._channels)
+        return list(self._record["channels"])
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -95,6 +120,10 @@ class Attached:
                 reasons[site] = "the mechanism is gone: the module at the site was rebuilt"
             elif not _hooks(everywhere[site]):
                 reasons[site] = "the hook is gone: the module at the site was rebuilt, the mechanism is never called"
+            elif site in self._record["beside"]:
+                convolution = self._record["beside"][site]["convolution"]
+                if not _keepers(everywhere.get(convolution), everywhere[f"{site}.{CHILD}"], self.label):
+                    reasons[site] = f"the hook of {convolution!r} is gone: the convolution was rebuilt"
         return reasons
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -116,13 +145,106 @@ class Attached:
             for name, tensor in module.state_dict().items()
         }
 
+    def train(self, mode: bool = True) -> None:
+        """Set the mode of the added modules alone, as ``model.train(mode)`` does for all.
+
+        ``model.eval(); attached.train()`` leaves the statistics of the host's batch norms as they are.
+        """
+        for module in self.modules.values():
+            module.train(mode)
+
+    def train_only(self, *others: str) -> None:
+        """Freeze the host: only the added parameters get gradients, and those of other modules that are named.
+
+        `train_all` and `remove` undo it. The host's batch norms still follow the batches in training mode, see `train`.
+
+        Args:
+            others: patterns of names of the host's modules, such as ``"fc"`` or ``"layer4.**"``, see `regard.sites`.
+
+        Raises:
+            UserError: a pattern matches nothing that has parameters.
+
+        Example:
+            >>> import regard, torch
+            >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 1))
+            >>> attached = regard.attach(net, "eca", at="1", example=torch.randn(1, 3, 8, 8))
+            >>> attached.train_only("2")
+            >>> [name for name, parameter in net.named_parameters() if parameter.requires_grad]
+            ['1.regard.eca.conv.weight', '1.regard.eca.gate.strength', '2.weight', '2.bias']
+        """
+        kept = {id(parameter) for parameter in self.parameters()}
+        for text in others:
+            matched = [module for name, module in self.model.named_modules() if glob(text).fullmatch(name)]
+            found = [id(parameter) for module in matched for parameter in module.parameters()]
+            if not found:
+                names = [name for name, module in self.model.named_modules() if name and [*module.parameters()]]
+                raise UserError(f"no module with parameters matches {text!r}{near(text, names)}")
+            kept.update(found)
+        self.train_all()
+        frozen = [n for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in kept]
+        self._inserted().records[self.label]["frozen"] = frozen
+        for name in frozen:
+            self.model.get_parameter(name).requires_grad_(False)
+
+    def train_all(self) -> None:
+        """Undo `train_only`: what it froze gets gradients again."""
+        everything = dict(self.model.named_parameters())
+        for name in self._inserted().records[self.label].pop("frozen", ()):
+            if name in everything:
+                everything[name].requires_grad_(True)
+
+    def parameter_groups(
+        self, *, weight_decay: float, lr: float | None = None, host_lr: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Groups for an optimiser: the host's parameters and the added ones, with and without weight decay.
+
+        Biases, norms and the strength of gates (whatever has one axis) are not decayed. What is frozen is left out, and
+        so are groups that would be empty.
+
+        Args:
+            weight_decay: of the decayed groups.
+            lr: learning rate of the added parameters; the optimiser's own otherwise.
+            host_lr: of all others.
+
+        Returns:
+            Dicts with ``params``, ``weight_decay``, ``name`` and, where given, ``lr``.
+        """
+        own = {id(parameter) for parameter in self.parameters()}
+        groups: dict[str, list[nn.Parameter]] = {}
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                whose = "added" if id(parameter) in own else "host"
+                groups.setdefault(f"{whose}, {'decayed' if parameter.dim() > 1 else 'not decayed'}", []).append(
+                    parameter
+                )
+        rates = {"added": lr, "host": host_lr}
+        found = []
+        for name, parameters in groups.items():
+            rate = rates[name.partition(",")[0]]
+            decay = 0.0 if "not" in name else weight_decay
+            found.append(
+                {"params": parameters, "weight_decay": decay, "name": name} | ({} if rate is None else {"lr": rate})
+            )
+        return found
+
     def remove(self) -> None:
         """Take everything out again: the outputs and keys of the host are what they were, bit for bit."""
+        if self.modules:
+            self.train_all()
         everywhere = dict(self.model.named_modules())
         for site in self.sites:
             inserted = everywhere.get(f"{site}.{CHILD}")
             if isinstance(inserted, Inserted) and self.label in inserted.records:
-                _take_out(everywhere[site], inserted, self.label)
+                _take_out(everywhere, site, inserted, self.label)
+
+    def _inserted(self) -> Inserted:
+        """Where what belongs to the whole attachment is noted."""
+        everywhere = dict(self.model.named_modules())
+        for site in self.sites:
+            inserted = everywhere.get(f"{site}.{CHILD}")
+            if isinstance(inserted, Inserted) and self.label in inserted.records:
+                return inserted
+        raise UserError(f"{self.label!r} was removed: attach it again")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the added weights alone, with what is needed to attach them again, as one safetensors file.
@@ -135,14 +257,9 @@ class Attached:
         if self.orphans:
             site, reason = next(iter(self.orphans.items()))
             raise UserError(f"cannot save {self.label!r}: at {site!r} {reason}; attach before converting or fusing")
-        header = {
-            "mechanism": self.mechanism,
-            "options": self.options,
-            "label": self.label,
-            "start": self.start,
-            "channels": self._channels,
-            "host": _host_keys(self.model),
-        }
+        header = {name: self._record[name] for name in RECORD}
+        header |= {"label": self.label, "version": version("regard"), "host": _host_keys(self.model)}
+        header["fingerprint"] = _fingerprint(header["host"])
         tensors = {name: tensor.detach().clone().contiguous() for name, tensor in self.state_dict().items()}
         try:
             with whole(path) as temporary:
@@ -168,6 +285,7 @@ def attach(
     start: str = "identity",
     seed: int | None = None,
     label: str | None = None,
+    layout: str | None = None,
     repeated: bool = False,
     **options: Any,
 ) -> Attached:
@@ -180,13 +298,15 @@ def attach(
     Args:
         model: any module that is not compiled yet.
         mechanism: a registered name.
-        at: see `sites`; ``"auto"`` is the mechanism's own placement.
+        at: see `sites`; ``"auto"`` is the mechanism's own placement; where the network has none such, the end of each
+            residual branch, or of each stage.
         example: input of the dry run; a tuple is positional arguments, a dict keyword arguments, anything else one.
         start: ``"identity"``: the model computes exactly what it did, and every new parameter can learn: for networks
             that have learnt; ``"paper"``: as the authors start it: for training from scratch, where many networks start
             the last norm of each branch at 0, and an identity in front of a map of zeros would hardly move.
         seed: of the mechanism's own generator; drawn from torch's global one otherwise, which is put back.
         label: name under which it is attached, the mechanism's name otherwise; several labels stack.
+        layout: how the sites' outputs hold their maps, where the dry run cannot tell, see `sites`.
         repeated: allow sites that one forward pass calls several times (with one shape).
         options: the mechanism's own, see ``info(name).options``.
 
@@ -215,21 +335,26 @@ def attach(
                 f"{mechanism}: the module given as {option} would be shared by all sites: give a word or None"
             )
     label = mechanism if label is None else label
-    if not label.isidentifier() or hasattr(Inserted(), label):
-        raise UserError(
-            f"a label is an identifier such as 'se' or 'second' that no torch module uses, got {label!r}: "
-            "pass another label="
-        )
+    _check_label(label)
     if start not in ("identity", "paper"):
         raise UserError(f"start is 'identity' or 'paper', got {start!r}")
     refuse_unhookable(model)
-    survey = dry_run(model, example)
-    if at == "auto":
-        at = known.place if find(known.place, dict(model.named_modules()), survey) else "auto"
-    chosen = choose(model, at, survey)
+    survey = dry_run(model, example, layout)
     modules = dict(model.named_modules())
+    if at == "auto" and (known.beside or find(known.place, modules, survey)):
+        at = known.place
+    chosen = choose(model, at, survey)
+    if known.beside:
+        ends = {convolution: end for end, convolution in survey.beside.items()}
+        chosen = choose(model, [ends.get(site.name, site.name) for site in chosen], survey)
+        for site in chosen:
+            if site.name not in survey.beside:
+                raise UserError(
+                    f"{mechanism} stands beside a convolution over neighbours with its norm and activation, and "
+                    f"{site.name!r} is the end of none: {_kernels(modules, survey)}"
+                )
     for site in chosen:
-        shapes = list(dict.fromkeys(survey.outputs[site.name]))
+        shapes = list(dict.fromkeys(output.shape for output in survey.outputs[site.name]))
         if len(shapes) > 1:
             listed = " and ".join(map(str, shapes[:3]))
             raise UserError(f"site {site.name!r} is called with differing shapes, {listed}: choose a site inside it")
@@ -243,6 +368,13 @@ def attach(
 
     record: dict[str, Any] = {"mechanism": mechanism, "options": options, "start": start}
     record["channels"] = {site.name: site.shape[1] for site in chosen}
+    record["layouts"] = {site.name: astuple(site.layout) for site in chosen}
+    record["beside"] = {}
+    if known.beside:
+        for site in chosen:
+            name = survey.beside[site.name]
+            record["beside"][site.name] = {"convolution": name, "options": known.beside(modules[name])}
+            record["channels"][site.name] = modules[name].in_channels
     ranks = {site.name: len(site.shape) - 2 for site in chosen}
     built = _build(record, ranks, seed)
     attached = _insert(model, label, record, built)
@@ -266,12 +398,31 @@ def attached(model: nn.Module) -> list[Attached]:
     for name, module in model.named_modules():
         if isinstance(module, Inserted):
             for label, record in module.records.items():
-                # the host may be a part of this model, or stand inside a wrapper
-                host = f".{name}".removesuffix(f".{record['site']}.{CHILD}").removeprefix(".")
-                host = "" if host == name else host
+                here = name.removesuffix(
+                    f".{CHILD}"
+                )  # the host may be a part of this model, stand in a wrapper, or hold it
+                host, above = _host(here, record["site"])
                 if (host, label) not in found:
-                    found[host, label] = Attached(model.get_submodule(host), label, record)
+                    part = model.get_submodule(host)
+                    found[host, label] = Attached(part, label, _below(record, above))
     return list(found.values())
+
+
+def _host(here: str, site: str) -> tuple[str, str]:
+    """Where the host of a site is in a model that has the site here, and which prefix names have only in the host."""
+    ours, theirs = here.split("."), site.split(".")
+    while ours and theirs and ours[-1] == theirs[-1]:
+        ours.pop(), theirs.pop()
+    return ".".join(ours), "".join(f"{part}." for part in theirs)
+
+
+def _below(record: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """A record of the sites below a prefix, under their names there."""
+    inside = {key: {n.removeprefix(prefix): v for n, v in record[key].items() if n.startswith(prefix)} for key in NAMED}
+    for beside in inside["beside"]:
+        held = inside["beside"][beside]
+        inside["beside"][beside] = held | {"convolution": held["convolution"].removeprefix(prefix)}
+    return {**record, **inside}
 
 
 def load(model: nn.Module, path: str | os.PathLike[str]) -> Attached:
@@ -286,41 +437,90 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> Attached:
     """
     path = Path(path)
     refuse_unhookable(model)
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["regard"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            label, host = str(header["label"]), header["host"]
-            record = {key: header[key] for key in ("mechanism", "options", "start", "channels")}
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}") from error
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file: {error}") from error
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} holds no attachment of regard: write one with attached.save(path)") from error
-
+    label, host, record, tensors = _read(path)
     modules = dict(model.named_modules())
-    for site in record["channels"]:
+    for site in (*record["channels"], *(beside["convolution"] for beside in record["beside"].values())):
         if site not in modules:
             raise UserError(f"{path} was made for a site {site!r} that this host lacks{near(site, list(modules))}")
         if label in _labels(modules[site]):
             raise UserError(f"site {site!r} already has {label!r}: remove it first")
-    if differing := sorted({*host} ^ {*_host_keys(model)}):
-        whose = "this host lacks" if differing[0] in host else "only this host has"
+    for site, beside in record["beside"].items():
+        if not isinstance(modules[beside["convolution"]], CONVOLUTIONS):
+            raise UserError(
+                f"{path} was made for a convolution at {beside['convolution']!r}: {site!r} has none before it"
+            )
+    own = _host_keys(model)
+    differing = [f"this host lacks {', '.join(map(repr, keys))}" for keys in [_missing(own, host)] if keys]
+    differing += [f"only this host has {', '.join(map(repr, keys))}" for keys in [_missing(host, own)] if keys]
+    if differing:
         raise UserError(
-            f"{path} was made for another host: {whose} {differing[0]!r}, one of {len(differing)} such keys"
+            f"{path} was made for another host: {'; '.join(differing)}: build the host as it was when it was saved"
         )
     ranks = {site: record["options"].get("spatial_dims", 2) for site in record["channels"]}
     attached = _insert(model, label, record, _build(record, ranks, 0))
     for site, mechanism in attached.modules.items():
         prefix = f"{site}.{CHILD}.{label}."
-        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         try:
-            mechanism.load_state_dict(own)
+            mechanism.load_state_dict(weights)
         except RuntimeError as error:
             attached.remove()
             raise UserError(f"{path} does not hold the weights of {record['mechanism']} at {site!r}") from error
     return attached
+
+
+def _read(path: Path) -> tuple[str, list[str], dict[str, Any], dict[str, Tensor]]:
+    """Label, host's keys, record and tensors of a file, which may come from anybody."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["regard"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            label, host = header["label"], header["host"]
+            record = {name: header[name] for name in RECORD}
+            _check_label(label)
+            known = info(record["mechanism"])
+            options = [record["options"], *(beside["options"] for beside in record["beside"].values())]
+            sizes = [[prefix, *grid] for _, prefix, grid in record["layouts"].values()]
+            numbers = tree_leaves([record["channels"], options, sizes])
+            sound = (
+                header["fingerprint"] == _fingerprint(host)
+                and record["start"] in ("identity", "paper")
+                and record["layouts"].keys() == record["channels"].keys() >= record["beside"].keys()
+                and all(word in LAYOUTS for word, _, _ in record["layouts"].values())
+                and all(isinstance(number, str | int | float | None) for number in numbers)
+                and all(abs(number) <= LARGEST for number in numbers if isinstance(number, int | float))
+            )
+            if not sound or known.place is None:
+                raise KeyError
+            count = sum(
+                known.parameters(channels, **record["beside"].get(site, {}).get("options", {}) | record["options"])
+                for site, channels in record["channels"].items()
+            )
+            # before anything is built: a small file asks for no large modules
+            if count > sum(tensor.numel() for tensor in tensors.values()):
+                raise UserError(f"{path} does not hold the weights of {known.name}: it is cut short or was changed")
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}") from error
+    except UserError:
+        raise
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is damaged or no safetensors file: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{path} holds no attachment of regard: write one with attached.save(path)") from error
+    return label, host, record, tensors
+
+
+def _missing(keys: list[str], wanted: list[str]) -> list[str]:
+    """The first few that are wanted and are not among the keys."""
+    return sorted(set(wanted) - set(keys))[:3]
+
+
+def _check_label(label: str) -> None:
+    if not label.isidentifier() or hasattr(Inserted(), label):
+        raise UserError(
+            f"a label is an identifier such as 'se' or 'second' that no torch module uses, got {label!r}: "
+            "pass another label="
+        )
 
 
 def _build(record: dict[str, Any], ranks: Mapping[str, int], seed: int | None) -> dict[str, nn.Module]:
@@ -332,7 +532,8 @@ def _build(record: dict[str, Any], ranks: Mapping[str, int], seed: int | None) -
     with same_randomness(), torch.device("cpu"):
         torch.default_generator.manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
         built = {
-            site: create(known.name, channels, **record["options"]) for site, channels in record["channels"].items()
+            site: create(known.name, channels, **record["beside"].get(site, {}).get("options", {}) | record["options"])
+            for site, channels in record["channels"].items()
         }
         if record["start"] == "identity" and known.identity is not None:
             for mechanism in built.values():
@@ -357,6 +558,8 @@ def _insert(model: nn.Module, label: str, record: dict[str, Any], built: Mapping
             mechanism.to(device=tensor.device, dtype=tensor.dtype)
         inserted.add_module(label, mechanism.train(site.training))
         inserted.records[label] = record | {"site": name}
+        if name in record["beside"]:
+            modules[record["beside"][name]["convolution"]].register_forward_pre_hook(_Keep(inserted, label))
     return Attached(model, label, record)
 
 
@@ -376,9 +579,9 @@ def _check_calls(model: nn.Module, example: Any, attached: Attached, before: Sur
     def count(name: str) -> Callable[..., None]:
         def add(_: nn.Module, args: tuple[Tensor], output: Any) -> None:
             calls[name] += 1
-            if not isinstance(output, Tensor) or output.shape != args[0].shape:
+            if not isinstance(output, Tensor) or output.shape != args[-1].shape:
                 shape = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
-                raise ValueError(f"{attached.label} turns {tuple(args[0].shape)} into {shape}")
+                raise ValueError(f"{attached.label} turns {tuple(args[-1].shape)} into {shape}")
 
         return add
 
@@ -387,7 +590,9 @@ def _check_calls(model: nn.Module, example: Any, attached: Attached, before: Sur
         with borrowed(model), torch.no_grad():
             call(model, example)
     except UserError as error:
-        raise UserError(f"{attached.label!r} cannot stand there: {error}") from error
+        raise UserError(
+            f"{attached.label!r} cannot stand there: {str(error).removeprefix(attached.mechanism + ': ')}"
+        ) from error
     except Exception as error:
         raise UserError(
             f"with {attached.label!r} attached the model fails ({brief(error)}): choose other sites or options; a "
@@ -415,9 +620,29 @@ def _hooks(site: nn.Module) -> list[int]:
     return [key for key, hook in site._forward_hooks.items() if hook is _send_through]
 
 
-def _take_out(site: nn.Module, inserted: Inserted, label: str) -> None:
+def _keepers(convolution: nn.Module | None, inserted: nn.Module, label: str) -> list[int]:
+    hooks = convolution._forward_pre_hooks.items() if convolution is not None else ()
+    return [key for key, hook in hooks if isinstance(hook, _Keep) and hook.inserted is inserted and hook.label == label]
+
+
+def _take_out(everywhere: Mapping[str, nn.Module], site: str, inserted: Inserted, label: str) -> None:
+    module = everywhere[site]
+    if beside := inserted.records[label]["beside"].get(site):
+        convolution = everywhere.get(beside["convolution"])
+        for key in _keepers(convolution, inserted, label):
+            del convolution._forward_pre_hooks[key]  # type: ignore[union-attr]
     del inserted._modules[label], inserted.records[label]
     if not inserted.records:
-        del site._modules[CHILD]
-        for key in _hooks(site):
-            del site._forward_hooks[key]
+        del module._modules[CHILD]
+        for key in _hooks(module):
+            del module._forward_hooks[key]
+
+
+def _kernels(modules: Mapping[str, nn.Module], survey: Survey) -> str:
+    names = find("kernels", modules, survey)
+    return f"try {names[0]!r}, or at='kernels'" if names else "this network has no such place"
+
+
+def _fingerprint(keys: list[str]) -> str:
+    """Of a host's set of keys, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]

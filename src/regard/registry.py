@@ -17,7 +17,7 @@ from regard.errors import UserError, near
 from regard.tap import fade_in
 
 SLOTS = ("Paper", "Category", "Formula", "Shape", "Cost", "Place", "Differs", "Maps")
-PLACES = ("branches", "blocks", "stages")
+PLACES = ("branches", "convolutions", "expansions", "kernels", "blocks", "stages", "transitions", "head")
 ATTENTIONS = ("soft", "hard", "self")
 SAME = "(B, C, *spatial) -> same"
 
@@ -40,6 +40,9 @@ class Info:
         place: the word that ``at="auto"`` stands for; None when `attach` cannot put it into a network.
         parameters: published formula, ``parameters(channels, **options) -> int``; options left out have their defaults.
         signature: shapes of inputs and outputs, see `shapes`; most are ``(B, C, *spatial) -> same``.
+        beside: for one that takes a convolution of the network, with its norm and activation, for its first branch:
+            from that convolution to the options with which it is built; it is called with what goes into the
+            convolution and what the activation gives.
         identity: what makes a fresh module the identity, exactly; None when it is so by itself, or never.
         official: golden key -> ``(tensors, channels, **their_args) -> Translation``; it may rewrite the tensors it is
             given, a dict of its own.
@@ -56,6 +59,7 @@ class Info:
     place: str | None
     parameters: Callable[..., int]
     signature: str
+    beside: Callable[[nn.Module], dict[str, Any]] | None
     identity: Callable[[nn.Module], None] | None
     official: Mapping[str, Callable[..., Translation]]
     exceptions: Mapping[str, str] = field(default_factory=dict)
@@ -89,6 +93,7 @@ def register(
     parameters: Callable[..., int],
     attention: str = "soft",
     signature: str = SAME,
+    beside: Callable[[nn.Module], dict[str, Any]] | None = None,
     identity: Callable[[nn.Module], None] | None = fade_in,
     official: Mapping[str, Callable[..., Translation]] | None = None,
     exceptions: Mapping[str, str] | None = None,
@@ -98,8 +103,8 @@ def register(
     Args:
         name: lower-case identifier.
         parameters: see `Info`; called with every option, given or default: take what matters, and ``**_``.
-        category, paper, place, attention, signature, identity, official, exceptions: see `Info`. Most gates
-            can leave all after the parameters alone.
+        category, paper, place, attention, signature, beside, identity, official, exceptions: see `Info`. Most gates can
+            leave all after the parameters alone.
 
     Raises:
         UserError: the name is taken by another mechanism or is no lower-case identifier, or the place is unknown.
@@ -141,7 +146,7 @@ def register(
             return parameters(channels, **{**options, **chosen})
 
         _registry[name] = Info(
-            name, factory, category, attention, paper, place, count, signature, identity, official or {},
+            name, factory, category, attention, paper, place, count, signature, beside, identity, official or {},
             exceptions or {}, options, _slots(factory),
         )  # fmt: skip
         return factory

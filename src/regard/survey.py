@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,21 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from regard.errors import UserError, near
+from regard.layout import LAYOUTS, Layout
+from regard.positions import PRODUCTS, Positions, follow, whole
 from regard.registry import PLACES
 
 CHILD = "regard"
 WORDS = ("auto", *PLACES)
+REASONS = {
+    "branches": "residual addition that ends in a module with a feature map",
+    "convolutions": "residual branch with a convolution over neighbours",
+    "expansions": "inverted residual, that is channels added, a depthwise convolution, and channels taken away",
+    "kernels": "convolution over neighbours that another one follows",
+    "stages": "stacked convolutions with feature maps",
+    "transitions": "two stages of differing size",
+    "head": "stacked convolutions with feature maps",
+}
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 At = str | Sequence[str] | Callable[[str, nn.Module, tuple[int, ...]], bool]
@@ -34,14 +46,16 @@ class Site:
     Attributes:
         name: dotted name of the module whose output is weighed.
         kind: its class.
-        shape: of its output in the dry run, (B, C, *spatial).
+        shape: (B, C, *spatial) of the map in its output, in the dry run.
         calls: how often one forward pass calls it.
+        layout: how the output holds the map, see `regard.layout.Layout`.
     """
 
     name: str
     kind: str
     shape: tuple[int, ...]
     calls: int
+    layout: Layout
 
 
 @contextmanager
@@ -84,15 +98,51 @@ def same_randomness() -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda)
 
 
+@dataclass(frozen=True)
+class Output:
+    """What a module gave in one call.
+
+    Attributes:
+        shape: of the tensor; empty where it is none, or cannot hold a map.
+        layout: how it holds a map; None where it holds none, or the dry run cannot tell how.
+        words: what it is, for a sentence.
+    """
+
+    shape: tuple[int, ...]
+    layout: Layout | None
+    words: str
+
+    @property
+    def map(self) -> tuple[int, ...]:
+        """(B, C, *spatial), empty where there is no map."""
+        return self.layout.shape(self.shape) if self.layout else ()
+
+
 @dataclass
 class _Origin:
     """Where a tensor of the dry run comes from."""
 
     depth: int = 0  # operations on the longest way from the input
+    layers: int = 0  # convolutions and matrix products among them
     ancestors: int = 0  # a bit for every tensor it was computed from
     bit: int = 0
-    source: tuple[str, int] | None = None  # the last module with parameters on its way, and when that was called
-    width: int | None = None  # of its last axis, when the last layer on its way works on the last axis
+    source: _Module | None = None  # the last on its way that has parameters, or changed the form of the map, or pooled
+    added: tuple[int, int] = (0, 0)  # when the module was entered in which it became a sum, and when; 0 behind a layer
+    last: _Module | None = None  # the last that computed anything
+    axis: int | None = None  # of the channels, where that is known
+    positions: Positions | None = None  # of its numbers on the picture, where those are known
+    convolution: _Module | None = None  # the last one on its way, if it looks at neighbours
+    into: tuple[_Module, _Module, _Module] | None = None  # that, its norm and its activation, before the next one
+    widened: str = ""  # "pointwise": the last convolution was 1x1 and added channels; "depthwise": one followed that
+
+
+@dataclass(frozen=True)
+class _Module:
+    """A call of a module, and the map that it gave."""
+
+    name: str
+    entered: int
+    map: tuple[int, ...] = ()
 
 
 @dataclass
@@ -100,95 +150,248 @@ class _Call:
     name: str
     entered: int
     inputs: int = 0  # bits of the maps that came in
+    before: int = 0  # bits of these and of all they were computed from
+    layers: int = 0  # on the way to them
 
 
 @dataclass
 class Survey(TorchFunctionMode):
-    """One forward pass, watched: every module's outputs, and every addition of a branch to its shortcut."""
+    """One forward pass, watched.
 
-    outputs: dict[str, list[Any]] = field(default_factory=dict)
+    Attributes:
+        layout: of maps that do not tell it by themselves.
+        outputs: what each module gave, in every call.
+        order: of the calls' ends.
+        branches: ends of the branches of residual additions; blocks: the modules that add them.
+        convolutions: the last convolution over neighbours in each of these branches.
+        beside: the last unit of a convolution over neighbours with its norm and its activation that another layer
+            follows in the branch: from its end to the convolution.
+        expansions: ends of the wide part of each inverted residual, before it is narrowed.
+        unread: modules behind which only other tokens are read than those of the pixels.
+    """
+
+    layout: str | None = None
+    outputs: dict[str, list[Output]] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     branches: list[str] = field(default_factory=list)
     blocks: list[str] = field(default_factory=list)
+    convolutions: list[str] = field(default_factory=list)
+    beside: dict[str, str] = field(default_factory=dict)
+    expansions: list[str] = field(default_factory=list)
+    unread: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         super().__init__()
         self._origins: Any = WeakIdKeyDictionary()
         self._stack: list[_Call] = []
         self._clock = 0
-        self._projected: dict[int, tuple[str, str]] = {}
+        self._paused = False
+        self._pictures = False  # whether any positions are known
+        self._projected: dict[int, tuple[_Origin, bool]] = {}
+        self._additions: list[tuple[_Call, _Origin, bool]] = []
+        self._parts: set[int] = set()  # when the modules were entered whose sums are parts that are joined
+        self._weighted = 0  # bits of all that layers gave
+        self._followed_by = 0  # bits of all from which a layer went on
+        self._bits: dict[str, int] = {}  # of each module's output
+        self._units: list[tuple[_Module, _Module, _Module]] = []  # in branches
+        self._followed: list[tuple[_Module, _Module, _Module]] = []  # anywhere
 
     def enter(self, name: str, inputs: Any) -> None:
         self._clock += 1
-        bits = 0
-        for tensor in _tensors(inputs):
-            if tensor.dim() > 2:
-                bits |= self._origin(tensor).bit
-        self._stack.append(_Call(name, self._clock, bits))
+        call = _Call(name, self._clock)
+        if not self._stack:
+            for tensor in _tensors(inputs):
+                if tensor.dim() > 3:
+                    self._origin(tensor).positions = whole(tensor.shape)
+        maps = [self._origin(tensor) for tensor in _tensors(inputs) if tensor.dim() > 2]
+        for origin in maps:
+            call.inputs |= origin.bit
+            call.before |= origin.bit | origin.ancestors
+        call.layers = max((origin.layers for origin in maps), default=0)
+        self._stack.append(call)
 
     def leave(self, name: str, module: nn.Module, output: Any) -> None:
         call = self._stack.pop()
-        addition = self._projected.pop(call.entered, None)
-        if addition:
-            self._add(*addition)
         self.order.append(name)
-        if isinstance(output, Tensor):
-            origin = self._origin(output)
-            if module._parameters:
-                origin.source = name, call.entered
-            self.outputs.setdefault(name, []).append(_describe(output, origin.width))
-        else:
-            self.outputs.setdefault(name, []).append(f"a {type(output).__name__}")
+        tensor = output if isinstance(output, Tensor) else None
+        seen = Output((), None, f"a {type(output).__name__}") if tensor is None else self._describe(tensor)
+        self.outputs.setdefault(name, []).append(seen)
+        this = _Module(name, call.entered, seen.map)
+        projected = self._projected.pop(call.entered, None)
+        if projected and tensor is not None and self._origin(tensor).added[0] == call.entered:
+            self._additions.append((call, *projected))
+        for part in _tensors(output):
+            origin = self._origin(part)
+            self._bits[name] = self._bits.get(name, 0) | origin.bit
+            if not origin.bit & call.inputs:
+                origin.last = this
+            # a map that comes out of a tuple, or in another form than from the last layer, ends its way here
+            if (
+                module._parameters
+                or module._buffers
+                or origin.source is None
+                or (seen.map and origin.source.map != seen.map)
+            ):
+                origin.source = this
+            if isinstance(module, CONVOLUTIONS) and max(module.kernel_size) > 1:
+                origin.convolution = this
+
+    def pass_over(self, output: Tensor | None, x: Tensor) -> None:
+        """What is attached already is no part of the network: its map comes from where the site's came from."""
+        self._paused = output is None
+        if output is not None:
+            self._origins[output] = self._origin(x)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._paused:
+            return func(*args, **(kwargs or {}))
         incoming = [(self._origin(tensor), tensor.shape) for tensor in _tensors((args, kwargs))]
-        name = getattr(func, "__name__", "").strip("_")
-        if name in ("add", "radd", "iadd") and len(args) > 1:
-            self._see_addition(args[0], args[1])
+        name = getattr(func, "__name__", "")
+        name = (func.__self__.__name__ if name == "__get__" else name).strip("_")  # x.mT is a property
+        adds = name in ("add", "radd", "iadd") and len(args) > 1 and self._see_addition(args[0], args[1])
         result = func(*args, **(kwargs or {}))
         if incoming:
             depth = 1 + max(origin.depth for origin, _ in incoming)
+            layers = max(origin.layers for origin, _ in incoming)
             ancestors = 0
             for origin, _ in incoming:
                 ancestors |= origin.ancestors | origin.bit
-            for tensor in _tensors(result):
-                main = _continued(incoming, tensor.shape, product=name in ("mul", "rmul", "imul"))
-                width = main.width
-                if name in ("linear", "layer_norm"):
-                    width = tensor.shape[-1]
-                elif name.startswith("conv") or name.endswith("_norm"):
-                    width = None
-                self._origins[tensor] = _Origin(depth, ancestors, self._bit(), main.source, width)
+            main, _ = _continued(incoming, _first_shape(result), product=name in ("mul", "rmul", "imul"))
+            known = lambda tensor: self._origins[tensor].positions if tensor in self._origins else None  # noqa: E731
+            where = follow(name, func, args, kwargs or {}, result, main.positions, known)
+            for tensor, positions in zip(_tensors(result, every=True), where, strict=True):
+                main, shape = _continued(incoming, tensor.shape, product=name in ("mul", "rmul", "imul"))
+                new = replace(main, depth=depth, layers=layers, ancestors=ancestors, bit=self._bit())
+                new.axis = _channel_axis(name, args, kwargs or {}, main, shape, tensor)
+                new.positions = positions
+                self._pictures = self._pictures or positions is not None
+                if name.startswith("conv") or name == "linear" or name in PRODUCTS:
+                    new.layers += 1
+                    new.added = 0, 0
+                    self._weighted |= new.bit
+                    self._followed_by |= ancestors
+                if name.startswith("conv"):
+                    self._convolve(main, new, shape, tensor, _second(args, kwargs or {}))
+                elif name == "linear":
+                    self._follow(main, new)
+                elif adds:
+                    new.convolution = None
+                    shortcut = min((pair[0] for pair in incoming if pair[1] == tensor.shape), key=lambda o: o.depth)
+                    if shortcut.positions:  # the longer way may have mixed pixels
+                        new.axis, new.positions = shortcut.axis, shortcut.positions
+                    new.added = self._stack[-1].entered, new.bit
+                    if adds == "parallel":  # the sum of two ways is the end of neither
+                        new.source = None
+                elif name in ("cat", "concat", "concatenate"):
+                    sums = [entered for entered, _ in {origin.added for origin, _ in incoming} if entered]
+                    self._parts.update(entered for entered in sums if sums.count(entered) > 1)
+                elif 2 < tensor.dim() == len(shape) and tensor.numel() * shape[1] < math.prod(shape) * tensor.shape[1]:
+                    new.widened = ""  # pooled: a gate begins here
+                if "pool" in name:
+                    new.source = None
+                self._origins[tensor] = new
         return result
 
-    def _see_addition(self, left: Any, right: Any) -> None:
-        """A residual addition: two maps of one shape, one of them computed from the other or from its block's input."""
+    def _follow(self, before: _Origin, after: _Origin) -> None:
+        """A layer follows what was done since the last convolution."""
+        if before.convolution and before.last and before.source:
+            after.into = before.convolution, before.source, before.last
+            self._followed.append(after.into)
+        after.convolution = None
+
+    def _convolve(self, before: _Origin, after: _Origin, shape: Any, tensor: Tensor, weight: Tensor) -> None:
+        """Follow a map through a convolution: what ends before it, and what it makes of the width."""
+        self._follow(before, after)
+        pointwise = max(weight.shape[2:]) == 1
+        channels, width = shape[1], tensor.shape[1]
+        if pointwise and before.widened == "depthwise" and width < channels and before.last:
+            self.expansions.append(before.last.name)
+        if pointwise:
+            after.widened = "pointwise" if width > channels else ""
+        else:
+            depthwise = before.widened and weight.shape[1] == 1 and width == channels
+            after.widened = "depthwise" if depthwise else ""
+
+    def _see_addition(self, left: Any, right: Any) -> str:
+        """Tell an addition of two maps: ``"residual"``, where one is computed from the other or both from their block's
+        one input, or ``"parallel"``; empty where it is none."""
         if not (isinstance(left, Tensor) and isinstance(right, Tensor)) or left.shape != right.shape:
-            return
+            return ""
         if left.dim() < 3 or not self._stack:
-            return
+            return ""
         shortcut, branch = sorted((self._origin(left), self._origin(right)), key=lambda origin: origin.depth)
         block = self._stack[-1]
-        if branch.source is None or branch.source[1] <= block.entered:
-            return
+        if branch.source is None or branch.source.entered <= block.entered:
+            return "parallel"
+        if branch.axis is None:
+            branch.axis = shortcut.axis
+        # not where attention works on windows that are joined outside of it
+        ends = branch.source.map == self._describe(left if self._origin(left) is branch else right).map
         if branch.ancestors & shortcut.bit:
             self._projected.pop(block.entered, None)
-            self._add(block.name, branch.source[0])
-        elif branch.ancestors & block.inputs:
-            # a shortcut that was projected before the block, or in it from the one map that came in (what takes several
-            # merges them, and is no block); of several such additions in one block only the last is the residual one
-            one = block.inputs.bit_count() == 1
-            if shortcut.bit & block.inputs or (one and shortcut.ancestors & block.inputs):
-                self._projected[block.entered] = block.name, branch.source[0]
+            self._additions.append((block, branch, ends))
+            return "residual"
+        # a shortcut that was projected before the block, or in it from the one map that came in (what takes several
+        # merges them, and is no block); of several such additions in one block only the last can be the residual one
+        one = block.inputs.bit_count() == 1
+        apart = not branch.ancestors & shortcut.ancestors & self._weighted & ~block.before
+        longer = branch.layers > max(shortcut.layers, block.layers + 1)
+        if branch.ancestors & block.inputs and (
+            shortcut.bit & block.inputs or (one and shortcut.ancestors & block.inputs and apart and longer)
+        ):
+            self._projected[block.entered] = branch, ends
+            return "residual"
+        return "parallel"
 
-    def _add(self, block: str, branch: str) -> None:
-        self.branches.append(branch)
+    def _add(self, block: str, branch: _Origin, ends: bool) -> None:
+        if branch.source and ends:
+            self.branches.append(branch.source.name)
         if block:
             self.blocks.append(block)
+        inside = block + "." if block else ""
+        if branch.convolution and branch.convolution.name.startswith(inside):
+            self.convolutions.append(branch.convolution.name)
+        elif branch.into and branch.into[0].name.startswith(inside):
+            self.convolutions.append(branch.into[0].name)
+        if branch.into and branch.into[0].name.startswith(inside):
+            self._units.append(branch.into)
+
+    def goes_on(self, name: str) -> bool:
+        """Whether another layer works on what a module gives: else it is a prediction, not a feature."""
+        return bool(self._bits.get(name, 0) & self._followed_by)
+
+    def finish(self, innermost: Callable[[str], str]) -> None:
+        """What only the whole pass tells: an activation that serves several layers is no end of a unit."""
+        for block, branch, ends in self._additions:
+            if block.entered not in self._parts:
+                self._add(block.name, branch, ends)
+        plain = [unit for unit in self._followed if max(unit[0].map[2:], default=1) > 1]
+        for convolution, norm, activation in self._units or plain * (not self.branches):
+            for end in (activation, norm):
+                if end.map == convolution.map and len(self.outputs[end.name]) == 1:
+                    self.beside[innermost(end.name)] = convolution.name
+                    break
+
+    def _describe(self, tensor: Tensor) -> Output:
+        shape, origin = tuple(tensor.shape), self._origin(tensor)
+        words = f"a tensor of shape {shape}"
+        if not tensor.is_floating_point() or not 3 <= tensor.dim() <= 5:
+            return Output((), None, f"{words}, {str(tensor.dtype).removeprefix('torch.')}")
+        ends = (1, tensor.dim() - 1)
+        axes = [axis for axis in ends if origin.axis == axis] or [axis for axis in ends if origin.positions]
+        for axis in axes:
+            picture = origin.positions.picture(axis) if origin.positions else None
+            if picture and tensor.dim() == 3 and axis == 2 and len(picture[1]) > 1:
+                return Output(shape, Layout("tokens", *picture), words)
+            # tokens whose pixels are not known are those of no map, where the network has maps
+            if picture or not (origin.positions or (tensor.dim() == 3 and self._pictures)):
+                return Output(shape, Layout("channels_first" if axis == 1 else "channels_last"), words)
+        return Output(shape, None if axes else _layout(self.layout, shape), words)
 
     def _origin(self, tensor: Tensor) -> _Origin:
         if tensor not in self._origins:
-            self._origins[tensor] = _Origin(bit=self._bit())
+            # an image comes with its channels first
+            self._origins[tensor] = _Origin(bit=self._bit(), axis=1 if tensor.dim() > 2 else None)
         return self._origins[tensor]
 
     def _bit(self) -> int:
@@ -196,24 +399,62 @@ class Survey(TorchFunctionMode):
         return 1 << self._clock
 
 
-def _continued(incoming: list[tuple[_Origin, torch.Size]], shape: torch.Size, product: bool) -> _Origin:
+def _layout(word: str | None, shape: tuple[int, ...]) -> Layout | None:
+    """What a word says of a tensor of this shape; tokens are then the pixels of a square, behind a few others."""
+    if word != "tokens":
+        return Layout(word) if word else None
+    side = math.isqrt(shape[1])
+    return Layout("tokens", shape[1] - side * side, (side, side)) if len(shape) == 3 else None
+
+
+def _continued(
+    incoming: list[tuple[_Origin, torch.Size]], shape: torch.Size, product: bool
+) -> tuple[_Origin, torch.Size]:
     """The one that an operation's result continues: a map times a gate is still the map, not the longer way."""
     sign = -1 if product else 1
-    return max(incoming, key=lambda pair: (pair[1] == shape, pair[0].source is not None, sign * pair[0].depth))[0]
+    return max(incoming, key=lambda pair: (pair[1] == shape, pair[0].source is not None, sign * pair[0].depth))
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and not isinstance(leaf, nn.Parameter)]
+def _channel_axis(
+    name: str, args: Any, kwargs: Mapping[str, Any], main: _Origin, before: torch.Size, after: Tensor
+) -> int | None:
+    """Which axis of a result holds the channels, from where they were before."""
+    rank = after.dim()
+    if name.startswith("conv") or "pool" in name or name in ("batch_norm", "instance_norm", "group_norm"):
+        return 1
+    if name == "linear" or (name in ("layer_norm", "rms_norm") and len(_second(args, kwargs)) == 1):
+        return rank - 1
+    axis = main.axis
+    if axis is None or (name in PRODUCTS and after.shape != before):
+        return None
+    if name == "permute":
+        order = args[1] if len(args) > 1 and not isinstance(args[1], int) else args[1:] or kwargs["dims"]
+        return [place % rank for place in order].index(axis)
+    if name in ("transpose", "swapaxes", "swapdims", "movedim", "moveaxis"):
+        # told by an empty tensor whose sides are its axes' numbers
+        return list(getattr(torch.empty(*range(rank), device="meta"), name)(*args[1:], **kwargs).shape).index(axis)
+    if name in ("mT", "mH", "T"):
+        return {rank - 1: rank - 2, rank - 2: rank - 1}.get(axis, axis)
+    if len(before) == rank:
+        return axis
+    # reshaped: the channels are where they were if that side and those before it, or behind it, are what they were
+    if axis == len(before) - 1 and after.shape[-1:] == before[-1:]:
+        return rank - 1
+    return axis if axis == 1 and rank > 2 and after.shape[:2] == before[:2] else None
 
 
-def _describe(output: Tensor, width: int | None) -> tuple[int, ...] | str:
-    """The shape of a feature map (B, C, *spatial), or what stands in its place."""
-    shape = tuple(output.shape)
-    if not output.is_floating_point() or not 3 <= output.dim() <= 5:
-        return f"a tensor of shape {shape}, {str(output.dtype).removeprefix('torch.')}"
-    if width == shape[-1] != shape[1]:
-        return f"{shape} with the channels in the last axis"
-    return shape
+def _second(args: Any, kwargs: Mapping[str, Any]) -> Any:
+    return args[1] if len(args) > 1 else next(iter(kwargs.values()))
+
+
+def _tensors(tree: Any, every: bool = False) -> list[Tensor]:
+    """The tensors in a tree; parameters only with `every`."""
+    leaves = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    return leaves if every else [leaf for leaf in leaves if not isinstance(leaf, nn.Parameter)]
+
+
+def _first_shape(result: Any) -> torch.Size:
+    return next((tensor.shape for tensor in _tensors(result)), torch.Size())
 
 
 def call(model: nn.Module, example: Any) -> Any:
@@ -229,8 +470,11 @@ def brief(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
-def dry_run(model: nn.Module, example: Any) -> Survey:
-    survey = Survey()
+def dry_run(model: nn.Module, example: Any, layout: str | None = None) -> Survey:
+    """Watch one forward pass; `layout` is that of the maps whose layout it does not tell."""
+    if layout not in (*LAYOUTS, None):
+        raise UserError(f"layout is None or one of {', '.join(map(repr, LAYOUTS))}, got {layout!r}")
+    survey = Survey(layout)
     handles = []
     modules = {name: module for name, module in model.named_modules() if CHILD not in name.split(".")}
     try:
@@ -239,6 +483,10 @@ def dry_run(model: nn.Module, example: Any) -> Survey:
             leave = lambda module, _, output, name=name: survey.leave(name, module, output)  # noqa: E731
             handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
             handles.append(module.register_forward_hook(leave))
+        for name, module in model.named_modules():
+            if name.split(".")[-1] == CHILD:
+                handles.append(module.register_forward_pre_hook(lambda _, args: survey.pass_over(None, args[0])))
+                handles.append(module.register_forward_hook(lambda _, args, y: survey.pass_over(y, args[0])))
         with borrowed(model), torch.no_grad(), survey:
             try:
                 call(model, example)
@@ -250,19 +498,63 @@ def dry_run(model: nn.Module, example: Any) -> Survey:
     finally:
         for handle in handles:
             handle.remove()
+    survey.finish(lambda name: _innermost(name, modules))
+    layouts = {name: outputs[0].layout for name, outputs in survey.outputs.items()}
+    prefixes = {name: layout.prefix for name, layout in layouts.items() if layout and layout.prefix}
+    if prefixes:
+        survey.unread = _unread(model, example, prefixes)
     return survey
 
 
-def sites(model: nn.Module, at: At = "auto", *, example: Any) -> list[Site]:
+def _unread(model: nn.Module, example: Any, prefixes: Mapping[str, int]) -> set[str]:
+    """Of modules that give tokens, those whose pixels do not matter: in a last block only the class token is read."""
+    probes: dict[str, Tensor] = {}
+
+    def add(name: str) -> Callable[..., Tensor]:
+        def probe(_: nn.Module, args: Any, output: Tensor) -> Tensor:
+            probes[name] = torch.zeros_like(output, requires_grad=True)
+            return output + probes[name]
+
+        return probe
+
+    modules = dict(model.named_modules())
+    handles = [modules[name].register_forward_hook(add(name)) for name in prefixes]
+    try:
+        with borrowed(model), torch.enable_grad(), suppress(RuntimeError):  # some networks have no backward pass
+            outputs = [y for y in tree_leaves(call(model, example)) if isinstance(y, Tensor) and y.requires_grad]
+            # weighed unevenly: the sum behind a layer norm has no gradient
+            weights = [torch.linspace(1, 2, y.numel()).to(y).reshape(y.shape) for y in outputs]
+            gradients = torch.autograd.grad(outputs, list(probes.values()), weights, allow_unused=True)
+            found = dict(zip(probes, gradients, strict=True))
+            if any(gradient is not None and gradient.any() for gradient in found.values()):  # no classifier of zeros
+                return {n for n, gradient in found.items() if gradient is None or not gradient[:, prefixes[n] :].any()}
+    finally:
+        for handle in handles:
+            handle.remove()
+    return set()
+
+
+def sites(model: nn.Module, at: At = "auto", *, example: Any, layout: str | None = None) -> list[Site]:
     """Find the places of a model where a mechanism can go, by one dry run.
 
     Args:
         model: any module; it is left exactly as it was.
-        at: ``"branches"`` (the end of each residual branch, before the addition: its last norm, where it has one),
-            ``"blocks"`` (each residual block), ``"stages"`` (the last block of each resolution and width), ``"auto"``
-            (branches, or stages where there are none); a glob over dotted names (``*`` stays within a dot, ``**``
-            crosses); a list of names; or a function ``(name, module, shape) -> bool``.
+        at: a word for places that the dry run finds,
+
+            ``"branches"``: the end of each residual branch, before the addition: its last norm, where it has one;
+            ``"convolutions"``: the last convolution over neighbours in each residual branch, before its norm;
+            ``"expansions"``: the end of the wide part of each inverted residual, before it is narrowed;
+            ``"kernels"``: the end of the last convolution over neighbours, norm and activation inside each branch;
+            ``"blocks"``: each residual block;
+            ``"stages"``: the last block before the map's sides change or its width doubles;
+            ``"transitions"``: every stage but the last; ``"head"``: the last stage alone;
+            ``"auto"``: branches, or stages where there are none or next to none;
+
+            or a glob over dotted names (``*`` stays within a dot, ``**`` crosses); a list of names; or a function
+            ``(name, module, shape) -> bool``, with the shape (B, C, *spatial) of the module's map.
         example: input of the dry run; a tuple is positional arguments, a dict keyword arguments, anything else one.
+        layout: how the outputs hold their maps, where the dry run cannot tell or tells it wrong:
+            ``"channels_first"`` (B, C, ...), ``"channels_last"`` (B, ..., C) or ``"tokens"`` (B, N, C).
 
     Returns:
         The sites in the order of the forward pass.
@@ -277,7 +569,7 @@ def sites(model: nn.Module, at: At = "auto", *, example: Any) -> list[Site]:
         ['1']
     """
     refuse_unhookable(model)
-    return choose(model, at, dry_run(model, example))
+    return choose(model, at, dry_run(model, example, layout))
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -306,10 +598,9 @@ def choose(model: nn.Module, at: At, survey: Survey) -> list[Site]:
     modules = dict(model.named_modules())
     if isinstance(at, str) and at in WORDS:
         found = find(at, modules, survey)
+        found = [name for name in found if len(survey.outputs[name]) == 1] or found
         if not found:
-            reason = "the dry run saw no stacked convolutions with feature maps (B, C, ...)"
-            if at != "stages":
-                reason = "the dry run saw no residual addition that ends in a module with a feature map (B, C, ...)"
+            reason = "the dry run saw no " + REASONS.get(at, REASONS["branches"])
             others = [word for word in PLACES if word != at and find(word, modules, survey)]
             hint = f"try at={' or at='.join(map(repr, others))}, or " if others else ""
             raise UserError(
@@ -317,7 +608,7 @@ def choose(model: nn.Module, at: At, survey: Survey) -> list[Site]:
                 f"such as {_some(survey)}"
             )
     elif isinstance(at, str):
-        pattern = _glob(at)
+        pattern = glob(at)
         found = [name for name in survey.outputs if name and pattern.fullmatch(name)]
         if not found:
             uncalled = [name for name in modules if name and pattern.fullmatch(name)]
@@ -328,7 +619,7 @@ def choose(model: nn.Module, at: At, survey: Survey) -> list[Site]:
         found = [
             name
             for name, outputs in survey.outputs.items()
-            if name and isinstance(outputs[0], tuple) and at(name, modules[name], outputs[0])
+            if name and outputs[0].map and at(name, modules[name], outputs[0].map)
         ]
         if not found:
             raise UserError(f"the function given as `at` chose none of the modules, such as {_some(survey)}")
@@ -344,6 +635,10 @@ def choose(model: nn.Module, at: At, survey: Survey) -> list[Site]:
         if not found:
             raise UserError("`at` is an empty list: name at least one site")
     found = list(dict.fromkeys(_innermost(name, modules) for name in found))
+    if survey.layout and at not in WORDS:
+        for name in found:
+            outputs = survey.outputs[name]
+            outputs[:] = [replace(o, layout=_layout(survey.layout, o.shape)) for o in outputs]
     return [_site(name, modules, survey) for name in sorted(found, key=survey.order.index)]
 
 
@@ -351,16 +646,19 @@ def _site(name: str, modules: Mapping[str, nn.Module], survey: Survey) -> Site:
     outputs = survey.outputs[name]
     kind = type(modules[name]).__name__
     for output in outputs:
-        if isinstance(output, str):
-            raise UserError(
-                f"site {name!r} ({kind}) gives {output}, not a feature map (B, C, ...): choose another site"
-            )
-        if len(output) == 3 and not any(isinstance(module, nn.Conv1d) for module in modules.values()):
-            raise UserError(
-                f"site {name!r} ({kind}) gives {output}, which looks like tokens (B, N, C), not a feature map "
-                "(B, C, ...): choose another site"
-            )
-    return Site(name, kind, outputs[0], len(outputs))
+        if output.map and (survey.layout or fits(output, modules)):
+            continue
+        ways = " or layout=".join(map(repr, LAYOUTS))
+        hint = f", or say how it holds a map with layout={ways}" if output.shape else ""
+        raise UserError(
+            f"site {name!r} ({kind}) gives {output.words}, which is no feature map (B, C, ...) as far as the dry run "
+            f"can tell: choose another site{hint}"
+        )
+    layout = outputs[0].layout
+    assert layout is not None
+    if name in survey.unread:
+        raise UserError(f"behind site {name!r} ({kind}) no token of the map is read any more: choose an earlier one")
+    return Site(name, kind, outputs[0].map, len(outputs), layout)
 
 
 def _innermost(name: str, modules: Mapping[str, nn.Module]) -> str:
@@ -372,41 +670,77 @@ def _innermost(name: str, modules: Mapping[str, nn.Module]) -> str:
 
 
 def find(word: str, modules: Mapping[str, nn.Module], survey: Survey) -> list[str]:
+    """The names that a word stands for; none where the network has no such place."""
     if word == "auto":
-        return find("branches", modules, survey) or find("stages", modules, survey)
-    if word == "branches":
-        return [name for name in dict.fromkeys(survey.branches) if _is_map(name, survey, modules)]
+        branches, stages = find("branches", modules, survey), find("stages", modules, survey)
+        reached = {survey.outputs[name][0].map[2:] for name in branches}
+        # the branches of a network that has next to none say little of it
+        return branches if 2 * len(reached) >= len({survey.outputs[name][0].map[2:] for name in stages}) else stages
+    if word == "transitions":
+        return find("stages", modules, survey)[:-1]
+    if word == "head":
+        return find("stages", modules, survey)[-1:]
+    ends = {
+        "branches": survey.branches,
+        "convolutions": survey.convolutions,
+        "expansions": survey.expansions,
+        "kernels": survey.beside,
+    }
+    if word in ends:
+        names = [name for name in dict.fromkeys(ends[word]) if _is_map(name, survey, modules)]
+        return [name for name in names if survey.outputs[name][0].map[1] > 1]
     blocks = set(survey.blocks)
     kinds = {type(modules[name]) for name in blocks}
     blocks |= {name for name in survey.outputs if type(modules[name]) in kinds and name}
-    in_order = [name for name in dict.fromkeys(survey.order) if name in blocks and _is_map(name, survey, modules)]
+    blocks = {name for name in blocks if _is_map(name, survey, modules)}
+    blocks -= _nested(blocks, modules)
+    in_order = [name for name in dict.fromkeys(survey.order) if name in blocks]
     if word == "blocks":
         return in_order
     if in_order:
-        groups = _runs(in_order, key=lambda name: survey.outputs[name][0][1:])
+        groups = _runs(in_order, lambda name: survey.outputs[name][0].map[1:])
     else:
         units = [name for name in _units("", modules, survey) if _is_map(name, survey, modules)]
-        units = [name for name in units if max(survey.outputs[name][0][2:]) > 1]
-        groups = _runs(units, key=lambda name: survey.outputs[name][0][2:])
+        units = [name for name in units if max(survey.outputs[name][0].map[2:]) > 1]
+        features = [name for name in units if survey.goes_on(name)]
+        units = features if _convolutions(features, modules) > 1 else units
+        groups = _runs(units, lambda name: (1, *survey.outputs[name][0].map[2:]))
         groups = [group for group in groups if _convolutions(group, modules)]
         if _convolutions(units, modules) < 2:  # the patch embedding of a transformer is no stage
             groups = []
     return [group[-1] for group in groups]
 
 
+def _nested(blocks: set[str], modules: Mapping[str, nn.Module]) -> set[str]:
+    """Of blocks inside blocks, those that are less than half of them, or that are made of others."""
+    size = {name: sum(parameter.numel() for parameter in modules[name].parameters()) for name in blocks}
+    dropped: set[str] = set()
+    for outer in sorted(blocks, key=lambda name: name.count(".")):
+        inner = {name for name in blocks if name.startswith(outer + ".")}
+        tops = {name for name in inner if not any(name.startswith(other + ".") for other in inner)}
+        if 2 * sum(size[name] for name in tops) < size[outer]:
+            dropped |= inner
+        elif inner and outer not in dropped:
+            dropped.add(outer)
+    return dropped
+
+
 def _units(name: str, modules: Mapping[str, nn.Module], survey: Survey) -> list[str]:
     """What a network without residual blocks is made of: its parts, each seen as a whole while it stays at one or two
     resolutions."""
-    units = []
+    units: list[str] = []
+    if name in survey.blocks:
+        return units
     for child, module in modules[name].named_children():
         inside = f"{name}.{child}".removeprefix(".")
         sizes = {
-            output[2:]
+            output.map[2:]
             for called, outputs in survey.outputs.items()
             for output in outputs
-            if called.startswith(inside + ".") and isinstance(output, tuple)
+            if called.startswith(inside + ".") and output.map
         }
-        whole = inside in survey.outputs and type(module).forward is not nn.Sequential.forward and len(sizes) <= 2
+        whole = type(module).forward is not nn.Sequential.forward and len(sizes) <= 2
+        whole = whole and inside in survey.outputs and _is_map(inside, survey, modules)
         units += [inside] if whole or not module._modules else _units(inside, modules, survey)
     called = [unit for unit in units if unit in survey.outputs]
     return sorted(called, key=survey.order.index)
@@ -417,24 +751,33 @@ def _convolutions(names: list[str], modules: Mapping[str, nn.Module]) -> int:
 
 
 def _is_map(name: str, survey: Survey, modules: Mapping[str, nn.Module]) -> bool:
-    output = survey.outputs[name][0]
-    ranks = {
-        len(convolution.kernel_size) + 2 for convolution in modules.values() if isinstance(convolution, CONVOLUTIONS)
-    }
-    return isinstance(output, tuple) and len(output) in ranks
+    return name not in survey.unread and fits(survey.outputs[name][0], modules)
 
 
-def _runs(items: list[str], key: Callable[[str], Any]) -> list[list[str]]:
+def fits(output: Output, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether an output is a map of as many axes as the network's convolutions have."""
+    ranks = {len(module.kernel_size) for module in modules.values() if isinstance(module, CONVOLUTIONS)}
+    first = output.layout == Layout("channels_first")
+    return bool(output.map) and (len(output.map) - 2 in ranks or not ranks or not first)
+
+
+def _runs(names: list[str], shape: Callable[[str], tuple[int, ...]]) -> list[list[str]]:
+    """Neighbours of about one resolution, until the width doubles: dilated networks narrow no map between stages."""
     groups: list[list[str]] = []
-    for item in items:
-        if groups and key(groups[-1][-1]) == key(item):
-            groups[-1].append(item)
+    for name in names:
+        width, *sides = shape(name)
+        first = shape(groups[-1][0]) if groups else (0,)
+        alike = len(first) == 1 + len(sides) and all(
+            0.7 * a < b < a / 0.7 for a, b in zip(first[1:], sides, strict=True)
+        )
+        if alike and first[0] / 2 < width < first[0] * 2:
+            groups[-1].append(name)
         else:
-            groups.append([item])
+            groups.append([name])
     return groups
 
 
-def _glob(pattern: str) -> re.Pattern[str]:
+def glob(pattern: str) -> re.Pattern[str]:
     """``*`` and ``?`` stay within a dot, ``**`` crosses dots, ``[ab]`` is a set, ``[!ab]`` its opposite."""
     pieces = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
     parts = re.split(r"(\*\*|\*|\?|\[[^\]]+\])", pattern)
@@ -447,5 +790,5 @@ def _near(pattern: str, survey: Survey) -> str:
 
 
 def _some(survey: Survey) -> str:
-    names = [name for name, outputs in survey.outputs.items() if name and isinstance(outputs[0], tuple)]
+    names = [name for name, outputs in survey.outputs.items() if name and outputs[0].map]
     return ", ".join(repr(name) for name in names[:: max(1, len(names) // 4)][:5]) or "(none that gives a feature map)"

@@ -143,7 +143,7 @@ def allocator_hint() -> str | None:
 
 def _time(call: Callable[[], object], repeats: int, device: torch.device) -> float:
     """Seconds per call."""
-    with _collector_resting():
+    with collector_resting():
         _synchronise(device)
         start = perf_counter()
         for _ in range(repeats):
@@ -153,7 +153,8 @@ def _time(call: Callable[[], object], repeats: int, device: torch.device) -> flo
 
 
 @contextmanager
-def _collector_resting() -> Iterator[None]:
+def collector_resting() -> Iterator[None]:
+    """No garbage collection for a while."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regard.errors import UserError, near
+from regard.errors import UserError
+from regard.models import check_timm, timm_model
 from regard.registry import parse
 
 SMALL = "small_resnet"
@@ -67,6 +68,9 @@ class SmallResNet(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(4 * width, classes)
 
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.stages(self.stem(x)).mean((2, 3)))
 
@@ -83,14 +87,16 @@ def build(
 ) -> nn.Module:
     """Build a host; its own weights are drawn from `seed`, and torch's global random state stays as it was.
 
+    Beside weights that have learnt, a classifier for other classes starts at 0. Drawn at random it can be so loud (in
+    timm's EfficientNets the fewer classes, the louder) that a short training goes into unlearning it.
+
     Args:
         model: ``"small_resnet"`` or any name of timm, with options where wanted: ``"resnet18[zero_init_last=false]"``.
         classes: width of the output.
         channels: of the images.
         seed: of the initial weights.
         pretrained: timm's pretrained weights.
-        weights: a checkpoint of this model, safetensors or what ``torch.load(weights_only=True)`` reads; a classifier
-            of another width is left out.
+        weights: a checkpoint of this model, safetensors or what ``torch.load(weights_only=True)`` reads.
         widening: every width is multiplied by this.
 
     Raises:
@@ -111,6 +117,12 @@ def build(
     if weights is not None:
         _load(host, weights, classes)
     return host
+
+
+def classifiers(host: nn.Module) -> tuple[nn.Module, ...]:
+    """The last layers of a host, which know the classes; more than one where it was distilled."""
+    found = host.get_classifier()  # type: ignore[operator]
+    return found if isinstance(found, tuple) else (found,)
 
 
 def image_size(model: str) -> int | None:
@@ -138,9 +150,8 @@ def normalisation(model: str, channels: int) -> tuple[tuple[float, ...], tuple[f
 def check(model: str) -> None:
     """Raise a `UserError` when there is no such host."""
     name, _ = parse(model)
-    if name != SMALL and not _zoo().is_model(name):
-        known = [SMALL, *_zoo().list_models()]
-        raise UserError(f"there is no model {name!r} in timm{near(name, known) or ', and it is not ' + SMALL}")
+    if name != SMALL:
+        check_timm(name, SMALL)
 
 
 def _small(classes: int, channels: int, options: dict[str, Any], widening: float) -> nn.Module:
@@ -164,15 +175,12 @@ def _timm(
             raise UserError(f"the wider control knows {SMALL} and the ResNets of timm, not {name!r}: leave it out")
         widths = [stage["num_chs"] // plain.layer1[0].expansion for stage in plain.feature_info[1:]]
         options["channels"] = tuple(max(8, round(width * widening / 8) * 8) for width in widths)
-    try:
-        return _zoo().create_model(name, pretrained=pretrained, num_classes=classes, in_chans=channels, **options)
-    except Exception as error:  # timm checks no option before it uses it
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if pretrained:
-            raise UserError(
-                f"the pretrained weights of {name!r} cannot be had ({reason}): go online, or pass --weights FILE"
-            ) from error
-        raise UserError(f"timm cannot build {name!r} with these options: {reason}") from error
+    host = timm_model(name, options, pretrained=pretrained, num_classes=classes, in_chans=channels)
+    if pretrained and _zoo().get_pretrained_cfg(name).num_classes != classes:
+        for classifier in classifiers(host):
+            for parameter in classifier.parameters():
+                nn.init.zeros_(parameter)
+    return host
 
 
 def _load(host: nn.Module, path: Path, classes: int) -> None:
@@ -196,4 +204,4 @@ def _load(host: nn.Module, path: Path, classes: int) -> None:
     differences += [f"has {key!r} in another shape" for key in other if key not in head]
     if differences:
         raise UserError(f"{path} does not fit the model: it {'; it '.join(differences[:3])}")
-    host.load_state_dict({key: tensor for key, tensor in tensors.items() if key not in head}, strict=False)
+    host.load_state_dict({key: torch.zeros_like(own[key]) if key in head else tensors[key] for key in own})

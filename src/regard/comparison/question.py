@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from regard.comparison import data as images_of
 from regard.comparison import grid, hosts, prices, report, training
 from regard.comparison.display import Display
-from regard.comparison.results import Comparison, counted
+from regard.comparison.results import BEFORE, Comparison, counted
 from regard.comparison.statistics import fewest_pairs
 from regard.errors import UserError
 from regard.files import write_text
@@ -26,6 +26,7 @@ from regard.registry import create, info, parse, spell
 
 EPOCHS = {"fashion": 3, "cluttered": 5}  # of the embedded images; a folder's default is below
 KEPT = ("first", "all", "none")
+TRUNKS = ("trained", "frozen")
 # learnt from the runs, or only said: a change of these is no other question
 UNASKED = ("widening", "broken", "classes")
 
@@ -42,6 +43,7 @@ def compare(
     learning_rate: float | None = None,
     at: str | Sequence[str] = "auto",
     start: str | None = None,
+    trunk: str = "trained",
     margin: float = 0.01,
     pretrained: bool = False,
     weights: str | Path | None = None,
@@ -67,9 +69,12 @@ def compare(
         epochs: of every run; 3 for fashion, 5 for cluttered, else 20, or 8 from pretrained weights.
         size: side of the images in pixels; by default that of the embedded images, of a timm model, or 64.
         batch: images in one step.
-        learning_rate: of AdamW at its height; 4e-3 for the small host, else 1e-3, or 3e-4 from pretrained weights.
+        learning_rate: of AdamW at its height; 4e-3 for the small host, else 1e-3; from pretrained weights 3e-4, or 1e-2
+            with a frozen trunk.
         at: sites, see `regard.sites`; the mechanism's own placement otherwise.
         start: ``"paper"`` or ``"identity"``; by default the latter from pretrained weights only.
+        trunk: ``"trained"``: all weights learn; ``"frozen"``: the pretrained weights and the statistics of their norms
+            stay as they are, only the classifier and what an arm adds learn, so that ``none`` is a linear probe.
         margin: a difference smaller than this fraction of the test images is not worth having.
         pretrained: start from timm's pretrained weights.
         weights: start from this checkpoint of the model (safetensors, or a plain state dict).
@@ -96,8 +101,10 @@ def compare(
     grid.refuse_nesting()
     asked = _arms(arms, control)
     chosen = _seeds(seeds)
-    _check(model, epochs, batch, learning_rate, margin, start, control, keep, workers, size, device)
+    _check(model, epochs, batch, learning_rate, margin, start, trunk, control, keep, workers, size, device)
     starting = pretrained or weights is not None
+    if trunk == "frozen" and not starting:
+        raise UserError("a frozen trunk must have learnt something before: pass --pretrained or --weights FILE as well")
     if control and starting:
         raise UserError("the wider control starts from no pretrained weights, so it would not be fair: leave it out")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -108,11 +115,12 @@ def compare(
         "size": size or (images_of.SIZES.get(str(data), 64)),
         "epochs": epochs or EPOCHS.get(str(data), 8 if starting else 20),
         "batch": batch,
-        "learning_rate": learning_rate or (3e-4 if starting else 4e-3 if model.startswith(hosts.SMALL) else 1e-3),
+        "learning_rate": learning_rate or _height(model, starting, trunk),
         "weight_decay": 0.05,
         "smoothing": 0.1,
         "at": at if isinstance(at, str) else list(at),
         "start": start or ("identity" if starting else "paper"),
+        "trunk": trunk,
         "margin": margin,
         "pretrained": pretrained,
         "weights": str(weights) if weights is not None else None,
@@ -220,6 +228,7 @@ def _check(
     learning_rate: float | None,
     margin: float,
     start: str | None,
+    trunk: str,
     control: str | None,
     keep: str,
     workers: int | None,
@@ -237,6 +246,8 @@ def _check(
         raise UserError(f"the margin is a fraction of the test images between 0 and 1, such as 0.01, got {margin}")
     if start not in (None, "paper", "identity"):
         raise UserError(f"start is 'paper' or 'identity', got {start!r}")
+    if trunk not in TRUNKS:
+        raise UserError(f"trunk is 'trained' or 'frozen', got {trunk!r}")
     if control not in (None, training.WIDER):
         raise UserError(f"the only control is {training.WIDER!r}, got {control!r}")
     if keep not in KEPT:
@@ -247,8 +258,17 @@ def _check(
         raise UserError(f"there is no device {device!r} here: take cpu, or leave it out") from error
 
 
+def _height(model: str, starting: bool, trunk: str) -> float:
+    """The learning rate where none is asked for: what is new learns fast, what has learnt before keeps most of it."""
+    if starting:
+        return 1e-2 if trunk == "frozen" else 3e-4
+    return 4e-3 if model.startswith(hosts.SMALL) else 1e-3
+
+
 def _default_folder(question: dict[str, Any]) -> Path:
-    digest = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:8]
+    # what was not asked yet when older folders were named has no part in the name
+    named = {key: value for key, value in question.items() if BEFORE.get(key, ...) != value}
+    digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:8]
     name = Path(question["data"]).resolve().name if question["data"] not in images_of.SIZES else question["data"]
     return Path("runs") / f"{name}-{parse(question['model'])[0]}-{digest}"
 
@@ -295,7 +315,7 @@ def _refuse_other(folder: Path, question: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     stored = json.loads(path.read_text(encoding="utf-8"))
-    before = stored["question"]
+    before = stored["question"] = BEFORE | stored["question"]
     question = json.loads(json.dumps(question))
     differing = [key for key in question if key not in UNASKED and question[key] != before.get(key)]
     if differing:
@@ -309,7 +329,7 @@ def command(question: dict[str, Any], arms: list[str], seeds: list[int], folder:
     words = ["regard", "compare", *(arm for arm in arms if arm != training.WIDER), "--data", question["data"]]
     words += ["--model", question["model"], "--size", str(question["size"]), "--epochs", str(question["epochs"])]
     words += ["--batch", str(question["batch"]), "--learning-rate", str(question["learning_rate"])]
-    words += ["--start", question["start"], "--margin", str(question["margin"])]
+    words += ["--start", question["start"], "--trunk", question["trunk"], "--margin", str(question["margin"])]
     words += (
         ["--seeds", str(len(seeds))] if seeds == list(range(len(seeds))) else ["--seed-list", ",".join(map(str, seeds))]
     )

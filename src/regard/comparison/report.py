@@ -352,10 +352,10 @@ def _facts(question: dict[str, Any]) -> dict[str, str]:
     """What every run had in common, in words a reader can compare."""
     facts = {}
     for key, value in question.items():
-        if key in ("broken", "classes"):
+        if key in ("broken", "classes") or value is None or value is False:  # what was not asked for
             continue
-        text = f"{value:,}" if isinstance(value, int) else str(value)
-        facts[key.replace("_", " ")] = ("yes" if value else "no") if isinstance(value, bool) else text
+        text = "yes" if value is True else f"{value:,}" if isinstance(value, int) else str(value)
+        facts[key.replace("_", " ")] = text
     classes = question["classes"]
     facts["classes"] = f"{len(classes)}: {', '.join(classes[:20])}{', …' if len(classes) > 20 else ''}"
     return facts

@@ -14,6 +14,8 @@ from regard.comparison.statistics import Verdict, judge
 from regard.errors import UserError
 from regard.files import write_text
 
+# what a question asks that was stored before there was a choice
+BEFORE = {"trunk": "trained"}
 SLOW = 1.2  # an arm whose inference takes this many times that of `none` is named as slow
 
 
@@ -52,7 +54,7 @@ class Comparison:
         cost = folder / "cost.json"
         return cls(
             folder=folder,
-            question=stored["question"],
+            question=BEFORE | stored["question"],
             asked=stored["asked"],
             environment=stored["environment"],
             records={(run["arm"], run["seed"]): run for run in runs},
@@ -222,7 +224,8 @@ class Comparison:
 
     def __repr__(self) -> str:
         asked = self.question
-        title = f"{asked['data']}, {asked['model']}, {asked['size']} px, {counted(asked['epochs'], 'epoch')}"
+        trunk = ", frozen trunk" if asked["trunk"] == "frozen" else ""
+        title = f"{asked['data']}, {asked['model']}{trunk}, {asked['size']} px, {counted(asked['epochs'], 'epoch')}"
         lines = [f"{title}: top-1 accuracy on {asked['test_images']:,} test images", ""]
         lines += _aligned(self.table())
         if prices := self.price_table():

@@ -22,7 +22,7 @@ import regard
 from regard.comparison import data, hosts
 from regard.errors import UserError
 from regard.files import slug, whole
-from regard.insertion import attach
+from regard.insertion import attach, attached
 from regard.registry import parse
 
 PLAIN, WIDER = "none", "wider"
@@ -54,6 +54,7 @@ def train(
     model = on_device(build(question, arm, seed), question)
     mean, std = question["normalisation"] or data.normalisation(images, split.train)
     prepare = _preparation(question["size"], mean, std, device)
+    learning = _learning(model, question)
 
     decayed = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
     plain = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
@@ -71,7 +72,9 @@ def train(
         begun = time.perf_counter()
         torch.manual_seed(data.stream(seed, epoch, "model").initial_seed())  # dropout and its like
         crops = data.stream(seed, epoch, "augmentation")
-        model.train()
+        model.eval()
+        for part in learning:
+            part.train()
         losses = torch.zeros((), device=device)
         for step, index in enumerate(_batches(data.order(split.train, seed, epoch), question["batch"])):
             for group in optimiser.param_groups:
@@ -124,7 +127,10 @@ def train(
 
 
 def build(question: dict[str, Any], arm: str, seed: int) -> nn.Module:
-    """The host with one arm in it; the trunk's weights depend on the seed alone."""
+    """The host with one arm in it; the trunk's weights depend on the seed alone.
+
+    Of a frozen trunk only the classifier and what the arm adds require gradients.
+    """
     host = hosts.build(
         question["model"],
         len(question["classes"]),
@@ -134,6 +140,10 @@ def build(question: dict[str, Any], arm: str, seed: int) -> nn.Module:
         weights=Path(question["weights"]) if question["weights"] else None,
         widening=question["widening"] if arm == WIDER else 1.0,
     )
+    if question["trunk"] == "frozen":
+        host.requires_grad_(False)
+        for classifier in hosts.classifiers(host):
+            classifier.requires_grad_(True)
     if arm not in (PLAIN, WIDER):
         mechanism, options = parse(arm)
         example = torch.zeros(2, question["channels"], question["size"], question["size"])
@@ -145,6 +155,14 @@ def build(question: dict[str, Any], arm: str, seed: int) -> nn.Module:
 def on_device(model: nn.Module, question: dict[str, Any]) -> nn.Module:
     """The model where it is trained and timed, in the memory layout that is faster there."""
     return model.to(question["device"]).to(memory_format=torch.channels_last)
+
+
+def _learning(model: nn.Module, question: dict[str, Any]) -> list[nn.Module]:
+    """What is trained: the batch norms and the dropout of a frozen trunk work as they do in evaluation."""
+    if question["trunk"] == "trained":
+        return [model]
+    added = [module for attachment in attached(model) for module in attachment.modules.values()]
+    return [*hosts.classifiers(model), *added]
 
 
 def environment() -> dict[str, Any]:

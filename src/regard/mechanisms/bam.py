@@ -53,7 +53,7 @@ def _translate(
     "bam",
     category="channel and spatial",
     paper="Park et al. 2018, arXiv 1807.06514",
-    place="stages",
+    place="transitions",
     parameters=_parameters,
     official={"bam": _translate},
 )
@@ -66,7 +66,7 @@ class BAM(nn.Module):
               d(t) = relu(norm(conv_3x3_dilated(t)));  y = x * (1 + sigmoid(c * s))
     Shape:    x, y, gate: (B, C, *spatial);  c: (B, C, 1, ...);  s: (B, 1, *spatial);  hidden width M = C / r
     Cost:     3 C M + C + 18 M^2 + 13 M + 1 parameters; reads x three times, writes a gate of its size, and y.
-    Place:    stages: between the stages of a network, after each but the last; not inside the blocks.
+    Place:    transitions: between the stages of a network, after each but the last; not inside the blocks.
     Differs:  The paper adds the two logits, the released code (and its weights) multiplies them: `combine="sum"` or
               `"product"`. The paper puts a batch norm at the end of each branch; the released code has it after the
               hidden layers, and so has this. The released code pools squares of the map's height, so that maps up to

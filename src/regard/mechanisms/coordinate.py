@@ -38,7 +38,7 @@ def _translate(
     "coordinate",
     category="channel and spatial",
     paper="Hou et al. 2021, arXiv 2103.02907",
-    place="branches",
+    place="expansions",
     parameters=_parameters,
     official={"coord_attention": _translate},
 )
@@ -51,8 +51,8 @@ class Coordinate(nn.Module):
               y = x * a * b;  hswish(t) = t relu6(t + 3) / 6
     Shape:    x, y: (B, C, *spatial);  f: (B, M, H + W) with M = max(8, C / r);  a: (B, C, H, 1);  b: (B, C, 1, W)
     Cost:     M (C + 3) + 2 C (M + 1) parameters; reads x three times, writes it once.
-    Place:    branches: the end of each residual branch, before the addition. The authors put it on the expanded
-              features of MobileNetV2's inverted residuals, after the depthwise convolution.
+    Place:    expansions: the expanded features of each inverted residual, after the depthwise convolution; where a
+              network has none, the end of each residual branch.
     Differs:  Nothing from the released code; the paper does not mention the biases or the least width of 8. Maps with
               one or three spatial axes are treated alike, an axis at a time, which is ours. Popular copies drop the
               biases or round the width otherwise.

@@ -30,7 +30,7 @@ def _translate(
     category="spatial",
     attention="self",
     paper="Huang et al. 2019, arXiv 1811.11721",
-    place="stages",
+    place="head",
     parameters=_parameters,
     signature="(B, C, H, W) -> same",
     identity=None,
@@ -45,7 +45,7 @@ class CrissCross(nn.Module):
               y_i = x_i + gamma sum_j w_ij V x_j;  again with x = y, as often as `recurrence` says
     Shape:    x, y: (B, C, H, W);  Q, K: C to M = C / r;  V: C to C;  w: (B, H, W, H + W)
     Cost:     2 (C M + M) + C^2 + C + 1 parameters; time and memory grow with (H + W) H W, never with (H W)^2.
-    Place:    stages: the authors put it once, with recurrence 2, on the last map of a dilated network, narrowed to C/4.
+    Place:    head: the authors put it once, with recurrence 2, on the last map of a dilated network, narrowed to C/4.
     Differs:  As the released code, where the pixel itself is hidden in the column part, so that it counts once. The
               code works on a GPU in float32 only, and its queries have width 0 for C < 8; here any device, any dtype,
               and a width of at least 1. gamma starts at 0, so that a fresh module is the identity. The sum over row and

@@ -35,7 +35,7 @@ def _translate_position(
     category="spatial",
     attention="self",
     paper=PAPER,
-    place="stages",
+    place="head",
     parameters=_position_parameters,
     identity=None,
     official={"danet_position": _translate_position},
@@ -48,7 +48,7 @@ class DANetPosition(nn.Module):
     Formula:  w_ij = softmax_j(Q x_i . K x_j);  y_i = x_i + gamma sum_j w_ij V x_j
     Shape:    x, y: (B, C, *spatial);  Q, K: C to M = C / r;  V: C to C;  w: (B, 1, *spatial, *spatial)
     Cost:     2 (C M + M) + C^2 + C + 1 parameters; time grows with the square of the pixels, memory does not.
-    Place:    stages: the authors put it once on the last map of a dilated network, see `danet_head`.
+    Place:    head: the authors put it once on the last map of a dilated network, see `danet_head`.
     Differs:  As the released code, which narrows Q and K to C / 8 where the paper draws them full (`reduction=1`). The
               logits are not scaled, in either. gamma starts at 0, so that a fresh module is the identity. Popular
               copies forget gamma and the addition, or scale the logits.
@@ -84,7 +84,7 @@ class DANetPosition(nn.Module):
     category="channel",
     attention="self",
     paper=PAPER,
-    place="stages",
+    place="head",
     parameters=lambda channels, **_: 1,
     identity=None,
     official={"danet_channel": lambda tensors, channels, *, in_dim=None: (in_dim or channels, {}, {})},
@@ -98,7 +98,7 @@ class DANetChannel(nn.Module):
               y_i = x_i + gamma sum_j w_ij x_j
     Shape:    x, y: (B, C, *spatial);  e, w: (B, C, C)
     Cost:     1 parameter; reads x four times, writes it twice.
-    Place:    stages: the authors put it once on the last map of a dilated network, see `danet_head`.
+    Place:    head: the authors put it once on the last map of a dilated network, see `danet_head`.
     Differs:  The released code turns the sign of the energies round, so that channels that are alike weigh little; the
               paper's equation has them weigh most. `form="code"` or `form="paper"`. The paper's sign saturates on maps
               of ordinary size: every channel then only sees itself. gamma starts at 0, so that a fresh module is the

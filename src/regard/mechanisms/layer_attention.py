@@ -77,7 +77,7 @@ class LayerAttention(nn.Module):
     "csam",
     category="channel and spatial",
     paper=PAPER,
-    place="stages",
+    place="head",
     signature="(B, C, H, W) -> same",
     parameters=lambda channels: 29,
     identity=None,
@@ -92,7 +92,7 @@ class CSAM(nn.Module):
     Formula:  a = sigmoid(conv_3x3x3(x) + b), over channels, rows and columns;  y = x + gamma a x
     Shape:    x, y, a: (B, C, H, W)
     Cost:     29 parameters; reads x three times, writes it three times.
-    Place:    stages: the authors put it once, on the last map of the network's body.
+    Place:    head: the authors put it once, on the last map of the network's body.
     Differs:  Nothing from the released code. The channels are taken as an axis of space, so that their order has a
               meaning for it. gamma starts at 0, so that a fresh module is the identity.
     Maps:     `gate`, element, values in (0, 1).

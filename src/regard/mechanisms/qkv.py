@@ -63,7 +63,7 @@ def _translate_torch(
     category="spatial",
     attention="self",
     paper="Vaswani et al. 2017, arXiv 1706.03762",
-    place="stages",
+    place="head",
     parameters=_parameters,
     official={"qkv_conv": _translate, "mhsa": _translate_torch},
 )
@@ -76,7 +76,7 @@ class QKV(nn.Module):
               (normalise);  y_i = sum_j w_ij V x_j (times value), then W y + b with a projection
     Shape:    x: (B, C, *spatial);  y: the same, or (B, value_width, *spatial);  w: (B, heads, *spatial, *spatial)
     Cost:     3 C^2 + 3 C parameters; time grows with the square of the pixels, memory does not.
-    Place:    stages: on small maps; the three steps that danet_position, non_local and local build on.
+    Place:    head: on small maps; the three steps that danet_position, non_local and local build on.
     Differs:  Written with 1x1 convolutions on a map instead of linear layers on tokens, which is the same; heads are
               contiguous blocks of channels. `projection=True` is torch's own multi-head attention without dropout.
               There is no addition of the input inside: starting as the identity blends the answer with the input.

@@ -19,7 +19,7 @@ def _translate(tensors: Mapping[str, Tensor], channels: int | None, *, e_lambda:
     "simam",
     category="channel and spatial",
     paper="Yang et al. 2021, PMLR 139",
-    place="branches",
+    place="convolutions",
     parameters=lambda channels, **_: 0,
     official={"simam": _translate},
 )
@@ -31,8 +31,7 @@ class SimAM(nn.Module):
     Formula:  d = (x - mean_HW(x))^2;  y = x * sigmoid(d / (4 (sum_HW d / (N - 1) + lambda)) + 1 / 2), N pixels
     Shape:    x, y, gate: (B, C, *spatial)
     Cost:     0 parameters; reads x three times, writes a gate of its size, and y.
-    Place:    branches: the end of each residual branch; the authors put it behind the second convolution of each
-              bottleneck, before its norm.
+    Place:    convolutions: behind the last 3x3 convolution of each residual branch, before its norm.
     Differs:  As the released code, where a map of one pixel divides by 0; here N - 1 is at least 1. The gate is never
               below sigmoid(1/2) = 0.622: it can only lift the unusual over the usual.
     Maps:     `gate`, element, values in (0.622, 1).

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from regard import ops
 from regard.conv import conv
+from regard.errors import UserError
 from regard.norm import BatchNorm
 from regard.registry import Translation, register
-from regard.tap import Tap
+from regard.tap import Blend, Tap
 
 
 def _parameters(
@@ -23,13 +24,14 @@ def _parameters(
     reduction: int,
     min_width: int,
     out_channels: int | None,
+    first: bool,
     spatial_dims: int,
     **_: Any,
 ) -> int:
     out = out_channels or channels
     hidden = max(min_width, out // reduction)
     convolution = 3**spatial_dims * out * channels // math.gcd(groups, channels, out)
-    return branches * (convolution + 2 * out) + (1 + branches) * out * hidden + 2 * hidden
+    return (branches - (not first)) * (convolution + 2 * out) + (1 + branches) * out * hidden + 2 * hidden
 
 
 def _translate(
@@ -78,13 +80,22 @@ def _translate(
     return channels, options, names
 
 
+def _beside(convolution: Any) -> dict[str, Any]:
+    """The options with which it joins a convolution of a network."""
+    stride = set(convolution.stride)
+    if len(stride) > 1:
+        raise UserError(f"sk has one stride for all axes, and the convolution has {convolution.stride}")
+    options = {"first": False, "out_channels": convolution.out_channels, "stride": stride.pop()}
+    return options | ({"groups": convolution.groups} if convolution.groups > 1 else {})
+
+
 @register(
     "sk",
     category="branch",
     paper="Li et al. 2019, arXiv 1903.06586",
-    place=None,
+    place="kernels",
     parameters=_parameters,
-    identity=None,
+    beside=_beside,
     official={"sk": _translate},
 )
 class SK(nn.Module):
@@ -98,8 +109,9 @@ class SK(nn.Module):
               w: (B, branches, out_channels, 1, ...)
     Cost:     branches (9 C^2 / G + 2 C) + (1 + branches) C M + 2 M parameters, G groups; reads the map 2 branches + 1
               times, writes it branches + 1 times.
-    Place:    it replaces a layer: put it in the place of the grouped 3x3 convolution of a bottleneck with its norm and
-              activation.
+    Place:    kernels: the grouped 3x3 convolution of each bottleneck with its norm and activation, the place of which
+              it takes in the paper. Attached to a network it takes them as its first branch, with all they have learnt,
+              and adds the others.
     Differs:  The authors released Caffe descriptions alone, and this agrees with them through timm's port, called
               without its own default of splitting the channels between the branches. As there, and as the paper allows,
               the wide branch is a 3x3 kernel with dilation 2 in place of 5x5; the hidden layer has a batch norm and no
@@ -116,6 +128,7 @@ class SK(nn.Module):
         min_width: least width of the hidden layer.
         stride: of each convolution.
         out_channels: channels of the result; C if None.
+        first: False leaves out the first branch, whose map is then a second input: ``sk(x, u)``.
         spatial_dims: number of spatial axes of the map: 1, 2 or 3.
 
     Example:
@@ -134,6 +147,7 @@ class SK(nn.Module):
         min_width: int = 32,
         stride: int = 1,
         out_channels: int | None = None,
+        first: bool = True,
         spatial_dims: int = 2,
     ) -> None:
         super().__init__()
@@ -156,18 +170,22 @@ class SK(nn.Module):
             nn.init.kaiming_normal_(convolution.weight)
             return nn.Sequential(convolution, BatchNorm(out), nn.ReLU())
 
-        self.branches = nn.ModuleList(branch(dilation) for dilation in range(1, branches + 1))
+        self.branches = nn.ModuleList(branch(dilation) for dilation in range(1 if first else 2, branches + 1))
         self.down = nn.Linear(out, hidden, bias=False)
         self.norm = BatchNorm(hidden)
         self.up = nn.Linear(hidden, branches * out, bias=False)
         nn.init.normal_(self.down.weight, std=0.01)
         nn.init.normal_(self.up.weight, std=0.01)
         self.weights = Tap("branch", rest=None)
+        self.blend = None if first else Blend()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, first: Tensor | None = None) -> Tensor:
         maps = [branch(x) for branch in self.branches]
+        if first is not None:
+            maps.insert(0, torch.relu(first))
         (s,) = ops.squeeze(reduce(torch.add, maps), tuple(range(2, x.dim())))
         z = torch.relu(self.norm(self.down(s.flatten(1))))
         weights = torch.softmax(self.up(z).reshape(s.shape[0], len(maps), *s.shape[1:]), dim=1)
         chosen = zip(maps, self.weights(weights).unbind(1), strict=True)
-        return reduce(torch.add, (ops.gate(u, weight) for u, weight in chosen)).to(x.dtype)
+        y = reduce(torch.add, (ops.gate(u, weight) for u, weight in chosen)).to(x.dtype)
+        return y if self.blend is None else self.blend(first, y)

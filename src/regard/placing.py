@@ -1,0 +1,146 @@
+"""The places of a network where mechanisms can go, each with the words that find it, and why the others are none."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from regard.costing import twin
+from regard.errors import UserError
+from regard.insertion import attach
+from regard.registry import PLACES, info, parse
+from regard.survey import At, Survey, choose, dry_run, refuse_unhookable
+
+
+@dataclass(frozen=True)
+class Place:
+    """A module that the forward pass calls.
+
+    Attributes:
+        name: its dotted name.
+        kind: its class.
+        shape: (B, C, *spatial) of the map in its output; empty where there is none.
+        layout: how the output holds the map, see `regard.layout.Layout`; None where there is none.
+        calls: how often one forward pass calls it.
+        words: those of `sites` that find it.
+        chosen: whether the mechanism, or the word that was asked for, goes there.
+        reason: why it cannot be a site, or why the mechanism cannot stand there; else "".
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    layout: str | None
+    calls: int
+    words: tuple[str, ...]
+    chosen: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where something goes in a network; as text: a table.
+
+    Attributes:
+        what: the mechanism or the word.
+        places: in the order of the forward pass.
+        refused: why it cannot go there at all, in a sentence.
+    """
+
+    what: str
+    places: tuple[Place, ...]
+    refused: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as what JSON can hold."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rows = [("", "name", "kind", "shape", "layout", "calls", "found by")]
+        for place in self.places:
+            shape = " x ".join(map(str, place.shape))
+            mark = "*" if place.chosen else ""
+            words = ", ".join(place.words)
+            rows.append((mark, place.name, place.kind, shape, place.layout or "", str(place.calls), words))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        reasons = ["", *(place.reason for place in self.places)]
+        lines = []
+        for row, reason in zip(rows, reasons, strict=True):
+            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+            lines.append("  ".join([*cells, reason]).rstrip())
+        count = sum(place.chosen for place in self.places)
+        end = self.refused or f"* {self.what} goes to {count} site{'s' * (count != 1)}."
+        return "\n".join([*lines, "", end])
+
+
+def plan(
+    model: nn.Module,
+    example: Any,
+    *,
+    mechanism: str | None = None,
+    at: At = "auto",
+    layout: str | None = None,
+    every: bool = False,
+) -> Plan:
+    """Say where a mechanism goes in a network, and what other places there are.
+
+    Args:
+        model: any module; it is left exactly as it was.
+        example: input of the dry run; a tuple is positional arguments, a dict keyword arguments, anything else one.
+        mechanism: such as ``"cbam"`` or ``"se[reduction=8]"``; it is attached to a twin of the model to see whether it
+            can stand there. None asks for the places alone.
+        at, layout: see `regard.sites`.
+        every: every module that the dry run called, not only what a word finds.
+
+    Raises:
+        UserError: the model cannot be called with the example, or `at` finds nothing.
+    """
+    refuse_unhookable(model)
+    survey = dry_run(model, example, layout)
+    refused = None
+    if mechanism is None:
+        chosen = [site.name for site in choose(model, at, survey)]
+    else:
+        name, options = parse(mechanism)
+        info(name)
+        try:
+            chosen = attach(twin(model), name, at=at, layout=layout, example=example, **options).sites
+        except UserError as error:
+            refused, chosen = f"{mechanism} cannot be attached: {error}", []
+    words = {word: set(_names(model, word, survey)) for word in PLACES}
+    modules = dict(model.named_modules())
+    found = []
+    for name in dict.fromkeys(survey.order):
+        outputs = survey.outputs[name]
+        finding = tuple(word for word, sites in words.items() if name in sites)
+        seen = outputs[0].layout
+        place = Place(
+            name, type(modules[name]).__name__, outputs[0].map, seen.word if seen else None, len(outputs), finding,
+            name in chosen, "",
+        )  # fmt: skip
+        if name and (every or finding or place.chosen):
+            found.append(replace(place, reason=_why_not(model, place, survey)))
+    what = mechanism or (at if isinstance(at, str) else "your function" if callable(at) else ",".join(at))
+    return Plan(what, tuple(found), refused)
+
+
+def _names(model: nn.Module, word: str, survey: Survey) -> list[str]:
+    try:
+        return [site.name for site in choose(model, word, survey)]
+    except UserError:  # the network has no such place
+        return []
+
+
+def _why_not(model: nn.Module, place: Place, survey: Survey) -> str:
+    try:
+        (site,) = choose(model, [place.name], survey)
+    except UserError as error:
+        return str(error)
+    if site.name != place.name:
+        return f"its last child stands for it: {site.name}"
+    shapes = {output.map for output in survey.outputs[place.name]}
+    if len(shapes) > 1:
+        return f"called with differing shapes, {' and '.join(map(str, sorted(shapes)[:3]))}"
+    return "one mechanism would serve all calls: say repeated=True" if place.calls > 1 else ""

@@ -1,0 +1,165 @@
+"""Where on the picture every number of a tensor lies, followed through whatever moves numbers about.
+
+Transformers hold their maps as tokens, windows, heads and unrolled blocks of these. Whether a tensor is a picture,
+and which one, is told by doing the same moves with the numbers of the pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+MOVES = {
+    "view", "reshape", "reshape_as", "view_as", "permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis",
+    "flatten", "unflatten", "squeeze", "unsqueeze", "roll", "flip", "chunk", "split", "tensor_split", "unbind",
+    "getitem", "narrow", "select", "expand", "mT", "T", "cat", "concat", "concatenate", "stack", "pad",
+}  # fmt: skip
+PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention", "multi_head_attention_forward"}
+RESIZES = {"interpolate", "upsample", "pixel_shuffle", "pixel_unshuffle", "grid_sample"}
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The pixel of every number in a tensor.
+
+    Attributes:
+        index: int32, of the tensor's shape: the pixel's number, row by row; -1 for what belongs to none.
+        sides: of the picture.
+    """
+
+    index: Tensor
+    sides: tuple[int, ...]
+
+    def stretched(self, axis: int, shape: torch.Size) -> Positions:
+        """Of a tensor that has another number of entries along one axis, all at the place of the first."""
+        return Positions(self.index.narrow(axis, 0, 1).expand(shape), self.sides)
+
+    def varies(self, axis: int) -> bool:
+        return bool((self.index != self.index.narrow(axis, 0, 1)).any())
+
+    def picture(self, axis: int) -> tuple[int, tuple[int, ...]] | None:
+        """How many numbers lead that belong to no pixel, and the sides of the picture behind them.
+
+        None where the tensor is no picture, or another one for every image.
+
+        Args:
+            axis: the channels'. With one other axis beside the batch the pixels may follow each other row by row.
+        """
+        index = self.index.select(axis, 0)
+        if index.shape[0] > 1 and not torch.equal(index, index[:1].expand_as(index)):
+            return None
+        index, prefix = index[0], 0
+        if index.dim() == 1 and len(self.sides) > 1:
+            prefix = int((index >= 0).long().argmax())
+            index = index[prefix:]
+        coordinates = [index // math.prod(self.sides[place + 1 :]) % side for place, side in enumerate(self.sides)]
+        sides = tuple(len(coordinate.unique()) for coordinate in coordinates)
+        if (index < 0).any() or math.prod(sides) != index.numel():
+            return None
+        if index.dim() > 1 and tuple(index.shape) != sides:
+            return None
+        for place, coordinate in enumerate(coordinates):
+            rows = coordinate.reshape(sides).movedim(place, -1).reshape(-1, sides[place])
+            if not (torch.equal(rows, rows[:1].expand_as(rows)) and bool((rows[0].diff() > 0).all())):
+                return None
+        return prefix, sides
+
+
+def whole(shape: torch.Size) -> Positions:
+    """Of a picture (B, C, \\*sides)."""
+    sides = tuple(shape[2:])
+    numbers = torch.arange(math.prod(sides), dtype=torch.int32, device="cpu")
+    return Positions(numbers.reshape(sides).expand(shape), sides)
+
+
+def follow(
+    name: str,
+    function: Callable[..., Any],
+    args: Any,
+    kwargs: Mapping[str, Any],
+    result: Any,
+    main: Positions | None,
+    known: Callable[[Tensor], Positions | None],
+) -> list[Positions | None]:
+    """The positions of each tensor in a result; None where they cannot be told.
+
+    Args:
+        name, function, args, kwargs, result: of the operation.
+        main: positions of the tensor that it continues.
+        known: those of any tensor.
+    """
+    results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+    if name in MOVES:
+        try:
+            return _moved(name, function, args, kwargs, results, known)
+        except (RuntimeError, TypeError, IndexError):  # what cannot be done with whole numbers
+            return [None] * len(results)
+    return [_continued(name, args, tensor, main, known) for tensor in results]
+
+
+def _moved(
+    name: str,
+    function: Callable[..., Any],
+    args: Any,
+    kwargs: Mapping[str, Any],
+    results: list[Tensor],
+    known: Callable[[Tensor], Positions | None],
+) -> list[Positions | None]:
+    """The same move, done with the numbers of the pixels."""
+    sides: set[tuple[int, ...]] = set()
+
+    def number(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        positions = known(leaf)
+        if positions is None:
+            return torch.full(leaf.shape, -1, dtype=torch.int32, device="cpu")
+        sides.add(positions.sides)
+        return positions.index
+
+    args, options = tree_map(number, (args, dict(kwargs)))
+    if len(sides) != 1:
+        return [None] * len(results)
+    if name in ("view", "view_as"):
+        moved = getattr(args[0], name.replace("view", "reshape"))(*args[1:], **options)
+    else:
+        moved = function(*args, **(options | {"value": -1} if name == "pad" else options))
+    found = [leaf for leaf in tree_leaves(moved) if isinstance(leaf, Tensor)]
+    (picture,) = sides
+    return [
+        Positions(index, picture) if index.shape == tensor.shape else None
+        for index, tensor in zip(found, results, strict=True)
+    ]
+
+
+def _continued(
+    name: str, args: Any, tensor: Tensor, main: Positions | None, known: Callable[[Tensor], Positions | None]
+) -> Positions | None:
+    shape = tensor.shape
+    if name.startswith("conv") or "pool" in name or name in RESIZES:
+        if main and main.index.dim() == len(shape) and main.index.shape[2:] == shape[2:]:
+            return main.stretched(1, shape)
+        return whole(shape) if len(shape) > 2 else None
+    if name in ("matmul", "bmm"):
+        # rows of the result lie where those of the left factor lie, columns where those of the right one lie
+        left, right = (known(factor) if isinstance(factor, Tensor) else None for factor in args[:2])
+        if left and left.index.shape[:-1] == shape[:-1] and left.varies(-2):
+            return left.stretched(-1, shape)
+        if right and right.index.shape[:-2] == shape[:-2] and right.index.shape[-1] == shape[-1] and right.varies(-1):
+            return right.stretched(-2, shape)
+        return None
+    if name == "scaled_dot_product_attention":
+        query = known(args[0]) if args else None
+        return query.stretched(-1, shape) if query and query.index.shape[:-1] == shape[:-1] else None
+    if main is None or main.index.dim() != len(shape) or name in ("einsum", "baddbmm"):
+        return None
+    if main.index.shape == shape:
+        return main
+    # of pixels that are merged the first one stands for all
+    return main.stretched(-1, shape) if name == "linear" and main.index.shape[:-1] == shape[:-1] else None

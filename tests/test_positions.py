@@ -1,0 +1,104 @@
+"""The pixel of every number, followed through what transformers do with their tokens."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from regard.positions import Positions, whole
+from regard.survey import dry_run
+
+X = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+
+
+class Moved(nn.Module):
+    """A convolution to a map of 4 x 6 with 8 channels, and then what is asked."""
+
+    def __init__(self, move):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, 4)
+        self.token = nn.Parameter(torch.zeros(1, 1, 8))
+        self.linear = nn.Linear(8, 8)
+        self.move = move
+        self.end = nn.Identity()
+
+    def forward(self, x):
+        return self.end(self.move(self, self.stem(x)))
+
+
+def windows(x, rows, columns):
+    b, h, w, c = x.shape
+    x = x.view(b, h // rows, rows, w // columns, columns, c).transpose(2, 3)
+    return x.reshape(-1, rows * columns, c)
+
+
+def joined(x, rows, columns, h, w):
+    x = x.view(-1, h // rows, w // columns, rows, columns, x.shape[-1]).transpose(2, 3)
+    return x.reshape(-1, h, w, x.shape[-1])
+
+
+def attended(model, x):
+    q = k = v = model.linear(x).view(x.shape[0], -1, 2, 4).transpose(1, 2)
+    return (torch.softmax(q @ k.mT, -1) @ v).transpose(1, 2).reshape(x.shape)
+
+
+def tokens(x):
+    return x.flatten(2).transpose(1, 2)
+
+
+def last(x):
+    return x.permute(0, 2, 3, 1)
+
+
+PICTURES = {
+    "as it is": (lambda m, x: x, "channels_first", (4, 6), 0),
+    "turned": (lambda m, x: x.mT, None, None, None),
+    "channels last": (lambda m, x: last(x), "channels_last", (4, 6), 0),
+    "tokens": (lambda m, x: tokens(x), "tokens", (4, 6), 0),
+    "a class token": (lambda m, x: torch.cat([m.token.expand(2, -1, -1), tokens(x)], 1), "tokens", (4, 6), 1),
+    "a class token behind": (lambda m, x: torch.cat([tokens(x), m.token.expand(2, -1, -1)], 1), None, None, None),
+    "through a layer": (lambda m, x: m.linear(tokens(x)), "tokens", (4, 6), 0),
+    "through attention": (lambda m, x: attended(m, tokens(x)), "tokens", (4, 6), 0),
+    "through torch's attention": (
+        lambda m, x: F.scaled_dot_product_attention(*[m.linear(tokens(x))] * 3),
+        "tokens",
+        (4, 6),
+        0,
+    ),
+    "windows": (lambda m, x: windows(last(x), 2, 3), None, None, None),
+    "windows as an axis": (lambda m, x: windows(last(x), 2, 3).view(2, 4, 6, 8), None, None, None),
+    "windows joined": (lambda m, x: joined(m.linear(windows(last(x), 2, 3)), 2, 3, 4, 6), "channels_last", (4, 6), 0),
+    "windows joined wrongly": (lambda m, x: joined(windows(last(x), 2, 3), 2, 2, 4, 6), None, None, None),
+    "rolled and back": (lambda m, x: last(x).roll((-1, 2), (1, 2)).roll((1, -2), (1, 2)), "channels_last", (4, 6), 0),
+    "rolled": (lambda m, x: last(x).roll(1, 1), None, None, None),
+    "merged": (lambda m, x: torch.cat([last(x)[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], -1).flatten(1, 2),
+               "tokens", (2, 3), 0),
+    "unrolled": (lambda m, x: windows(last(x), 2, 2).reshape(2, 24, 8), None, None, None),
+    "shuffled": (lambda m, x: tokens(x)[:, torch.randperm(24)], None, None, None),
+    "frames in the batch": (lambda m, x: torch.cat([x, x.flip(2)], 0), None, None, None),
+    "the map pooled": (lambda m, x: tokens(F.max_pool2d(x, 2)), "tokens", (2, 3), 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_is_told_from_what_is_none(name):
+    move, word, sides, prefix = PICTURES[name]
+    (output,) = dry_run(Moved(move), X).outputs["end"]
+    if word is None:
+        assert output.layout is None
+    else:
+        assert (output.layout.word, output.map[2:], output.layout.prefix) == (word, sides, prefix)
+
+
+def test_what_is_not_known_is_no_picture_of_something_else():
+    """einsum may do anything."""
+    model = Moved(lambda m, x: torch.einsum("bnc,nm->bmc", tokens(x), torch.eye(24)))
+    assert dry_run(model, X).outputs["end"][0].layout is None
+
+
+def test_a_volume():
+    index = whole(torch.Size((2, 8, 3, 4, 5)))
+    assert index.picture(1) == (0, (3, 4, 5))
+    flat = Positions(index.index.flatten(2).transpose(1, 2), index.sides)
+    assert flat.picture(2) == (0, (3, 4, 5))
+    assert Positions(flat.index.flip(1), index.sides).picture(2) is None

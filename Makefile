@@ -43,8 +43,19 @@ trust: .venv/ready
 advice: .venv/ready
 	$(BIN)/python benchmarks/advice.py --budget 900
 
+# one network of every family of timm and all of torchvision; finished networks are kept in runs/networks
+networks: .venv/ready
+	$(BIN)/python benchmarks/networks.py
+
+# every mechanism compiled, exported, in ONNX; finished mechanisms are kept in runs/export
+export: .venv/ready
+	PYTHONPATH=tests $(BIN)/python tests/leaving.py
+
+# the solar cells come with a package whose licence keeps them out of this one
 examples: .venv/ready
-	for script in kernel_regression stn glimpse segmentation video; do $(BIN)/python examples/$$script.py || exit 1; done
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .venv/peers --no-deps elpv-dataset
+	for script in kernel_regression stn glimpse segmentation video pretrained solar_cells; do \
+		PYTHONPATH=.venv/peers $(BIN)/python examples/$$script.py || exit 1; done
 
 clean:
 	rm -rf .venv runs build dist

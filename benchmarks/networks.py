@@ -53,6 +53,8 @@ ASKED_FOR = (
     "convnext_tiny", "cspresnet50", "efficientnet_b0", "fbnetc_100", "mobilenetv4_conv_small", "nfnet_l0", "repvgg_a0",
     "resnet50", "resnext50_32x4d", "vgg11_bn",
 )  # fmt: skip
+# the same code as another of torchvision, or too slow for one core
+LEFT_OUT = ("deeplabv3_resnet101", "fcn_resnet101", "mvit_v1_b", "mvit_v2_s", "swin3d_b", "swin3d_s")
 SHORTER = {"deepseek_vit_412m": "deepseek_vit_412m[depth=2]"}  # all of its 24 layers are alike
 
 Result = dict[str, Any]
@@ -84,15 +86,15 @@ def smallest(family: str) -> str:
 
 
 def torchvision_networks() -> dict[str, str]:
-    """Network -> family: the smallest of each family that classifies images, and all that do something else."""
+    """Network -> family: the smallest of each family that classifies images, and all for other tasks."""
     chosen: dict[str, str] = {}
-    for kind in (vision, vision.quantization):
-        sizes = {name: vision.get_model_weights(name).DEFAULT.meta["num_params"] for name in vision.list_models(kind)}
-        for name in sorted(sizes, key=sizes.__getitem__, reverse=True):
-            chosen[vision.get_model_builder(name).__module__.removeprefix("torchvision.models.")] = name
+    sizes = {name: vision.get_model_weights(name).DEFAULT.meta["num_params"] for name in vision.list_models(vision)}
+    for name in sorted(sizes, key=sizes.__getitem__, reverse=True):
+        chosen[vision.get_model_builder(name).__module__.removeprefix("torchvision.models.")] = name
     families = {TORCHVISION + name: family for family, name in sorted(chosen.items())}
-    for kind in (vision.segmentation, vision.detection, vision.video, vision.optical_flow):
-        families |= {TORCHVISION + name: kind.__name__.rpartition(".")[2] for name in vision.list_models(kind)}
+    for kind in (vision.segmentation, vision.detection, vision.video):
+        names = [name for name in vision.list_models(kind) if name not in LEFT_OUT]
+        families |= {TORCHVISION + name: kind.__name__.rpartition(".")[2] for name in names}
     return families
 
 
@@ -316,10 +318,10 @@ Made by `python benchmarks/networks.py` (timm {versions["timm"]}, torchvision {v
 refused with a sentence, {len(defects)} {"fails" if len(defects) == 1 else "fail"} otherwise.**
 
 Of timm the network with the fewest parameters of each of its {families} families, and {len(ours) - families} more that
-people ask for; of torchvision the smallest of each family that classifies images, and all that segment, detect, see
-videos or follow motion. Random weights; images of 64 pixels, or of 128 or the network's own size where it takes no
-smaller ones. The mechanisms, each at its own place (`at="auto"`) and started as the identity:
-{", ".join(mechanisms)}.
+people ask for; of torchvision the smallest of each family that classifies images, and all that segment, detect or
+see videos, but for {", ".join(LEFT_OUT)} (the same code as another, or too slow for this). Random weights;
+images of 64 pixels, or of 128 or the network's own size where it takes no smaller ones. The mechanisms, each at its own
+place (`at="auto"`) and started as the identity: {", ".join(mechanisms)}.
 
 *Works* means: the outputs are bit-equal after attaching; in a training step every added parameter gets a finite
 gradient; other values of the added parameters change the outputs, and then every site gets a gradient that is not zero;

@@ -49,10 +49,6 @@ BLOCKS = (
 EXPLAINED = {
     ("local", "export"): BLOCKS,
     ("local", "onnx"): BLOCKS,
-    ("stn", "onnx"): (
-        "the exporter turns adaptive pooling, which its localisation network has, into a pooling with the kernel that "
-        "fits the example, also where the sides are dynamic: what it writes is right for one size alone"
-    ),
     ("csam", "channels_last"): (
         "torch converts all weights of four or five axes alike, and refuses the five of this 3-D kernel. Convert the "
         "network before attaching: then the layout is kept"
@@ -115,8 +111,8 @@ def compiled(name: str, backend: str = "inductor") -> float:
     torch.compiler.reset()
     fast = torch.compile(copy.deepcopy(network), fullgraph=True, backend=backend)
     batches = [images(seed=seed) for seed in range(1, 6)]
-    # where a rounding crosses the kink of a ReLU, a batch's gradient moves by a percent, in plain PyTorch against float64
-    # as well; what is compiled wrongly is wrong for every batch
+    # where a rounding crosses the kink of a ReLU, a batch's gradient moves by a percent, in plain PyTorch against
+    # float64 as well; what is compiled wrongly is wrong for every batch
     return min(max(map(distance, step(fast, x), step(network, x))) for x in batches)
 
 

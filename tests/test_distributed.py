@@ -117,7 +117,15 @@ def sharded(name, rank):
             parameter.zero_()
     set_model_state_dict(model, dict(state), options=whole)  # it writes into the dictionary
     again = get_model_state_dict(model, options=whole)
-    return {"gradients": found, "state": state, "again": again, "labels": [a.label for a in regard.attached(model)]}
+    (attached,) = regard.attached(model)
+    refused = [refusal(lambda: attached.save("never")), refusal(lambda: regard.attach(model, "se", example=IMAGES))]
+    return {"gradients": found, "state": state, "again": again, "label": attached.label, "refused": refused}
+
+
+def refusal(call):
+    with pytest.raises(regard.UserError) as caught:
+        call()
+    return str(caught.value)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +145,9 @@ def test_two_processes(seen, name):
 def test_shards(seen, name):
     found = seen[name]["fsdp"]
     torch.testing.assert_close(found["gradients"], mean_of_halves(name))
-    assert found["labels"] == [name]
+    assert found["label"] == name
+    assert "from a sharded model: gather its state dict" in found["refused"][0]
+    assert "is sharded already" in found["refused"][1]
     plain = network(name)
     assert list(found["state"]) == list(plain.state_dict())
     trained = dict(plain.named_parameters())

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import regard
-from regard.mechanisms.stn import sample
+from regard.mechanisms.stn import Cells, sample
 
 
 def frame(*rows):
@@ -124,3 +124,14 @@ def test_attached_to_a_network_of_odd_sides_it_starts_exactly():
     before = network(x)
     regard.attach(network, "stn", at="1", example=x)
     assert torch.equal(network(x), before)
+
+
+@pytest.mark.parametrize("size", [(7, 13), (4, 4), (1, 3), (32, 20), (5, 6, 9)])
+def test_cells_are_adaptive_pooling(size):
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    pool = F.adaptive_avg_pool3d if len(size) == 3 else F.adaptive_avg_pool2d
+    ours, theirs = Cells(4)(x), pool(x, 4)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    weights = torch.randn_like(theirs)
+    gradients = [torch.autograd.grad(y, x, weights)[0] for y in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)

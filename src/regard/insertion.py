@@ -39,6 +39,7 @@ from regard.survey import (
     dry_run,
     find,
     glob,
+    is_sharded,
     refuse_unhookable,
     same_randomness,
 )
@@ -54,14 +55,18 @@ class Inserted(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.records: dict[str, dict[str, Any]] = {}
-        self.entering: dict[str, Tensor] = {}  # by label, what went into the convolution that it stands beside
+        # by label, what went into the convolution that it stands beside; replicas on several devices share this
+        self.entering: dict[tuple[str, torch.device], Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         for label, mechanism in self.named_children():
             layout = Layout(*self.records[label]["layouts"][self.records[label]["site"]])
-            apply = partial(mechanism, self.entering.pop(label)) if label in self.entering else mechanism
-            x = layout.through(apply, x)
+            entered = self.entering.pop((label, x.device), None)
+            x = layout.through(mechanism if entered is None else partial(mechanism, entered), x)
         return x
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"entering": {}}  # a pass that failed half-way leaves a tensor
 
 
 def _send_through(site: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -76,7 +81,7 @@ class _Keep:
         self.inserted, self.label = inserted, label
 
     def __call__(self, convolution: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self.inserted.entering[self.label] = args[0]
+        self.inserted.entering[self.label, args[0].device] = args[0]
 
 
 class Attached:
@@ -261,6 +266,11 @@ class Attached:
         header |= {"label": self.label, "version": version("regard"), "host": _host_keys(self.model)}
         header["fingerprint"] = _fingerprint(header["host"])
         tensors = {name: tensor.detach().clone().contiguous() for name, tensor in self.state_dict().items()}
+        if any(is_sharded(tensor) for tensor in tensors.values()):
+            raise UserError(
+                f"cannot save {self.label!r} from a sharded model: gather its state dict in full, load it into a whole "
+                "model with the same attachment, and save from there"
+            )
         try:
             with whole(path) as temporary:
                 save_file(tensors, temporary, metadata={"format": "pt", "regard": json.dumps(header)})

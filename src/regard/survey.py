@@ -577,6 +577,11 @@ def is_compiled(module: nn.Module) -> bool:
     return type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
 
 
+def is_sharded(tensor: Tensor | None) -> bool:
+    # by name: naming the class itself would load torch.distributed
+    return type(tensor).__name__ == "DTensor" or type(getattr(tensor, "data", None)).__name__ == "DTensor"
+
+
 def refuse_unhookable(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise UserError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
@@ -590,6 +595,8 @@ def refuse_unhookable(model: nn.Module) -> None:
             raise UserError(f"{where} is a TorchScript module, which takes no hooks: attach to the Python model")
         if isinstance(module, nn.parallel.DistributedDataParallel):
             raise UserError("the model is wrapped in DistributedDataParallel already: attach first, wrap then")
+        if any(map(is_sharded, module._parameters.values())):
+            raise UserError(f"{where} is sharded already, and new parameters would not be: attach first, shard then")
         if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
             raise UserError(f"{where} is lazy and has no weights yet: run the model once, then attach")
 

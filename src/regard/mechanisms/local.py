@@ -143,7 +143,8 @@ class Local(nn.Module):
         weights = self.weights(torch.softmax(logits, dim=-1).reshape(shape)).reshape(logits.shape)
         blocks = (weights.to(value.dtype) @ value).unflatten(4, (self.block_size, self.block_size))
         y = blocks.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4).flatten(1, 2)
-        return self.blend(x, y[:, :, :height, :width])
+        # cut by padding: a slice would fix in an exported graph whether the sides are multiples of the block
+        return self.blend(x, F.pad(y, (0, -right, 0, -below)))
 
     def _windows(self, x: Tensor, side: int) -> Tensor:
         """(B, heads * d, H, W) to (B, heads, rows of blocks, columns of blocks, side * side, d)."""

@@ -13,10 +13,6 @@ from regard.registry import Translation, register
 from regard.tap import LAST, Tap
 
 CONVOLUTIONS: dict[int, type[nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
-POOLINGS: dict[int, type[nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d]] = {
-    2: nn.AdaptiveAvgPool2d,
-    3: nn.AdaptiveAvgPool3d,
-}
 PADDINGS = ("zeros", "border", "reflection")
 WIDTH, CELLS = 16, 4  # channels of the default localisation network, and the side of the grid it ends in
 
@@ -63,16 +59,39 @@ def sample(
     return y.to(x.dtype).contiguous(memory_format=layout)
 
 
+class Cells(nn.Module):
+    """The means of ``count`` cells along each axis, as torch's adaptive pooling.
+
+    That one is exported with the cells of the example's size, and has no deterministic backward pass on a GPU.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, x: Tensor) -> Tensor:
+        for axis in range(2, x.dim()):
+            pixel = torch.arange(x.shape[axis], device=x.device)
+            cell = torch.arange(self.count, device=x.device).unsqueeze(1)
+            first, last = cell * x.shape[axis] // self.count, ((cell + 1) * x.shape[axis] - 1) // self.count
+            means = ((pixel >= first) & (pixel <= last)).to(x.dtype) / (last - first + 1)
+            x = (x.transpose(axis, -1) @ means.to(x.dtype).T).transpose(axis, -1)
+        return x
+
+    def extra_repr(self) -> str:
+        return f"{self.count}"
+
+
 def _network(channels: int, hidden: int, spatial_dims: int) -> nn.Sequential:
     """A small localisation network for maps of any size."""
-    convolution, pooling = CONVOLUTIONS[spatial_dims], POOLINGS[spatial_dims]
+    convolution = CONVOLUTIONS[spatial_dims]
     return nn.Sequential(
         convolution(channels, WIDTH, 3, padding=1),
         nn.ReLU(),
-        pooling(2 * CELLS),
+        Cells(2 * CELLS),
         convolution(WIDTH, WIDTH, 3, padding=1),
         nn.ReLU(),
-        pooling(CELLS),
+        Cells(CELLS),
         nn.Flatten(),
         nn.Linear(WIDTH * CELLS**spatial_dims, hidden),
         nn.LayerNorm(hidden),  # maps between stages come in any scale; frames should not

@@ -41,7 +41,7 @@ trust: .venv/ready
 
 # what attention costs in three networks, before it is trained; takes minutes
 advice: .venv/ready
-	$(BIN)/python benchmarks/advice.py --budget 900
+	$(BIN)/python benchmarks/advice.py --budget 300
 
 # one network of every family of timm and all of torchvision; finished networks are kept in runs/networks
 networks: .venv/ready

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from copy import deepcopy
 from importlib.metadata import version
 from itertools import product
 from multiprocessing import get_context
@@ -208,7 +209,7 @@ def insert(model: nn.Module, example: Any, before: list[Tensor], mechanism: str)
         UserError: it was refused.
         AssertionError: a promise was not kept.
     """
-    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    state = deepcopy(model.state_dict())
     attached = regard.attach(model, mechanism, example=example, seed=0)
     try:
         sites = attached.sites

@@ -195,3 +195,34 @@ def test_a_small_file_asks_for_no_large_modules(saved):
     save_file(tensors, saved, metadata={"regard": json.dumps(header)})
     with refused("does not hold the weights of sk: it is cut short or was changed"):
         regard.load(host(), saved)
+
+
+def test_a_flipped_bit_is_noticed(saved):
+    content = bytearray(saved.read_bytes())
+    content[-5] ^= 1
+    saved.write_bytes(content)
+    with refused("is damaged: its weights are not those that were written"):
+        regard.load(host(), saved)
+
+
+@pytest.mark.parametrize(("mechanism", "at"), [("cbam", "branches"), ("sk", "auto"), ("se", "stages")])
+def test_a_host_of_another_width_is_refused(mechanism, at, tmp_path):
+    regard.attach(host(), mechanism, at=at, example=X).save(tmp_path / "file.safetensors")
+    wider = timm.create_model("resnet10t", num_classes=3, channels=(64, 160, 256, 512))
+    before = photograph(wider)
+    with refused("was made for another host: there 'layer[23].0.*' is .*, here"):
+        regard.load(wider, tmp_path / "file.safetensors")
+    assert_same(photograph(wider), before)
+    regard.load(timm.create_model("resnet10t", num_classes=7), tmp_path / "file.safetensors")
+
+
+def test_arguments_of_another_type():
+    for options, words in (
+        ({"seed": "a"}, "seed is a whole number"),
+        ({"label": 3}, "a label is an identifier"),
+        ({"at": lambda name, module: True}, "the function given as `at` takes .name, module, shape."),
+    ):
+        with refused(words):
+            regard.attach(host(), "se", example=X, **options)
+    with refused("weight_decay is a number from 0 up, got -1"):
+        regard.attach(host(), "se", example=X).parameter_groups(weight_decay=-1)

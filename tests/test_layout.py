@@ -137,3 +137,20 @@ def test_where_only_the_class_token_is_read_there_is_no_site():
     averaged = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3, global_pool="avg").eval()
     assert [site.name for site in regard.sites(averaged, "head", example=X)] == ["blocks.2"]
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_class_token_behind_the_map_is_no_first_pixel():
+    class Behind(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.token = nn.Conv2d(3, 8, 16, 16), nn.Parameter(torch.zeros(1, 1, 8))
+            self.block, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            x = self.patches(x).flatten(2).mT
+            x = self.block(torch.cat([x, self.token.expand(len(x), -1, -1)], 1))
+            return self.head(x[:, -1])
+
+    for layout in (None, "tokens"):
+        with refused("'block' .Linear. gives .*no feature map"):
+            regard.sites(Behind(), "block", example=X, layout=layout)

@@ -260,7 +260,7 @@ def test_names_are_taken_once(own):
     for name in ("Halve", "2halve", "my-halve", "", "halve "):
         with refused("a lower-case identifier"):
             regard.register(name, **words)
-    with refused("other: the place is None or one of branches, blocks, stages, got 'anywhere'"):
+    with refused("other: the place is None or one of branches, .*, head, got 'anywhere'"):
         regard.register("other", **(words | {"place": "anywhere"}))
 
 

@@ -214,6 +214,8 @@ class Attached:
         Returns:
             Dicts with ``params``, ``weight_decay``, ``name`` and, where given, ``lr``.
         """
+        if not isinstance(weight_decay, int | float) or weight_decay < 0:
+            raise UserError(f"weight_decay is a number from 0 up, got {weight_decay!r}")
         own = {id(parameter) for parameter in self.parameters()}
         groups: dict[str, list[nn.Parameter]] = {}
         for parameter in self.model.parameters():
@@ -262,15 +264,17 @@ class Attached:
         if self.orphans:
             site, reason = next(iter(self.orphans.items()))
             raise UserError(f"cannot save {self.label!r}: at {site!r} {reason}; attach before converting or fusing")
-        header = {name: self._record[name] for name in RECORD}
-        header |= {"label": self.label, "version": version("regard"), "host": _host_keys(self.model)}
-        header["fingerprint"] = _fingerprint(header["host"])
         tensors = {name: tensor.detach().clone().contiguous() for name, tensor in self.state_dict().items()}
         if any(is_sharded(tensor) for tensor in tensors.values()):
             raise UserError(
                 f"cannot save {self.label!r} from a sharded model: gather its state dict in full, load it into a whole "
                 "model with the same attachment, and save from there"
             )
+        header = {name: self._record[name] for name in RECORD}
+        header |= {"label": self.label, "version": version("regard"), "host": _host_keys(self.model)}
+        header["fingerprint"] = _fingerprint(header["host"])
+        header["shapes"] = _shapes(self.model, self._record)
+        header["sha256"] = _digest(tensors)
         try:
             with whole(path) as temporary:
                 save_file(tensors, temporary, metadata={"format": "pt", "regard": json.dumps(header)})
@@ -346,6 +350,8 @@ def attach(
             )
     label = mechanism if label is None else label
     _check_label(label)
+    if seed is not None and not isinstance(seed, int):
+        raise UserError(f"seed is a whole number or None, got {seed!r}")
     if start not in ("identity", "paper"):
         raise UserError(f"start is 'identity' or 'paper', got {start!r}")
     refuse_unhookable(model)
@@ -447,7 +453,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> Attached:
     """
     path = Path(path)
     refuse_unhookable(model)
-    label, host, record, tensors = _read(path)
+    label, host, shapes, record, tensors = _read(path)
     modules = dict(model.named_modules())
     for site in (*record["channels"], *(beside["convolution"] for beside in record["beside"].values())):
         if site not in modules:
@@ -466,6 +472,9 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> Attached:
         raise UserError(
             f"{path} was made for another host: {'; '.join(differing)}: build the host as it was when it was saved"
         )
+    for key, shape in _shapes(model, record).items():
+        if shape != shapes.get(key):
+            raise UserError(f"{path} was made for another host: there {key!r} is {shapes.get(key)}, here {shape}")
     ranks = {site: record["options"].get("spatial_dims", 2) for site in record["channels"]}
     attached = _insert(model, label, record, _build(record, ranks, 0))
     for site, mechanism in attached.modules.items():
@@ -479,13 +488,27 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> Attached:
     return attached
 
 
-def _read(path: Path) -> tuple[str, list[str], dict[str, Any], dict[str, Tensor]]:
-    """Label, host's keys, record and tensors of a file, which may come from anybody."""
+def _shapes(model: nn.Module, record: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The shapes of the host's tensors at the sites; where a site has none, beside it."""
+    found: dict[str, list[int]] = {}
+    for site in record["channels"]:
+        module, name = model.get_submodule(site), site
+        if not any(f".{CHILD}." not in f".{key}" for key in module.state_dict()):
+            name = record["beside"].get(site, {}).get("convolution") or site.rpartition(".")[0]
+            module = model.get_submodule(name)
+        if name:  # the whole model may have another classifier
+            own = {key: tensor for key, tensor in module.state_dict().items() if f".{CHILD}." not in f".{key}"}
+            found |= {f"{name}.{key}": list(tensor.shape) for key, tensor in own.items()}
+    return found
+
+
+def _read(path: Path) -> tuple[str, list[str], dict[str, list[int]], dict[str, Any], dict[str, Tensor]]:
+    """Label, host's keys and shapes, record and tensors of a file, which may come from anybody."""
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["regard"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            label, host = header["label"], header["host"]
+            label, host, shapes = header["label"], header["host"], dict(header["shapes"])
             record = {name: header[name] for name in RECORD}
             _check_label(label)
             known = info(record["mechanism"])
@@ -506,6 +529,8 @@ def _read(path: Path) -> tuple[str, list[str], dict[str, Any], dict[str, Tensor]
                 known.parameters(channels, **record["beside"].get(site, {}).get("options", {}) | record["options"])
                 for site, channels in record["channels"].items()
             )
+            if header["sha256"] != _digest(tensors):
+                raise UserError(f"{path} is damaged: its weights are not those that were written")
             # before anything is built: a small file asks for no large modules
             if count > sum(tensor.numel() for tensor in tensors.values()):
                 raise UserError(f"{path} does not hold the weights of {known.name}: it is cut short or was changed")
@@ -517,7 +542,7 @@ def _read(path: Path) -> tuple[str, list[str], dict[str, Any], dict[str, Tensor]
         raise UserError(f"{path} is damaged or no safetensors file: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path} holds no attachment of regard: write one with attached.save(path)") from error
-    return label, host, record, tensors
+    return label, host, shapes, record, tensors
 
 
 def _missing(keys: list[str], wanted: list[str]) -> list[str]:
@@ -526,7 +551,7 @@ def _missing(keys: list[str], wanted: list[str]) -> list[str]:
 
 
 def _check_label(label: str) -> None:
-    if not label.isidentifier() or hasattr(Inserted(), label):
+    if not isinstance(label, str) or not label.isidentifier() or hasattr(Inserted(), label):
         raise UserError(
             f"a label is an identifier such as 'se' or 'second' that no torch module uses, got {label!r}: "
             "pass another label="
@@ -651,6 +676,15 @@ def _take_out(everywhere: Mapping[str, nn.Module], site: str, inserted: Inserted
 def _kernels(modules: Mapping[str, nn.Module], survey: Survey) -> str:
     names = find("kernels", modules, survey)
     return f"try {names[0]!r}, or at='kernels'" if names else "this network has no such place"
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Of all bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _fingerprint(keys: list[str]) -> str:

@@ -203,16 +203,21 @@ def create(
     known = info(name)
     if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
         raise UserError(f"{name}: channels is a positive whole number, got {channels!r}")
+    check_options(known, options)
+    return known.factory(channels, **options).to(device=device, dtype=dtype)
+
+
+def check_options(known: Info, options: Mapping[str, Any]) -> None:
+    """Refuse options that a mechanism does not have, and values of another type than their default."""
     for option, value in options.items():
         if option not in known.options:
             hint = near(option, list(known.options)) or f": its options are {', '.join(known.options)}"
-            raise UserError(f"{name} has no option {option!r}{hint}")
+            raise UserError(f"{known.name} has no option {option!r}{hint}")
         default = known.options[option]
         if isinstance(default, bool) and not isinstance(value, bool):
-            raise UserError(f"{name}: {option} is True or False, got {value!r}")
+            raise UserError(f"{known.name}: {option} is True or False, got {value!r}")
         if type(default) is int and default > 0 and (type(value) is not int or value < 1):
-            raise UserError(f"{name}: {option} is a positive whole number, got {value!r}")
-    return known.factory(channels, **options).to(device=device, dtype=dtype)
+            raise UserError(f"{known.name}: {option} is a positive whole number, got {value!r}")
 
 
 def load_official(

@@ -106,11 +106,13 @@ class Output:
         shape: of the tensor; empty where it is none, or cannot hold a map.
         layout: how it holds a map; None where it holds none, or the dry run cannot tell how.
         words: what it is, for a sentence.
+        followed: whether its pixels were followed this far.
     """
 
     shape: tuple[int, ...]
     layout: Layout | None
     words: str
+    followed: bool = False
 
     @property
     def map(self) -> tuple[int, ...]:
@@ -386,7 +388,7 @@ class Survey(TorchFunctionMode):
             # tokens whose pixels are not known are those of no map, where the network has maps
             if picture or not (origin.positions or (tensor.dim() == 3 and self._pictures)):
                 return Output(shape, Layout("channels_first" if axis == 1 else "channels_last"), words)
-        return Output(shape, None if axes else _layout(self.layout, shape), words)
+        return Output(shape, None if axes else _layout(self.layout, shape), words, bool(origin.positions))
 
     def _origin(self, tensor: Tensor) -> _Origin:
         if tensor not in self._origins:
@@ -554,7 +556,8 @@ def sites(model: nn.Module, at: At = "auto", *, example: Any, layout: str | None
             ``(name, module, shape) -> bool``, with the shape (B, C, *spatial) of the module's map.
         example: input of the dry run; a tuple is positional arguments, a dict keyword arguments, anything else one.
         layout: how the outputs hold their maps, where the dry run cannot tell or tells it wrong:
-            ``"channels_first"`` (B, C, ...), ``"channels_last"`` (B, ..., C) or ``"tokens"`` (B, N, C).
+            ``"channels_first"`` (B, C, ...), ``"channels_last"`` (B, ..., C) or ``"tokens"`` (B, N, C), the last of
+            which are a square map; those before it pass untouched.
 
     Returns:
         The sites in the order of the forward pass.
@@ -623,11 +626,11 @@ def choose(model: nn.Module, at: At, survey: Survey) -> list[Site]:
                 raise UserError(f"at={at!r} matches {uncalled[0]!r}, but the dry run never called it: try another site")
             raise UserError(f"at={at!r} matches no module{_near(at, survey) or '; there are ' + _some(survey)}")
     elif callable(at):
-        found = [
-            name
-            for name, outputs in survey.outputs.items()
-            if name and outputs[0].map and at(name, modules[name], outputs[0].map)
-        ]
+        maps = {name: outputs[0].map for name, outputs in survey.outputs.items() if name and outputs[0].map}
+        try:
+            found = [name for name, shape in maps.items() if at(name, modules[name], shape)]
+        except TypeError as error:
+            raise UserError(f"the function given as `at` takes (name, module, shape): {error}") from error
         if not found:
             raise UserError(f"the function given as `at` chose none of the modules, such as {_some(survey)}")
     else:
@@ -645,7 +648,9 @@ def choose(model: nn.Module, at: At, survey: Survey) -> list[Site]:
     if survey.layout and at not in WORDS:
         for name in found:
             outputs = survey.outputs[name]
-            outputs[:] = [replace(o, layout=_layout(survey.layout, o.shape)) for o in outputs]
+            # where tokens are is known better once they were followed
+            told = survey.layout == "tokens" and any(output.followed for output in outputs)
+            outputs[:] = outputs if told else [replace(o, layout=_layout(survey.layout, o.shape)) for o in outputs]
     return [_site(name, modules, survey) for name in sorted(found, key=survey.order.index)]
 
 

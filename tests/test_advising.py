@@ -179,6 +179,7 @@ def test_where_training_needs_more_it_is_left_out_and_said():
     assert row.slowdown == row.cost.infer_ratio
     assert "Training is not measured" in advice.notes[0]
     assert "targets should not be none" in advice.notes[0]
+    assert "in Python, pass regard.advise a loss=" in advice.notes[0]
     assert " - " in str(advice)
     trained = ask(Net(answer), loss=lambda model, x: model.blocks(model.stem(x)).mean())
     assert trained.rows[0].cost.train_ms
@@ -259,6 +260,7 @@ def test_limits_sort_out_what_is_certainly_beyond_them():
     assert len(free.passing) == 5
     assert not free.over + free.unclear
     assert "No mechanism is within the limits." in str(advice_of(rows[3], max_slowdown=1.05))
+    assert "No mechanism can stand here." in str(advice_of(rows[-1]))
 
 
 def test_the_table_is_aligned_and_fits_into_100_columns():
@@ -285,12 +287,16 @@ def test_json_holds_everything():
 
 
 def test_a_restless_machine_is_said(monkeypatch):
-    monkeypatch.setattr(advising, "noisy", lambda spread: "it is loud; stop the others")
+    costs = [replace(made("none", *spread).cost, train_ms=spread) for spread in [(1, 1, 1.04), (2, 2, 3), (3, 4, 5)]]
     monkeypatch.setattr(advising, "allocator_hint", lambda: "set the allocator")
-    assert ask().notes == (
-        "It is loud; stop the others (so it was beside 1 of 1 mechanisms).",
-        "Set the allocator.",
-    )
+    notes = advising._notes(costs, torch.device("cpu"), None, None, True)
+    assert notes == [
+        "The machine is busy, stop other programs: timings spread by up to 50% (2 of 3 mechanisms).",
+        "Set MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 for steadier timings.",
+    ]
+    assert max(map(len, notes)) <= advising.WIDTH - 2, "a line each"
+    monkeypatch.setattr(advising, "allocator_hint", lambda: None)
+    assert advising._notes(costs[:1], torch.device("cpu"), None, None, True) == []
 
 
 @pytest.mark.parametrize(
@@ -299,7 +305,10 @@ def test_a_restless_machine_is_said(monkeypatch):
         ({"mechanisms": ["sse"]}, "no mechanism 'sse'"),
         ({"mechanisms": "se"}, r"pass \['se'\]"),
         ({"mechanisms": ["se[redction=2]"]}, "no option 'redction'"),
+        ({"mechanisms": ["cbam[reduction=0]"]}, "reduction is a positive whole number"),
         ({"mechanisms": ["glimpse"]}, "glimpse cannot be attached"),
+        ({"budget": -3.0}, "budget is a number of seconds above 0, got -3.0"),
+        ({"budget": 0.0}, "budget is a number of seconds above 0"),
         ({"max_slowdown": 0.0}, "max_slowdown is a factor"),
         ({"max_memory": -1.0}, "max_memory is a factor"),
         ({"batch": 0}, "batch is at least 1"),

@@ -21,6 +21,7 @@ import regard
 import tiny
 from regard import cli, ticker
 from regard.comparison import prices, question
+from regard.site import WORDS
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +71,12 @@ def test_help_shows_every_option_and_examples(capsys, command):
         )
     assert f"Examples:\n\n  regard {command}" in out
     assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", ["sites", "advise", "compare"])
+def test_help_lists_every_word_for_sites(capsys, command):
+    described = call(capsys, command, "--help")[1].partition("--at STR")[2].partition("[default: auto]")[0]
+    assert re.findall(r"\w+", described)[1 : len(WORDS) + 1] == [*WORDS]
 
 
 def test_examples_are_understood():
@@ -150,6 +157,9 @@ from torch import nn
 
 def build():
     return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+def gray():
+    return nn.Conv2d(1, 4, 3)
 """
 
 
@@ -170,6 +180,41 @@ def test_sites_as_a_table_and_as_json(capsys, net):
     assert marked == ["1"]
     assert found["places"][0]["shape"][0] == 3
     assert found["what"] == "se"
+
+
+def test_what_is_refused_is_a_table_and_then_a_sentence_and_status_2(capsys, net):
+    refused = {"--mechanism cbam[foo=1]": "no option 'foo'", "--mechanism glimpse": "classifier", "--at x": "no module"}
+    for words, sentence in refused.items():
+        status, out, err = call(capsys, "sites", net, "--size", "12", *words.split())
+        assert status == 2
+        assert out.split()[:2] == ["name", "kind"]
+        assert sentence in err
+        assert sentence not in out
+        assert err.count("\n") == 1
+    assert call(capsys, "sites", net, "--size", "12", "--at", "1, 2,")[0] == 0
+
+
+def test_the_command_line_asks_for_a_function_where_python_asks_for_an_example(capsys, net):
+    net = net.replace("build", "gray")
+    for command in ("sites", "advise"):
+        status, _, err = call(capsys, command, net, "--size", "12")
+        assert status == 2
+        assert f"let {net} return (model, example), with an example that the model accepts (" in err
+
+
+def test_a_picture_that_cannot_be_written_is_said_before_anything_is_measured(capsys, net, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "net.svg", "/proc/net.svg"):
+        status, out, err = call(capsys, "advise", net, "--picture", str(path))
+        assert (status, out) == (2, "")
+        assert err.startswith(f"regard: cannot write the picture to {path} (")
+    monkeypatch.setattr(cli, "_check_target", lambda path: None)
+    status, out, err = call(
+        capsys, "advise", net, "se", "--at", "1", "--rounds", "1", "--size", "9", "--picture", "/proc/x"
+    )
+    assert status == 2
+    assert out.startswith(net), "the table is kept"
+    assert err.startswith("regard: cannot write the picture to /proc/x (")
 
 
 def test_advise_as_a_table_as_json_and_as_a_picture(capsys, net, tmp_path):

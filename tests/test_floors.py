@@ -25,13 +25,15 @@ FLOORS = [
     "regard.costing regard.drawing regard.models regard.outline",
     "regard",
     "regard.insertion regard.recording regard.timing regard.diagram",
+    "regard.site",
     "regard.survey",
+    "regard.borrowing",
     "regard.mechanisms",
     "regard.mechanisms.*",
     "regard.ops",
     "regard.ops.dispatch regard.ops.*",
     "regard.registry",
-    "regard.tap regard.norm regard.conv regard.files regard.layout regard.svg",
+    "regard.tap regard.norm regard.conv regard.files regard.layout regard.positions regard.svg",
     "regard.errors",
 ]
 

@@ -7,8 +7,8 @@ import torchvision
 from torch import nn
 
 from regard import UserError, models
+from regard.borrowing import call
 from regard.models import open_model
-from regard.survey import call
 
 
 def test_a_network_of_timm_at_its_own_size():
@@ -83,6 +83,12 @@ def both():
 def broken():
     return 1 / 0
 
+def leaving():
+    raise SystemExit(3)
+
+def needing(width):
+    return build()
+
 def number():
     return 7
 """
@@ -94,18 +100,32 @@ def test_a_function_in_the_users_file(tmp_path):
     file.write_text(FILE)
     model, example = open_model(f"{file}:build", size=40, batch=2)
     assert (model.out_channels, example.shape) == (6, (2, 3, 40, 40))
-    model, example = open_model(f"{file}:both", size=40, batch=2)
+    model, example = open_model(f"{file}:both")
     assert (type(model), example.shape) == (nn.Linear, (5, 4))
     for text, sentence in {
         "biuld": "has no function 'biuld'; did you mean 'build'",
-        "broken": r"broken failed \(ZeroDivisionError: division by zero\)",
+        "broken": r"broken failed \(ZeroDivisionError in line 12 of .*mynet.py: division by zero\)$",
+        "leaving": r"leaving failed \(SystemExit in line 15 of .*mynet.py: 3\)",
+        "needing": r"needing is called without arguments \(missing a required argument: 'width'\)",
+        "": "say which function of .*mynet.py gives the network: .*mynet.py:NAME",
         "number": "returns int: return a torch.nn.Module",
     }.items():
         with pytest.raises(UserError, match=sentence):
             open_model(f"{file}:{text}")
-    file.write_text("import nowhere_to_be_found")
-    with pytest.raises(UserError, match=r"cannot be run \(ModuleNotFoundError"):
-        open_model(f"{file}:build")
+    for options in ({"size": 40}, {"batch": 2}):
+        with pytest.raises(UserError, match="both returns its own example, which size and batch do not change"):
+            open_model(f"{file}:both", **options)
+    with pytest.raises(UserError, match="say which function"):
+        open_model(str(file))
+    assert open_model(f"{file}:build", size=8, usual=3)[1].shape == (3, 3, 8, 8)
+    for text, sentence in {
+        "import nowhere_to_be_found": r"cannot be run \(ModuleNotFoundError in line 1 of .*mynet.py",
+        "def build(": r"cannot be run \(SyntaxError: .*line 1\)",
+        "raise SystemExit": r"cannot be run \(SystemExit in line 1",
+    }.items():
+        file.write_text(text)
+        with pytest.raises(UserError, match=sentence):
+            open_model(f"{file}:build")
 
 
 @pytest.mark.parametrize(
@@ -116,6 +136,14 @@ def test_a_function_in_the_users_file(tmp_path):
         ("resnet18[colour=3]", {}, "timm cannot build 'resnet18' with these options: .*colour"),
         ("torchvision/resnet18[colour=3]", {}, "torchvision cannot build 'resnet18' with these options: .*colour"),
         ("nowhere.py:build", {}, "there is no file nowhere.py"),
+        ("nowhere.py", {}, "there is no file nowhere.py"),
+        ("torchvision/", {}, "cannot read the model 'torchvision/'"),
+        (
+            "torchvision/resnet18",
+            {"size": 10**6, "batch": 2},
+            "2 x 3 x 1000000 x 1000000 numbers do not fit into memory",
+        ),
+        ("torchvision/resnet18", {"size": 10**20}, "do not fit into memory"),
         ("my net", {}, "cannot read the model 'my net'"),
         ("resnet18", {"batch": 0}, "at least 1"),
         ("resnet18", {"size": 0}, "at least 1"),

@@ -43,7 +43,10 @@ def test_plain_networks_have_boxes_without_blocks():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1800, 2))
     found = steps(net)
     assert [(step.names, step.shape) for step in found] == [(("0", "1"), (1, 8, 30, 30)), (("2",), (1, 8, 15, 15))]
-    outline.draw(found, {}, "plain")
+    text = outline.draw(found, {}, "plain")
+    assert "Blue" not in text
+    assert "circle" not in text
+    assert "connections are not shown" in text
     outline.draw((), {}, "nothing")
 
 
@@ -68,6 +71,7 @@ def test_the_picture_marks_every_site_and_stays_inside_its_frame(resnet):
     texts = [text.text for text in root.findall(f"{SVG}text")]
     assert "A: 8 sites of se, <b> & more" in texts
     assert "C: 1 site of whole" in texts
+    assert "Blue: residual blocks. Number in a circle: sites in the box above it." in texts[-1]
     whole = root.findall(f"{SVG}circle")[-1]
     last_of_layer2 = boxes[5]
     middle = float(last_of_layer2.get("x")) + float(last_of_layer2.get("width")) / 2

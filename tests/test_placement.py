@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 import regard
-from regard.survey import WORDS
+from regard.site import WORDS
 from test_insertion import found, logits, refused
 
 X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -37,8 +37,10 @@ def test_the_table_says_what_attaching_does(resnet):
 def test_at_marks_its_sites_and_a_pattern_shows_those_that_no_word_finds(resnet):
     found = plan(resnet, X, at="layer4.*.conv1")
     assert [place.name for place in found.places if place.chosen] == ["layer4.0.conv1", "layer4.1.conv1"]
-    with pytest.raises(UserError, match="matches no module"):
-        plan(resnet, X, at="nowhere")
+    found = plan(resnet, X, at="nowhere")
+    assert found.places
+    assert not any(place.chosen for place in found.places)
+    assert "matches no module" in found.refused
 
 
 def test_every_module_with_the_reason_why_it_is_none():
@@ -58,6 +60,16 @@ def test_every_module_with_the_reason_why_it_is_none():
     assert "5" not in few
 
 
+def test_a_network_without_any_map_shows_its_modules_and_why_they_are_none():
+    found = plan(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4)), X)
+    assert found.refused.startswith("at='auto' finds nothing")
+    assert [place.name for place in found.places] == ["0", "1"]
+    header, *rows = found.table.splitlines()
+    assert header.endswith("why not")
+    assert all("no feature map" in row for row in rows)
+    assert str(found) == f"{found.table}\n\n{found.refused}"
+
+
 def test_a_site_called_twice_with_one_shape():
     shared = nn.Conv2d(8, 8, 1)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), shared, shared)
@@ -70,5 +82,8 @@ def test_a_mechanism_that_is_refused_is_said(resnet):
     assert found.refused.startswith("tam cannot be attached: ")
     assert str(found).endswith(found.refused)
     assert json.loads(json.dumps(found.to_json()))["refused"] == found.refused
+    found = plan(resnet, X, mechanism="glimpse")
+    assert found.refused.startswith("glimpse cannot be attached: it is a whole classifier")
+    assert plan(resnet, X, mechanism="se[foo=1]").refused.startswith("se[foo=1] cannot be attached: se has no option")
     with pytest.raises(UserError, match="no mechanism 'sse'"):
         plan(resnet, X, mechanism="sse")

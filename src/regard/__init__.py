@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from regard.ops import use_impl
     from regard.recording import record
     from regard.registry import Info, create, info, load_official, names, register
-    from regard.survey import Site, sites
+    from regard.site import Site, sites
 
 __version__ = "0.1.0"
 
@@ -56,7 +56,7 @@ _ROOMS = {
     "regard.ops": ("use_impl",),
     "regard.recording": ("record",),
     "regard.registry": ("Info", "create", "info", "load_official", "names", "register"),
-    "regard.survey": ("Site", "sites"),
+    "regard.site": ("Site", "sites"),
 }
 _HOME = {name: room for room, held in _ROOMS.items() for name in held}
 

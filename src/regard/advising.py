@@ -17,13 +17,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from regard import costing, outline
+from regard.borrowing import borrowed, brief, call, refuse_unhookable
 from regard.costing import Cost, Loss
 from regard.errors import UserError
 from regard.insertion import Attached, attach
-from regard.registry import info, names, parse, spell
-from regard.survey import At, borrowed, brief, call, choose, dry_run, refuse_unhookable
+from regard.registry import check_options, info, names, parse, spell
+from regard.site import At, choose
+from regard.survey import dry_run
 from regard.tap import taps
-from regard.timing import Spread, allocator_hint, noisy
+from regard.timing import ALLOCATOR, Spread, allocator_hint, noisy
 
 WIDTH = 100  # columns of the table
 LEAVING = re.compile("export|onnx|compile", re.IGNORECASE)  # promises that matter to who leaves Python
@@ -131,7 +133,8 @@ class Advice:
 
     def __str__(self) -> str:
         rows = [_cells(row, row in self.unclear) for row in self.passing]
-        parts = [self._head, _table([COLUMNS, *rows]) if rows else "No mechanism is within the limits."]
+        nothing = "No mechanism is within the limits." if self.over else "No mechanism can stand here."
+        parts = [self._head, _table([COLUMNS, *rows]) if rows else nothing]
         if self.unclear:
             listed = ", ".join(row.arm for row in self.unclear)
             parts.append(f"? The timings do not tell whether these stay within {self.max_slowdown:g}: {listed}.")
@@ -220,6 +223,8 @@ def advise(
     for word, limit in {"max_slowdown": max_slowdown, "max_memory": max_memory}.items():
         if limit is not None and not limit > 0:
             raise UserError(f"{word} is a factor such as 1.05, got {limit}")
+    if budget is not None and not budget > 0:
+        raise UserError(f"budget is a number of seconds above 0, got {budget}")
     refuse_unhookable(model)
     survey = dry_run(model, example, layout)
     if at != "auto":
@@ -294,7 +299,7 @@ def _arms(mechanisms: Iterable[str] | None) -> list[str]:
     for name, options in arms:
         if info(name).place is None:
             raise UserError(f"{name} cannot be attached: {' '.join(info(name).slots['Place'].split())}")
-        info(name).parameters(64, **options)  # knows its options
+        check_options(info(name), options)
     return list(dict.fromkeys(spell(name, options) for name, options in arms)) or _arms(None)
 
 
@@ -305,7 +310,8 @@ def _why_untrained(model: nn.Module, example: Any, loss: Loss | None) -> str | N
             costing.training_step(model, example, loss)()
     except Exception as error:
         reason = str(error) if isinstance(error, UserError) else brief(error)
-        hint = "pass loss=, a function of the model and the example" if loss is None else "look at the loss you passed"
+        ask = "in Python, pass regard.advise a loss=, a function of the model and the example, to have its cost"
+        hint = ask if loss is None else "look at the loss you passed"
         return f"Training is not measured, since a step without any mechanism fails ({reason}): {hint}."
     return None
 
@@ -404,14 +410,15 @@ def _notes(
     baselines: Sequence[Cost], device: torch.device, untrained: str | None, batch: int | None, train: bool
 ) -> list[str]:
     spreads = [cost.train_ms or cost.infer_ms for cost in baselines]
-    restless = [sentence for sentence in map(noisy, spreads) if sentence]
+    restless = [spread for spread in spreads if noisy(spread)]
     said = [untrained] if untrained else []
     if restless:
-        worst = max(spreads, key=lambda spread: (spread[2] - spread[0]) / spread[1])
-        count = f" (so it was beside {len(restless)} of {len(baselines)} mechanisms)"
-        said.append(f"{_sentence(noisy(worst) or '')[:-1]}{count}.")
-    hint = allocator_hint() if device.type == "cpu" else None
-    said += [_sentence(hint)] if hint else []
+        share = max((high - low) / median for low, median, high in restless)
+        count = f"{len(restless)} of {len(spreads)} mechanisms"
+        said.append(f"The machine is busy, stop other programs: timings spread by up to {share:.0%} ({count}).")
+    if device.type == "cpu" and allocator_hint():
+        settings = " ".join(f"{name}={value}" for name, value in ALLOCATOR.items())
+        said.append(f"Set {settings} for steadier timings.")
     if batch and train:
         said.append(
             f"Memory is predicted for batch {batch}, from two smaller batches: what a step allocates grows in a "
@@ -467,10 +474,6 @@ def _section(title: str, lines: Sequence[tuple[str, str | None]]) -> list[str]:
     texts = [": ".join(filter(None, (", ".join(named), sentence))) for sentence, named in arms.items()]
     wrapped = [fill(text, WIDTH, initial_indent="  ", subsequent_indent="    ") for text in texts]
     return ["\n".join([f"{title}:", *wrapped])] if wrapped else []
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:].rstrip(".") + "."
 
 
 def _ratio(spread: Spread) -> str:

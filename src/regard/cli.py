@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,6 +87,7 @@ def _run(words: list[str], debug: bool) -> int:
 
 
 def _complain(sentence: str) -> int:
+    sys.stdout.flush()  # what was printed comes first
     print("regard:", *sentence.splitlines(), file=sys.stderr)
     return 2
 
@@ -188,11 +193,16 @@ def sites(
     at: str = "auto",
     layout: Literal["channels_first", "channels_last", "tokens"] | None = None,
     size: int | None = None,
-    batch: int = 2,
+    batch: int | None = None,
     all: bool = False,
     json: bool = False,
 ) -> None:
     """Show the places of a network where mechanisms can go, the words that find them, and where one goes.
+
+    Columns: the module's name and class; the shape of its map, always written
+    batch x channels x sides, whatever the layout in which the module holds it;
+    how often one forward pass calls it; the words for --at that find it; and
+    why it can be no site, where it cannot.
 
     Parameters
     ----------
@@ -202,28 +212,33 @@ def sites(
     mechanism
         Mark the sites of this one, with options where wanted; else those of --at.
     at
-        Sites: auto, a word of the table, a pattern such as "layer4.*.bn2", or names joined by commas.
+        Sites: auto, branches, convolutions, expansions, kernels, blocks, stages, transitions, head;
+        a pattern such as "layer4.*.bn2"; or names joined by commas.
     layout
         How the network's maps are held, where that cannot be told.
     size
         Side of the images in pixels; by default the network's own.
     batch
-        Images in the example.
+        Images in the example; 2 if not said.
     all
         Every module that is called, with the reason where it can be no site.
     json
         Print JSON instead of a table.
     """
     _show_a_sign_of_life()
+    from regard.errors import UserError
     from regard.models import open_model
     from regard.placing import plan
 
-    network, example = open_model(model, size=size, batch=batch)
-    found = plan(network, example, mechanism=mechanism, at=_at(at), layout=layout, every=all)
+    network, example = open_model(model, size=size, batch=batch, usual=2)
+    with _hints_for(model):
+        found = plan(network, example, mechanism=mechanism, at=_at(at), layout=layout, every=all)
     if json:
         _print_json(found.to_json())
     else:
-        print(found)
+        print(found.table if found.refused else found)
+    if found.refused:
+        raise UserError(found.refused)
 
 
 def advise(
@@ -231,7 +246,7 @@ def advise(
     /,
     *arms: str,
     size: int | None = None,
-    batch: int = 8,
+    batch: int | None = None,
     predict: int | None = None,
     at: str = "auto",
     layout: Literal["channels_first", "channels_last", "tokens"] | None = None,
@@ -258,11 +273,12 @@ def advise(
     size
         Side of the images in pixels; by default the network's own.
     batch
-        Images in a batch.
+        Images in a batch; 8 if not said.
     predict
         Also predict the memory of a training step with so many images, which need not fit.
     at
-        Sites: auto, branches, blocks, stages, a pattern such as "layer4.*.bn2", or names joined by commas.
+        Sites: auto, branches, convolutions, expansions, kernels, blocks, stages, transitions, head;
+        a pattern such as "layer4.*.bn2"; or names joined by commas.
     layout
         How the network's maps are held, where that cannot be told.
     repeated
@@ -288,8 +304,10 @@ def advise(
     from regard.models import open_model
     from regard.ticker import Ticker
 
+    if picture is not None:
+        _check_target(picture)
     network, example = open_model(model, size=size, batch=batch, device=device)
-    with Ticker() as ticker:
+    with Ticker() as ticker, _hints_for(model):
         advice = regard.advise(
             network,
             example,
@@ -305,12 +323,13 @@ def advise(
             name=model,
             progress=ticker.tick,
         )
-    if picture is not None:
-        write_text(picture, advice.picture())
     if json:
         _print_json(advice.to_json())
     else:
         print(advice)
+    if picture is not None:
+        with _writing(picture):
+            write_text(picture, advice.picture())
 
 
 def compare(
@@ -364,7 +383,8 @@ def compare(
     learning_rate
         Of AdamW at its height.
     at
-        Sites: auto, branches, blocks, stages, a pattern such as "layer4.*.bn2", or names joined by commas.
+        Sites: auto, branches, convolutions, expansions, kernels, blocks, stages, transitions, head;
+        a pattern such as "layer4.*.bn2"; or names joined by commas.
     start
         paper: as the authors start it; identity: the network computes at first what it did without.
     trunk
@@ -445,7 +465,40 @@ def _show(comparison: Any, as_json: bool) -> None:
 
 
 def _at(text: str) -> str | list[str]:
-    return text.split(",") if "," in text else text
+    names = [name.strip() for name in text.split(",")]
+    return [name for name in names if name] if len(names) > 1 else names[0]
+
+
+@contextmanager
+def _hints_for(model: str) -> Iterator[None]:
+    """Where Python takes an example, the command line takes a function that returns one."""
+    from regard.errors import UserError
+
+    try:
+        yield
+    except UserError as error:
+        function = model if ".py:" in model else "a function of your own, file.py:NAME,"
+        hint = f"let {function} return (model, example), with an example that"
+        raise UserError(str(error).replace("pass an `example` that", hint)) from error
+
+
+def _check_target(path: Path) -> None:
+    """Refuse a path that cannot be written before the work whose result it shall hold."""
+    with _writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    from regard.errors import UserError
+
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write the picture to {path} ({error.strerror}): name another file") from error
 
 
 def _seeds(count: int | None, listed: str | None) -> int | list[int]:

@@ -19,8 +19,8 @@ from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from regard.borrowing import call
 from regard.errors import UserError
-from regard.survey import call
 from regard.timing import Spread, Timing, collector_resting, interleave, ratio
 
 Loss = Callable[[nn.Module, Any], Tensor]

@@ -27,8 +27,8 @@ from torch.utils._pytree import tree_flatten_with_path, tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from regard import svg
+from regard.borrowing import borrowed
 from regard.ops.dispatch import Op, use_impl
-from regard.survey import borrowed
 from regard.svg import LARGE, SMALL
 from regard.tap import Tap
 

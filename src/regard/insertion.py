@@ -23,26 +23,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import regard.mechanisms  # noqa: F401  (registers them)
+from regard.borrowing import borrowed, brief, call, is_sharded, refuse_unhookable, same_randomness
 from regard.errors import UserError, near
 from regard.files import whole
 from regard.layout import LAYOUTS, Layout
 from regard.registry import create, info
-from regard.survey import (
-    CHILD,
-    CONVOLUTIONS,
-    At,
-    Survey,
-    borrowed,
-    brief,
-    call,
-    choose,
-    dry_run,
-    find,
-    glob,
-    is_sharded,
-    refuse_unhookable,
-    same_randomness,
-)
+from regard.site import At, choose, find, glob
+from regard.survey import CHILD, CONVOLUTIONS, Survey, dry_run
 
 LARGEST = 2**16  # number in a file's header
 NAMED = ("channels", "layouts", "beside")  # by the names of sites

@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import torch
@@ -24,7 +25,12 @@ TORCHVISION = "torchvision/"
 
 
 def open_model(
-    text: str, *, size: int | None = None, batch: int = 8, device: torch.device | str = "cpu"
+    text: str,
+    *,
+    size: int | None = None,
+    batch: int | None = None,
+    usual: int = 8,
+    device: torch.device | str = "cpu",
 ) -> tuple[nn.Module, Any]:
     """Build a network with random weights, and a batch for it. Nothing is downloaded.
 
@@ -36,44 +42,48 @@ def open_model(
             without arguments and returns a model, or a model and an example. That runs the file.
         size: side of the images in pixels; None is the network's own. A detector, which resizes its images itself, is
             told to resize them to this.
-        batch: images, or clips.
+        batch: images, or clips; None is the usual number.
+        usual: that number.
         device: of both.
 
     Returns:
         The model, and the example to call it with: one tensor, or a tuple of arguments.
 
     Raises:
-        UserError: there is no such network, it cannot be built like that, or the file does not give a model.
+        UserError: there is no such network, it cannot be built like that, the file does not give a model, or the images
+            do not fit into memory.
 
     Example:
         >>> model, example = open_model("resnet18", size=64, batch=2)
         >>> model(example).shape
         torch.Size([2, 1000])
     """
-    if batch < 1 or (size is not None and size < 1):
-        raise UserError(f"size and batch are at least 1, got {size} and {batch}")
+    for word, number in {"size": size, "batch": batch}.items():
+        if number is not None and number < 1:
+            raise UserError(f"{word} is at least 1, got {number}")
     try:
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:
         raise UserError(f"there is no device {str(device)!r} here: take cpu, or leave it out") from error
     with _same_every_time():
-        model, example = _opened(text, size, batch)
+        model, example = _opened(text, size, batch, usual)
     return model.to(device), tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, example)
 
 
-def _opened(text: str, size: int | None, batch: int) -> tuple[nn.Module, Any]:
-    if ".py:" in text:
-        return _own(text, size or SIDE, batch)
+def _opened(text: str, size: int | None, batch: int | None, usual: int) -> tuple[nn.Module, Any]:
+    if re.search(r"\.py(:|$)", text):
+        return _own(text, size, batch, usual)
+    if not re.fullmatch(r"\w+(\.\w+)?(\[.*\])?", text.removeprefix(TORCHVISION)):
+        raise UserError(f"cannot read the model {text!r}: give a name of timm, torchvision/NAME or file.py:function")
+    batch = batch or usual
     if text.startswith(TORCHVISION):
         return _torchvision(text.removeprefix(TORCHVISION), size, batch)
-    if not re.fullmatch(r"\w+(\.\w+)?(\[.*\])?", text):
-        raise UserError(f"cannot read the model {text!r}: give a name of timm, torchvision/NAME or file.py:function")
     name, options = parse(re.sub(r"\.\w+", "", text, count=1))  # timm's tag says which weights
     model = timm_model(name, _sized(name, size) | options)
     config: Any = model.pretrained_cfg
     channels, side, _ = config.get("input_size") or (3, SIDE, SIDE)
     side = size or options.get("img_size") or side
-    return model, torch.randn(batch, options.get("in_chans", channels), side, side)
+    return model, _images(batch, options.get("in_chans", channels), side, side)
 
 
 def timm_model(name: str, options: Mapping[str, Any], *, pretrained: bool = False, **others: Any) -> nn.Module:
@@ -138,30 +148,51 @@ def _torchvision(text: str, size: int | None, batch: int) -> tuple[nn.Module, An
         fixed = resize.fixed_size or (resize.min_size[-1],)
         if size and not resize.fixed_size:
             resize.min_size, resize.max_size = (size,), size
-        return model, ([torch.rand(3, size or fixed[0], size or fixed[0]) for _ in range(batch)],)
+        return model, (list(_images(batch, 3, size or fixed[0], size or fixed[0], make=torch.rand)),)
     if name in models.list_models(module=models.video):
-        return model, torch.randn(batch, 3, FRAMES, side, side)
+        return model, _images(batch, 3, FRAMES, side, side)
     if name in models.list_models(module=models.optical_flow):
-        return model, (torch.randn(batch, 3, side, side), torch.randn(batch, 3, side, side))
-    return model, torch.randn(batch, 3, side, side)
+        return model, (_images(batch, 3, side, side), _images(batch, 3, side, side))
+    return model, _images(batch, 3, side, side)
 
 
-def _own(text: str, size: int, batch: int) -> tuple[nn.Module, Any]:
-    file, _, function = text.rpartition(":")
+def _images(*shape: int, make: Callable[..., Tensor] = torch.randn) -> Tensor:
+    try:
+        return make(*shape)
+    except (RuntimeError, TypeError) as error:  # no memory, or more numbers than a tensor can count
+        sides = " x ".join(map(str, shape))
+        raise UserError(f"images of {sides} numbers do not fit into memory: take a smaller size or batch") from error
+
+
+def _own(text: str, size: int | None, batch: int | None, usual: int) -> tuple[nn.Module, Any]:
+    file, _, function = text.rpartition(":") if ":" in text else (text, "", "")
     path = Path(file)
     if not path.is_file():
         raise UserError(f"there is no file {path}")
+    if not function:
+        raise UserError(f"say which function of {path} gives the network: {path}:NAME")
     build = vars(_imported(path)).get(function)
     if not callable(build):
         raise UserError(f"{path} has no function {function!r}{near(function, _functions(path))}")
     try:
+        with suppress(ValueError):  # some classes have no signature
+            inspect.signature(build).bind()
+    except TypeError as error:
+        raise UserError(
+            f"{text} is called without arguments ({error}): write a function around it that knows them"
+        ) from error
+    try:
         built = build()
-    except Exception as error:
-        raise UserError(f"{text} failed ({type(error).__name__}: {error}): it is called without arguments") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{text} failed {_said(error, path)}") from error
     model, example = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
     if not isinstance(model, nn.Module):
         raise UserError(f"{text} returns {type(model).__name__}: return a torch.nn.Module, or one and its example")
-    return model, torch.randn(batch, 3, size, size) if example is None else example
+    if example is None:
+        return model, _images(batch or usual, 3, size or SIDE, size or SIDE)
+    if size or batch:
+        raise UserError(f"{text} returns its own example, which size and batch do not change: leave them out")
+    return model, example
 
 
 def _imported(path: Path) -> Any:
@@ -174,9 +205,16 @@ def _imported(path: Path) -> Any:
     sys.modules[path.stem] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"{path} cannot be run ({type(error).__name__}: {error})") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{path} cannot be run {_said(error, path)}") from error
     return module
+
+
+def _said(error: BaseException, path: Path) -> str:
+    """What went wrong, and where in the user's file."""
+    here = [frame for frame in extract_tb(error.__traceback__) if Path(frame.filename).resolve() == path.resolve()]
+    where = f" in line {here[-1].lineno} of {path}" if here else ""
+    return f"({type(error).__name__}{where}: {str(error).partition(chr(10))[0]})"
 
 
 def _functions(path: Path) -> list[str]:

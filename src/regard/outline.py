@@ -12,7 +12,8 @@ from xml.sax.saxutils import escape
 from torch import nn
 
 from regard import svg
-from regard.survey import Survey, find
+from regard.site import find
+from regard.survey import Survey
 
 SEVERAL = 8  # blocks; where there are more, equal ones that follow each other share a box
 
@@ -125,10 +126,12 @@ def draw(steps: Sequence[Step], marks: Mapping[str, Sequence[str]], title: str) 
     for words in _key(marks):
         parts.append(_text(0, y, words, "l"))
         y += LINE + 2
-    parts.append(_text(0, y + 2, "Height: side of the map. Width: its channels. Blue: residual blocks.", "l s"))
+    for words in _legend(steps, marks):
+        parts.append(_text(0, y + 2, words, "l s"))
+        y += LINE
     listed = ", ".join(f"{_name(step)} {_shape(step)}" for step in steps)
     return svg.page(
-        "\n".join(parts), MARGINAL + ROOM, y + 4, title=title, description=f"{title}: {listed}", style=STYLE
+        "\n".join(parts), MARGINAL + ROOM, y + 4 - LINE, title=title, description=f"{title}: {listed}", style=STYLE
     )
 
 
@@ -203,6 +206,15 @@ def _shape(step: Step) -> str:
 
 def _side(step: Step) -> float:
     return math.prod(step.shape[2:]) ** (1 / len(step.shape[2:]))
+
+
+def _legend(steps: Sequence[Step], marks: Mapping[str, Sequence[str]]) -> list[str]:
+    blue = " Blue: residual blocks." if any(step.is_block for step in steps) else ""
+    counted = " Number in a circle: sites in the box above it." if marks else ""
+    return [
+        "Boxes: maps in the order of calls; connections are not shown.",
+        f"Height: side of the map. Width: its channels.{blue}{counted}",
+    ]
 
 
 def _key(marks: Mapping[str, Sequence[str]]) -> list[str]:

@@ -7,11 +7,13 @@ from typing import Any
 
 from torch import nn
 
+from regard.borrowing import refuse_unhookable
 from regard.costing import twin
 from regard.errors import UserError
 from regard.insertion import attach
 from regard.registry import PLACES, info, parse
-from regard.survey import At, Survey, choose, dry_run, refuse_unhookable
+from regard.site import At, choose
+from regard.survey import Survey, dry_run
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,9 @@ class Plan:
         """Everything, as what JSON can hold."""
         return asdict(self)
 
-    def __str__(self) -> str:
+    @property
+    def table(self) -> str:
+        """The places."""
         rows = [("", "name", "kind", "shape", "layout", "calls", "found by")]
         for place in self.places:
             shape = " x ".join(map(str, place.shape))
@@ -65,14 +69,18 @@ class Plan:
             words = ", ".join(place.words)
             rows.append((mark, place.name, place.kind, shape, place.layout or "", str(place.calls), words))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        reasons = ["", *(place.reason for place in self.places)]
+        reasons = [place.reason for place in self.places]
+        reasons.insert(0, "why not" if any(reasons) else "")
         lines = []
         for row, reason in zip(rows, reasons, strict=True):
             cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
             lines.append("  ".join([*cells, reason]).rstrip())
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
         count = sum(place.chosen for place in self.places)
         end = self.refused or f"* {self.what} goes to {count} site{'s' * (count != 1)}."
-        return "\n".join([*lines, "", end])
+        return f"{self.table}\n\n{end}"
 
 
 def plan(
@@ -92,26 +100,28 @@ def plan(
         mechanism: such as ``"cbam"`` or ``"se[reduction=8]"``; it is attached to a twin of the model to see whether it
             can stand there. None asks for the places alone.
         at, layout: see `regard.sites`.
-        every: every module that the dry run called, not only what a word finds.
+        every: every module that the dry run called, not only what a word finds; also where no word finds anything.
 
     Raises:
-        UserError: the model cannot be called with the example, or `at` finds nothing.
+        UserError: the mechanism is unknown, or the model cannot be called with the example.
     """
     refuse_unhookable(model)
     survey = dry_run(model, example, layout)
     refused = None
-    if mechanism is None:
-        chosen = [site.name for site in choose(model, at, survey)]
-    else:
-        name, options = parse(mechanism)
+    name, options = parse(mechanism) if mechanism is not None else ("", {})
+    if name:
         info(name)
-        try:
+    try:
+        if name:
             chosen = attach(twin(model), name, at=at, layout=layout, example=example, **options).sites
-        except UserError as error:
-            refused, chosen = f"{mechanism} cannot be attached: {error}", []
+        else:
+            chosen = [site.name for site in choose(model, at, survey)]
+    except UserError as error:
+        said = not name or "cannot be attached" in str(error)
+        refused, chosen = str(error) if said else f"{mechanism} cannot be attached: {error}", []
     words = {word: set(_names(model, word, survey)) for word in PLACES}
     modules = dict(model.named_modules())
-    found = []
+    called = []
     for name in dict.fromkeys(survey.order):
         outputs = survey.outputs[name]
         finding = tuple(word for word, sites in words.items() if name in sites)
@@ -120,8 +130,9 @@ def plan(
             name, type(modules[name]).__name__, outputs[0].map, seen.word if seen else None, len(outputs), finding,
             name in chosen, "",
         )  # fmt: skip
-        if name and (every or finding or place.chosen):
-            found.append(replace(place, reason=_why_not(model, place, survey)))
+        called += [place] if name else []
+    shown = [place for place in called if every or place.words or place.chosen] or called
+    found = [replace(place, reason=_why_not(model, place, survey)) for place in shown]
     what = mechanism or (at if isinstance(at, str) else "your function" if callable(at) else ",".join(at))
     return Plan(what, tuple(found), refused)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from regard.borrowing import is_compiled
 from regard.errors import UserError
-from regard.survey import is_compiled
 from regard.tap import Tap, taps
 
 

@@ -20,9 +20,9 @@ from regard.models import open_model
 from regard.timing import ALLOCATOR, allocator_hint
 
 DOCS = Path(__file__).parents[1] / "docs"
-BATCH, LARGE = 4, 64
+BATCH, LARGE = 2, 64
 NETWORKS = {
-    "resnet50": "The usual trunk: bottleneck blocks of three convolutions with batch norm.",
+    "resnet18": "The usual small trunk: blocks of two convolutions with batch norm.",
     "mobilenetv2_100": "Inverted residuals: wide inside, narrow between, and so cheap that whatever is added shows.",
     "vit_tiny_patch16_224": "A transformer: its maps are tokens behind a class token, at one resolution throughout.",
 }

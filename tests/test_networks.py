@@ -21,10 +21,10 @@ UNLIKE = [
     "ghostnet_050",  # concatenated branches
     "mobilenetv3_small_050",  # inverted residuals
     "swin_tiny_patch4_window7_224",  # channels last, in shifted windows
-    "vgg11_bn",  # no shortcuts
     "vit_tiny_patch16_224",  # tokens, and one of no pixel
     "torchvision/fasterrcnn_mobilenet_v3_large_320_fpn",  # a list of images in, a list of dicts out
     "torchvision/lraspp_mobilenet_v3_large",  # a dict out
+    "torchvision/squeezenet1_1",  # no shortcuts
 ]
 
 

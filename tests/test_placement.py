@@ -127,6 +127,20 @@ def test_sums_that_are_no_residuals(part):
         found(model, "branches", X)
 
 
+def test_what_is_narrowed_to_a_prediction_is_no_inverted_residual():
+    detector = torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None).eval()
+    sites = regard.sites(detector, "expansions", example=[torch.rand(3, 96, 96)])
+    assert sites
+    assert all(site.name.startswith("backbone") for site in sites)
+
+
+def test_convolutions_that_do_not_pad_are_no_kernels():
+    for options in ({"kernel_size": 3}, {"kernel_size": 2, "padding": 1}, {"kernel_size": (1, 7), "padding": (0, 3)}):
+        model = nn.Sequential(nn.Conv2d(3, 8, **options), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1))
+        with refused("'kernels' finds nothing"):
+            names(model, "kernels")
+
+
 # --- beside a convolution --------------------------------------------------------------------------------------------
 
 

@@ -76,6 +76,12 @@ PICTURES = {
     "unrolled": (lambda m, x: windows(last(x), 2, 2).reshape(2, 24, 8), None, None, None),
     "shuffled": (lambda m, x: tokens(x)[:, torch.randperm(24)], None, None, None),
     "frames in the batch": (lambda m, x: torch.cat([x, x.flip(2)], 0), None, None, None),
+    "the map pooled, and a class token with it": (
+        lambda m, x: torch.cat(
+            [m.linear(torch.cat([m.token.expand(2, -1, -1), tokens(x)], 1)[:, :1]), tokens(F.max_pool2d(x, 2))], 1
+        ),
+        "tokens", (2, 3), 1,
+    ),
     "the map pooled": (lambda m, x: tokens(F.max_pool2d(x, 2)), "tokens", (2, 3), 0),
 }  # fmt: skip
 

@@ -120,7 +120,8 @@ def _moved(
         positions = known(leaf)
         if positions is None:
             return torch.full(leaf.shape, -1, dtype=torch.int32, device="cpu")
-        sides.add(positions.sides)
+        if (positions.index >= 0).any():  # a class token has been through other pictures
+            sides.add(positions.sides)
         return positions.index
 
     args, options = tree_map(number, (args, dict(kwargs)))

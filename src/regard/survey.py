@@ -117,6 +117,7 @@ class Survey(TorchFunctionMode):
         self._projected: dict[int, tuple[_Origin, bool]] = {}
         self._additions: list[tuple[_Call, _Origin, bool]] = []
         self._parts: set[int] = set()  # when the modules were entered whose sums are parts that are joined
+        self._narrowed: list[tuple[str, int]] = []  # ends of wide parts, and bits of what they were narrowed to
         self._weighted = 0  # bits of all that layers gave
         self._followed_by = 0  # bits of all from which a layer went on
         self._bits: dict[str, int] = {}  # of each module's output
@@ -232,7 +233,7 @@ class Survey(TorchFunctionMode):
         pointwise = max(weight.shape[2:]) == 1
         channels, width = shape[1], tensor.shape[1]
         if pointwise and before.widened == "depthwise" and width < channels and before.last:
-            self.expansions.append(before.last.name)
+            self._narrowed.append((before.last.name, after.bit))
         if pointwise:
             after.widened = "pointwise" if width > channels else ""
         else:
@@ -292,8 +293,12 @@ class Survey(TorchFunctionMode):
         for block, branch, ends in self._additions:
             if block.entered not in self._parts:
                 self._add(block.name, branch, ends)
+        # what is narrowed to a prediction is no inverted residual
+        self.expansions = [name for name, narrow in self._narrowed if narrow & self._followed_by]
         plain = [unit for unit in self._followed if max(unit[0].map[2:], default=1) > 1]
         for convolution, norm, activation in self._units or plain * (not self.branches):
+            if not _keeps_sides(modules[convolution.name]):
+                continue
             for end in (activation, norm):
                 if end.map == convolution.map and len(self.outputs[end.name]) == 1:
                     self.beside[innermost(end.name, modules)] = convolution.name
@@ -324,6 +329,15 @@ class Survey(TorchFunctionMode):
     def _bit(self) -> int:
         self._clock += 1
         return 1 << self._clock
+
+
+def _keeps_sides(convolution: Any) -> bool:
+    """Whether it pads so that, but for its stride, the map keeps its sides."""
+    if type(convolution).forward not in (kind.forward for kind in CONVOLUTIONS):
+        return True  # one that pads by itself
+    sizes = zip(convolution.kernel_size, convolution.dilation, strict=True)
+    wanted = tuple(dilation * (size - 1) / 2 for size, dilation in sizes)
+    return len(set(wanted)) == 1 and convolution.padding in ("same", wanted)
 
 
 def layout_of(word: str | None, shape: tuple[int, ...]) -> Layout | None:

@@ -4,7 +4,7 @@ Usage: python benchmarks/networks.py [--all] [--jobs N] [NETWORK ...]
 
 Without names, what runs/networks holds is not tried again, and the page is written. With names, such as `resnet18` or
 `torchvision/r3d_18`, these alone are tried, again, and the page is left alone. `--all` tries every mechanism instead of
-ten unlike ones. One core needs about two hours.
+ten unlike ones. Two cores need about half an hour with `--jobs 2`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ ASKED_FOR = (
 # the same code as another of torchvision, or too slow for one core
 LEFT_OUT = (
     "deeplabv3_resnet101", "fcn_resnet101", "keypointrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "mvit_v1_b",
-    "mvit_v2_s", "retinanet_resnet50_fpn_v2", "swin3d_b", "swin3d_s",
+    "mvit_v2_s", "retinanet_resnet50_fpn_v2", "s3d", "swin3d_b", "swin3d_s",
 )  # fmt: skip
 SHORTER = {"deepseek_vit_412m": "deepseek_vit_412m[depth=2]"}  # all of its 24 layers are alike
 
@@ -160,15 +160,18 @@ def loss(model: nn.Module, example: Any) -> Tensor:
 
 
 def target(image: Tensor) -> dict[str, Tensor]:
-    """One object in the middle of an image, for every kind of detector."""
+    """Objects in the middle of an image, one for each level of a detector, for every kind of it."""
     height, width = image.shape[-2:]
-    masks = torch.zeros(1, height, width, dtype=torch.uint8)
-    masks[:, height // 4 : 3 * height // 4, width // 4 : 3 * width // 4] = 1
+    ends = [((1 - share) / 2, (1 + share) / 2) for share in (0.1, 0.3, 0.6, 1.0)]
+    boxes = [[low * width, low * height, high * width, high * height] for low, high in ends]
+    masks = torch.zeros(len(ends), height, width, dtype=torch.uint8)
+    for mask, (low, high) in zip(masks, ends, strict=True):
+        mask[int(low * height) : int(high * height), int(low * width) : int(high * width)] = 1
     return {
-        "boxes": torch.tensor([[width / 4, height / 4, 3 * width / 4, 3 * height / 4]]),
-        "labels": torch.ones(1, dtype=torch.int64),
+        "boxes": torch.tensor(boxes),
+        "labels": torch.ones(len(ends), dtype=torch.int64),
         "masks": masks,
-        "keypoints": torch.tensor([width / 2, height / 2, 1.0]).expand(1, 17, 3),
+        "keypoints": torch.tensor([width / 2, height / 2, 1.0]).expand(len(ends), 17, 3),
     }
 
 

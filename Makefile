@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format docs trust advice networks export examples proofs clean
+.PHONY: demo test check format docs trust advice networks export speed examples proofs clean
 
 # One finished stamp per set of requirements: an interrupted set-up is done again, a finished one is not.
 .venv/ready: pyproject.toml constraints.txt
@@ -10,49 +10,59 @@ BIN := .venv/bin
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[compare,dev]'
+	@touch $@ .venv/built
+
+# the kernels in C++ again, when they have changed
+.venv/built: .venv/ready setup.py $(wildcard src/regard/ops/kernels/*.cpp src/regard/ops/kernels/*.h)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $@
 
-demo: .venv/ready
+demo: .venv/built
 	$(BIN)/regard compare se cbam --data fashion --epochs 2 --seeds 8 --out runs/demo
 
-test: .venv/ready
+test: .venv/built
 	$(BIN)/python -m pytest -n 2
 
-check: .venv/ready
+check: .venv/built
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(MAKE) test
 
-proofs: .venv/ready
+proofs: .venv/built
 	$(BIN)/python -m pytest -m slow
 
-format: .venv/ready
+format: .venv/built
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: .venv/ready
+docs: .venv/built
 	$(BIN)/python -m regard.pages docs
 
 # other libraries are installed for this table alone, beside the environment
-trust: .venv/ready
+trust: .venv/built
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .venv/peers --no-deps fightingcv-attention==1.0.0 einops
 	PYTHONPATH=tests $(BIN)/python -m trust
 
 # what attention costs in three networks, before it is trained; takes minutes
-advice: .venv/ready
+advice: .venv/built
 	$(BIN)/python benchmarks/advice.py --budget 300
 
 # one network of every family of timm and all of torchvision; finished networks are kept in runs/networks
-networks: .venv/ready
+networks: .venv/built
 	$(BIN)/python benchmarks/networks.py
 
 # every mechanism compiled, exported, in ONNX; finished mechanisms are kept in runs/export
-export: .venv/ready
+export: .venv/built
 	PYTHONPATH=tests $(BIN)/python tests/leaving.py
 
+# every gate against what memory costs and against other libraries; takes hours, finished pieces are kept in runs/speed
+speed: .venv/built
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .venv/peers --no-deps fightingcv-attention==1.0.0 einops
+	PYTHONPATH=.venv/peers $(BIN)/python benchmarks/speed.py
+
 # the solar cells come with a package whose licence keeps them out of this one
-examples: .venv/ready
+examples: .venv/built
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .venv/peers --no-deps elpv-dataset
 	for script in kernel_regression stn glimpse segmentation video pretrained solar_cells; do \
 		PYTHONPATH=.venv/peers $(BIN)/python examples/$$script.py || exit 1; done

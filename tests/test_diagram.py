@@ -138,8 +138,9 @@ def test_a_gate_is_told_step_by_step():
 
 def test_both_gates_of_cbam():
     flow = trace(regard.create("cbam", 64))
-    assert above(flow, "concat") == ["max over C", "mean over C"]
-    assert above(flow, "max over C") == ["times gate"]
+    assert above(flow, "concat") == ["times gate, max over C", "times gate, mean over C"]
+    assert above(flow, "times gate, max over C") == ["x", "gate"]
+    assert above(flow, "times gate and mask") == ["x", "gate", "mask"]
     assert sorted(above(flow, "add, sigmoid")) == ["Linear 4 → 64", "Linear 4 → 64"]
     assert node(flow, "Conv 7×7, 2 → 1, batch norm, sigmoid").shape == "(B, 1, H, W)"
 

@@ -44,6 +44,17 @@ EXAMPLES = {
 
   regard report runs/mine
   regard report runs/mine --json""",
+    "bench": """Examples:
+
+  regard bench
+  regard bench se cbam --peers --compiled --out runs/bench
+  regard bench "cbam[squeeze=max]" --shapes 8x256x56x56 --impl auto,reference
+  regard bench gate:channel --dtype float32,bfloat16 --pass training
+  regard bench se --scaling --threads 1,2 --json""",
+    "ops": """Examples:
+
+  regard ops
+  regard ops --json""",
 }
 
 
@@ -69,9 +80,9 @@ def _run(words: list[str], debug: bool) -> int:
     except ModuleNotFoundError as error:
         return _complain(f"the command line needs the package {error.name!r}: pip install 'regard[compare]'")
     try:
-        _app(cyclopts)(words, exit_on_error=False, print_error=False)
+        status = _app(cyclopts)(words, exit_on_error=False, print_error=False)
         sys.stdout.flush()
-        return 0
+        return status or 0
     except cyclopts.CycloptsError as error:
         if debug:
             raise
@@ -105,9 +116,11 @@ def _app(cyclopts: Any) -> Any:
   regard advise resnet50 se cbam
   regard compare se eca "cbam[squeeze=max]" --data photos/ --model resnet18
   regard report runs/mine
+  regard bench se cbam --peers
 
 --debug with any command shows the traceback of an error.
-Exit status: 0 done, 2 a mistake in the question or the files, 130 Ctrl-C.""",
+Exit status: 0 done, 1 bench found what computes something else, 2 a mistake in
+the question or the files, 130 Ctrl-C.""",
         version=version("regard"),
         help_format="plaintext",
         result_action="return_value",
@@ -115,6 +128,7 @@ Exit status: 0 done, 2 a mistake in the question or the files, 130 Ctrl-C.""",
         default_parameter=cyclopts.Parameter(consume_multiple=True, negative=""),
     )
     commands = {"list": list_, "info": info, "sites": sites, "advise": advise, "compare": compare, "report": report}
+    commands |= {"bench": bench, "ops": ops}
     for name, command in commands.items():
         app.command(command, name=name, help_epilogue=EXAMPLES[name])
     return app
@@ -457,6 +471,114 @@ def report(folder: Path, /, *, json: bool = False) -> None:
     _show(comparison, json)
 
 
+def bench(
+    *names: str,
+    shapes: str = "8x256x56x56,16x512x14x14,32x64x112x112",
+    dtype: str = "float32",
+    layout: str = "contiguous",
+    impl: str = "auto",
+    pass_: str = "inference,training",
+    device: str = "cpu",
+    threads: str | None = None,
+    peers: bool = False,
+    compiled: bool = False,
+    rounds: int = 15,
+    budget: float | None = None,
+    scaling: bool = False,
+    out: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Time mechanisms and ops against the least that memory allows, and against other libraries.
+
+    What is shown is time over the floor, measured in the same rounds: of inference
+    to sum the map and to copy it; of training to do so, to sum the map again, and
+    to sum and copy the gradient. What does not agree with the reference gets no
+    time. Options that take several values take them joined by commas.
+
+    Parameters
+    ----------
+    names
+        Mechanisms, with options where wanted, or cases of ops such as gate:channel; the pure gates if none is named.
+    shapes
+        Batch, channels and sides of the maps. An op's case has a shape and a layout of its own.
+    dtype
+        Of maps and weights: float32, bfloat16, float16.
+    layout
+        How the maps lie in memory: contiguous, channels_last.
+    impl
+        Whose code runs: auto, reference, cpu, triton; `regard ops` shows what there is.
+    pass_
+        inference, training (forward and backward pass).
+    device
+        cpu or cuda.
+    threads
+        How many; torch's own number if not said.
+    peers
+        Also the same mechanisms of timm, torchvision and fightingcv-attention, where they are installed.
+    compiled
+        Also everything under torch.compile, which takes seconds for each.
+    rounds
+        Timings of each.
+    budget
+        Seconds for all timings together; 5 timings are done even so.
+    scaling
+        Also how time grows with batch, channels and side, around the first shape.
+    out
+        Folder for bench.json and the picture bench.svg.
+    json
+        Print JSON instead of tables.
+    """
+    _show_a_sign_of_life()
+    from regard import benchmarking
+    from regard.speed import GATES
+
+    if out is not None:
+        _check_target(out / "bench.svg")
+    speed = benchmarking.bench(
+        names or GATES,
+        shapes=shapes.split(","),
+        dtypes=dtype.split(","),
+        layouts=layout.split(","),
+        impls=impl.split(","),
+        passes=pass_.split(","),
+        device=device,
+        threads=_numbers(threads, "--threads") if threads else None,
+        peers=peers,
+        compiled=compiled,
+        rounds=rounds,
+        budget=budget,
+        scaling=scaling,
+        tell=lambda sentence: print(sentence, file=sys.stderr, flush=True),
+    )
+    if json:
+        _print_json(speed.to_json())
+    else:
+        print(speed)
+    if out is not None:
+        with _writing(out):
+            speed.save(out)
+    return int(bool(speed.wrong))
+
+
+def ops(*, json: bool = False) -> None:
+    """Show the implementations of every op, on how many of its cases each runs, and why not on the others.
+
+    Parameters
+    ----------
+    json
+        Print JSON instead of a table.
+    """
+    _show_a_sign_of_life()
+    from regard import implementations
+    from regard.ops.kernels import cpu
+
+    rows = implementations.overview()
+    if json:
+        _print_json({"ops": rows, "no_kernels": cpu.missing()})
+    else:
+        print(implementations.table(rows))
+
+
 def _show(comparison: Any, as_json: bool) -> None:
     if as_json:
         _print_json(comparison.to_json())
@@ -508,10 +630,16 @@ def _seeds(count: int | None, listed: str | None) -> int | list[int]:
         return 8 if count is None else count
     if count is not None:
         raise UserError("--seeds says how many and --seed-list says which: give one of them")
+    return _numbers(listed, "--seed-list")
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    from regard.errors import UserError
+
     try:
-        return [int(word) for word in listed.split(",")]
+        return [int(word) for word in text.split(",")]
     except ValueError:
-        raise UserError(f"--seed-list is numbers joined by commas, such as 3,4,5, got {listed!r}") from None
+        raise UserError(f"{option} is numbers joined by commas, such as 3,4,5, got {text!r}") from None
 
 
 def _show_a_sign_of_life() -> None:

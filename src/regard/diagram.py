@@ -304,36 +304,49 @@ class _Watch(TorchFunctionMode):
         def watched(op: Op, *args: Any) -> Any:
             if self.hidden:
                 return call(op, *args)
-            if op.name == "attending" and args[-1] is not None:
+            if op.name in ("attending", "crossing") and args[-1] is not None:
                 return attend(op, *args)
             result = hide(op, *args)
             if op.name == "squeezing":
-                for kind, squeezed in zip(args[2], result, strict=True):
-                    self.add("step", self.over(OVER[kind], args[0], args[1]), [args[0]], squeezed)
+                x, dims, kinds, factors = args
+                for (axes, kind), squeezed in zip(product(dims, kinds), result[1:], strict=True):
+                    times = f"times {self.names(factors)}, " if factors else ""
+                    self.add("step", times + self.over(OVER[kind], x, axes), [x, *factors], squeezed)
             elif op.name == "gating":
-                gates = [str(self.made[gate][0]) if self.is_map(gate) else "gate" for gate in args[1:]]
-                self.add("step", f"times {' and '.join(gates)}", args, result)
+                x, gates, mean, shift = args
+                words = [f"times {'the mean of ' * mean}{self.names(gates)}"] if gates else []
+                words += ["add"] if shift is not None else []
+                self.add("step", ", ".join(words), [x, *gates, shift], result)
             elif op.name == "attending":
                 self.compute("scaled_dot_product_attention", (*args[:3], args[4]), {}, [result])
             else:
                 self.add("step", op.name, args, result)
             return result
 
-        def attend(op: Op, query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Any, watch: Any) -> Tensor:
+        def attend(op: Op, *args: Any) -> Tensor:
+            query, key, value, *options, watch = args
+            bias = options[1:]  # scale, bias
             seen: list[Tensor] = []
 
             def show(weights: Tensor) -> Tensor:
                 self.hidden -= 1
-                self.add("step", "softmax(query · key)", [query, key, bias], weights, roles=("query", "key", "bias"))
+                self.add("step", "softmax(query · key)", [query, key, *bias], weights, roles=("query", "key", "bias"))
                 seen.append(watch(weights))
                 self.hidden += 1
                 return seen[0]
 
-            result: Tensor = hide(op, query, key, value, scale, bias, show)
+            result: Tensor = hide(op, query, key, value, *options, show)
             self.add("step", "weighted sum", [seen[0], value], result, roles=("", "value"))
             return result
 
         return mock.patch.object(Op, "__call__", watched)
+
+    def names(self, factors: Sequence[Tensor]) -> str:
+        """What a map is multiplied by: taps, weights, or a gate."""
+        return " and ".join(
+            str(self.made[x][0]) if self.is_map(x) else "gate" if x in self.made else self.constants.get(x, "weight")
+            for x in factors
+        )
 
     def is_map(self, tensor: Any) -> bool:
         return isinstance(tensor, Tensor) and tensor in self.made and self.made[tensor][0].kind == "tap"

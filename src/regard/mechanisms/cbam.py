@@ -148,20 +148,23 @@ class CBAM(nn.Module):
                 nn.init.zeros_(self.norm.weight)  # type: ignore[arg-type]
             self.mask = Tap("spatial")
 
-    def weigh_channels(self, x: Tensor) -> Tensor:
-        squeezed = ops.squeeze(x, tuple(range(2, x.dim())), self.squeeze)
+    def weigh_channels(self, x: Tensor, gates: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
+        x, *squeezed = ops.squeeze(x, tuple(range(2, x.dim())), kinds=self.squeeze, gates=gates)
         logits = torch.stack([self.up(torch.relu(self.down(s.flatten(1)))) for s in squeezed]).sum(0)
-        return self.gate(torch.sigmoid(logits).view(squeezed[0].shape))
+        return x, self.gate(torch.sigmoid(logits).view(squeezed[0].shape))
 
-    def weigh_pixels(self, x: Tensor) -> Tensor:
-        return self.mask(torch.sigmoid(self.norm(self.conv(torch.cat(ops.squeeze(x, (1,), ("max", "avg")), dim=1)))))
+    def weigh_pixels(self, x: Tensor, gates: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
+        x, *squeezed = ops.squeeze(x, (1,), kinds=("max", "avg"), gates=gates)
+        return x, self.mask(torch.sigmoid(self.norm(self.conv(torch.cat(squeezed, dim=1)))))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.arrangement == "parallel":
-            return ops.gate(x, self.weigh_channels(x), self.weigh_pixels(x))
-        for part in self.arrangement.split("-"):
-            x = ops.gate(x, self.weigh_channels(x) if part == "channel" else self.weigh_pixels(x))
-        return x
+        parallel = self.arrangement == "parallel"
+        gates: list[Tensor] = []
+        for part in ("channel", "spatial") if parallel else self.arrangement.split("-"):
+            weigh = self.weigh_channels if part == "channel" else self.weigh_pixels
+            x, gate = weigh(x, () if parallel else gates)
+            gates.append(gate)
+        return ops.gate(x, *gates)
 
     def extra_repr(self) -> str:
         return f"squeeze={'+'.join(self.squeeze)}, arrangement={self.arrangement}"

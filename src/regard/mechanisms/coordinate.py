@@ -50,7 +50,7 @@ class Coordinate(nn.Module):
     Formula:  f = hswish(norm(W1 [mean_W(x), mean_H(x)] + b1));  a = sigmoid(Wh f_h + bh);  b = sigmoid(Ww f_w + bw);
               y = x * a * b;  hswish(t) = t relu6(t + 3) / 6
     Shape:    x, y: (B, C, *spatial);  f: (B, M, H + W) with M = max(8, C / r);  a: (B, C, H, 1);  b: (B, C, 1, W)
-    Cost:     M (C + 3) + 2 C (M + 1) parameters; reads x three times, writes it once.
+    Cost:     M (C + 3) + 2 C (M + 1) parameters; reads x twice, writes it once.
     Place:    expansions: the expanded features of each inverted residual, after the depthwise convolution; where a
               network has none, the end of each residual branch.
     Differs:  Nothing from the released code; the paper does not mention the biases or the least width of 8. Maps with
@@ -82,7 +82,8 @@ class Coordinate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         axes = range(2, x.dim())
-        profiles = [_profile(x, axis) for axis in axes]
+        others = [tuple(other for other in axes if other != axis) for axis in axes]
+        x, *profiles = ops.squeeze(x, *others) if len(axes) > 1 else (x, x)
         f = F.hardswish(self.norm(self.down(torch.cat([profile.flatten(2) for profile in profiles], dim=2))))
         parts = f.split([x.shape[axis] for axis in axes], dim=2)
         gates = [
@@ -90,9 +91,3 @@ class Coordinate(nn.Module):
             for tap, up, part, profile in zip(self.gate, self.up, parts, profiles, strict=True)
         ]
         return ops.gate(x, *gates)
-
-
-def _profile(x: Tensor, axis: int) -> Tensor:
-    """The mean over every spatial axis but one."""
-    others = tuple(other for other in range(2, x.dim()) if other != axis)
-    return ops.squeeze(x, others)[0] if others else x

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regard import ops
 from regard.conv import Pointwise
 from regard.registry import Translation, register
 from regard.tap import Tap
@@ -44,7 +45,8 @@ class CrissCross(nn.Module):
     Formula:  w_ij = softmax_j(Q x_i . K x_j) over the pixels j in the row and column of i;
               y_i = x_i + gamma sum_j w_ij V x_j;  again with x = y, as often as `recurrence` says
     Shape:    x, y: (B, C, H, W);  Q, K: C to M = C / r;  V: C to C;  w: (B, H, W, H + W)
-    Cost:     2 (C M + M) + C^2 + C + 1 parameters; time and memory grow with (H + W) H W, never with (H W)^2.
+    Cost:     2 (C M + M) + C^2 + C + 1 parameters; time and memory grow with (H + W) H W, never with (H W)^2;
+              on a CPU a training step keeps only maps.
     Place:    head: the authors put it once, with recurrence 2, on the last map of a dilated network, narrowed to C/4.
     Differs:  As the released code, where the pixel itself is hidden in the column part, so that it counts once. The
               code works on a GPU in float32 only, and its queries have width 0 for C < 8; here any device, any dtype,
@@ -75,15 +77,7 @@ class CrissCross(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for tap in self.weights:
-            x = x + (self.gamma * self._attend(x, tap)).to(x.dtype)
+            query, key, value = self.query(x), self.key(x), self.value(x)
+            y = ops.cross(query, key, value, watch=tap if tap.watched else None)
+            x = x + (self.gamma * y).to(x.dtype)
         return x
-
-    def _attend(self, x: Tensor, tap: nn.Module) -> Tensor:
-        query, key, value = self.query(x), self.key(x), self.value(x)
-        height, width = x.shape[2:]
-        itself = torch.eye(height, dtype=torch.bool, device=x.device).view(height, 1, height)
-        column = torch.einsum("bchw,bcgw->bhwg", query, key).masked_fill(itself, -float("inf"))
-        row = torch.einsum("bchw,bchv->bhwv", query, key)
-        weights = tap(torch.softmax(torch.cat([column, row], dim=-1), dim=-1)).to(value.dtype)
-        column, row = weights.split([height, width], dim=-1)
-        return torch.einsum("bhwg,bcgw->bchw", column, value) + torch.einsum("bhwv,bchv->bchw", row, value)

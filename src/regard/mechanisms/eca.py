@@ -78,6 +78,6 @@ class ECA(nn.Module):
         self.gate = Tap("channel")
 
     def forward(self, x: Tensor) -> Tensor:
-        (s,) = ops.squeeze(x, tuple(range(2, x.dim())))
+        x, s = ops.squeeze(x, tuple(range(2, x.dim())))
         gate = torch.sigmoid(self.conv(s.flatten(1).unsqueeze(1))).view(s.shape)
         return ops.gate(x, self.gate(gate))

@@ -116,18 +116,24 @@ class GC(nn.Module):
             self.gate = Tap("channel")
 
     def forward(self, x: Tensor) -> Tensor:
+        axes = tuple(range(2, x.dim()))
         if self.query is None:
-            (pooled,) = ops.squeeze(x, tuple(range(2, x.dim())))
-            context = pooled.flatten(1)
+            x, pooled = ops.squeeze(x, axes)
         else:
-            weights = self.weights(self.query(x).flatten(2).softmax(-1).reshape(-1, 1, *x.shape[2:]))
-            context = (x.flatten(2) @ weights.flatten(2).to(x.dtype).transpose(1, 2)).squeeze(2)
-        axes = [1] * (x.dim() - 2)
+            # a 1x1 convolution, and a product of pixels and weights, as sums of the map times a factor
+            query = self.query.weight.view(1, -1, *[1] * len(axes))
+            x, logits = ops.squeeze(x, (1,), kinds=("sum",), gates=(query,))
+            logits = logits + self.query.bias
+            weights = self.weights(logits.flatten(2).softmax(-1).view(logits.shape))
+            x, pooled = ops.squeeze(x, axes, kinds=("sum",), gates=(weights,))
+        context = pooled.flatten(1)
+        gates: list[Tensor] = []
+        shift = None
         if self.mul is not None:
-            x = ops.gate(x, self.gate(torch.sigmoid(self.mul(context)).reshape(*context.shape, *axes)))
+            gates.append(self.gate(torch.sigmoid(self.mul(context)).view(pooled.shape)))
         if self.add is not None:
-            x = x + self.add(context).reshape(*context.shape, *axes).to(x.dtype)
-        return x
+            shift = self.add(context).view(pooled.shape)
+        return ops.gate(x, *gates, shift=shift)
 
 
 def _network(channels: int, width: int) -> nn.Sequential:

@@ -75,7 +75,7 @@ class GCT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         axes = tuple(range(2, x.dim()))
         if self.mode == "l2":
-            (norm,) = ops.squeeze(x, axes, ("lp",))
+            x, norm = ops.squeeze(x, axes, kinds=("lp",))
             strength = self.alpha * (norm.flatten(1).square() + self.epsilon).sqrt()
             norm = (strength.square().mean(1, keepdim=True) + self.epsilon).sqrt()
         else:

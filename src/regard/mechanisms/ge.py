@@ -167,7 +167,7 @@ class GE(nn.Module):
     def _gather(self, x: Tensor) -> Tensor:
         if self.form == "theta-minus":
             if self.extent == 0:
-                return ops.squeeze(x, (2, 3))[0]
+                return ops.squeeze(x, (2, 3))[1]
             around: dict[str, Any] = {"stride": self.extent, "padding": self.extent - 1, "count_include_pad": False}
             return F.avg_pool2d(x, 2 * self.extent - 1, **around)
         if self.size is not None and tuple(x.shape[2:]) != self.size:

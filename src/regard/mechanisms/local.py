@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from regard.conv import Pointwise
 from regard.errors import UserError
+from regard.ops.dispatch import not_plain
 from regard.registry import Translation, register
 from regard.tap import Blend, Tap
 
@@ -74,7 +76,7 @@ class Local(nn.Module):
     Shape:    x, y: (B, C, H, W);  window: n = block_size + 2 halo pixels a side;  row, column: (2 n - 1, d);
               w: (B, heads, rows of blocks, columns of blocks, block_size, block_size, n, n)
     Cost:     3 C^2 + 2 (2 (block_size + 2 halo) - 1) C // heads parameters; time and memory grow with the pixels times
-              the window.
+              the window; a training step keeps no more than queries, keys and values.
     Place:    stages: on large maps; HaloNet has it in the place of the 3x3 convolution of each bottleneck.
     Differs:  The paper and its ports need sides that are multiples of the block; here the map is padded to them and cut
               back. Keys outside the image are hidden; the most used PyTorch code (timm's) lets them take part as zeros:
@@ -127,38 +129,45 @@ class Local(nn.Module):
         self.blend = Blend()
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
+        maps = self.query(x), self.key(x), self.value(x)
+        if self.weights.watched or not torch.is_grad_enabled() or not_plain(*maps):
+            return self.blend(x, self._answer(*maps))
+        # for the backward pass the windows, which overlap, and their weights are made again instead of kept
+        return self.blend(x, checkpoint(self._answer, *maps, use_reentrant=False, preserve_rng_state=False))
+
+    def _answer(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        height, width = query.shape[2:]
         below, right = -height % self.block_size, -width % self.block_size
-        # (B, heads, rows of blocks, columns of blocks, pixels of a block or window, d)
-        query = self._windows(F.pad(self.query(x), (0, right, 0, below)), self.block_size)
+        # (B, heads, rows of blocks, columns of blocks, d, pixels of a block or window)
+        query = self._windows(F.pad(query, (0, right, 0, below)), self.block_size)
         around = (self.halo, self.halo + right, self.halo, self.halo + below)
         n = self.block_size + 2 * self.halo
-        key, value = (self._windows(F.pad(project(x), around), n) for project in (self.key, self.value))
-        logits = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+        key, value = (self._windows(F.pad(map, around), n) for map in (key, value))
+        logits = query.mT @ key * query.shape[4] ** -0.5
         logits = logits + self._positions(query, n).to(logits.dtype)
         if self.hide_padding:
-            outside = F.pad(x.new_zeros(1, self.heads, height, width), around, value=1)
-            logits = logits.masked_fill(self._windows(outside, n).transpose(-2, -1).bool(), -float("inf"))
+            outside = F.pad(query.new_zeros(1, self.heads, height, width), around, value=1)
+            logits = logits.masked_fill(self._windows(outside, n).bool(), -float("inf"))
         shape = (*logits.shape[:4], self.block_size, self.block_size, n, n)
         weights = self.weights(torch.softmax(logits, dim=-1).reshape(shape)).reshape(logits.shape)
-        blocks = (weights.to(value.dtype) @ value).unflatten(4, (self.block_size, self.block_size))
-        y = blocks.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4).flatten(1, 2)
+        blocks = (value @ weights.to(value.dtype).mT).unflatten(5, (self.block_size, self.block_size))
+        y = blocks.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4).flatten(1, 2)
         # cut by padding: a slice would fix in an exported graph whether the sides are multiples of the block
-        return self.blend(x, F.pad(y, (0, -right, 0, -below)))
+        return F.pad(y, (0, -right, 0, -below))
 
     def _windows(self, x: Tensor, side: int) -> Tensor:
-        """(B, heads * d, H, W) to (B, heads, rows of blocks, columns of blocks, side * side, d)."""
+        """(B, heads * d, H, W) to (B, heads, rows of blocks, columns of blocks, d, side * side)."""
         step = self.block_size
         cut = x.unfold(2, side, step).unfold(3, side, step).unflatten(1, (self.heads, -1))
-        return cut.permute(0, 1, 3, 4, 5, 6, 2).flatten(4, 5)
+        return cut.permute(0, 1, 3, 4, 2, 5, 6).flatten(5, 6)
 
     def _positions(self, query: Tensor, n: int) -> Tensor:
         """What each query makes of where the keys stand relative to it."""
         at = torch.arange(self.block_size, device=query.device)
         relative = torch.arange(n, device=query.device) - at[:, None] + n - 1
-        pixels = query.unflatten(4, (self.block_size, self.block_size))
-        rows = torch.einsum("...yxd,ykd->...yxk", pixels, self.rows[relative].to(query.dtype))
-        columns = torch.einsum("...yxd,xkd->...yxk", pixels, self.columns[relative].to(query.dtype))
+        pixels = query.unflatten(5, (self.block_size, self.block_size))
+        rows = torch.einsum("...dyx,ykd->...yxk", pixels, self.rows[relative].to(query.dtype))
+        columns = torch.einsum("...dyx,xkd->...yxk", pixels, self.columns[relative].to(query.dtype))
         return (rows.unsqueeze(-1) + columns.unsqueeze(-2)).flatten(-2).flatten(4, 5)
 
     def extra_repr(self) -> str:

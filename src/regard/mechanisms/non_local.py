@@ -95,8 +95,8 @@ class NonLocal(nn.Module):
               embedded_gaussian: f_ij = softmax_j(Q x_i . K x_j);  dot_product: f_ij = Q x_i . K x_j / N;
               concatenation: f_ij = relu(w . [Q x_i, K x_j]) / N, with N keys
     Shape:    x, y: (B, C, *spatial);  Q, K, G: C to M = C / r;  f: (B, 1, *queries, *keys)
-    Cost:     4 C M + 3 M + 3 C parameters; time grows with the square of the positions, and for the first three
-              functions memory does not; concatenation builds the N x N weights.
+    Cost:     4 C M + 3 M + 3 C parameters; memory grows with the N positions; time with N^2 for the first two
+              functions, N for dot_product, N log N for concatenation.
     Place:    stages: the authors put it after every second residual block of res3 and res4, the second and third of a
               ResNet's four stages.
     Differs:  The released code has only the second and third function, multiplies the logits by M^-0.5 (`scale=True`)
@@ -173,19 +173,27 @@ class NonLocal(nn.Module):
             heads = (t.unsqueeze(1) for t in (query, key, value))
             return ops.attend(*heads, scale=self.scale, watch=watch).squeeze(1)
         q, k, v = (t.flatten(2).transpose(1, 2) for t in (query, key, value))
-        if self.pairwise == "dot_product" and not self.weights.watched:
-            y = q @ (k.transpose(1, 2) @ v) * (self.scale / k.shape[1])  # no softmax: the products may change order
-        else:
+        factor = self.scale / k.shape[1]
+        if self.weights.watched or (self.pairwise == "concatenation" and torch.onnx.is_in_onnx_export()):
             sides = (len(q), 1, *query.shape[2:], *key.shape[2:])
-            weights = self.weights(self._pairs(q, k).reshape(sides))
+            weights = self.weights((self._pairs(q, k) * factor).reshape(sides))
             y = weights.reshape(len(q), q.shape[1], k.shape[1]).to(v.dtype) @ v
+        elif self.pairwise == "dot_product":
+            y = q @ (k.transpose(1, 2) @ v) * factor  # no softmax: the products may change order
+        else:
+            y = _sum_above(*self._halves(q, k), v).to(v.dtype) * factor
         return y.transpose(1, 2).reshape(*value.shape[:2], *query.shape[2:])
 
     def _pairs(self, q: Tensor, k: Tensor) -> Tensor:
         if self.pairwise == "dot_product":
-            return q @ k.transpose(1, 2) * (self.scale / k.shape[1])
+            return q @ k.transpose(1, 2)
+        a, b = self._halves(q, k)
+        return torch.relu(a + b.transpose(1, 2))
+
+    def _halves(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """w . [q, k] is a sum of one number of the query, (B, queries, 1), and one of the key, (B, keys, 1)."""
         ours, theirs = self.pair.weight.chunk(2, dim=1)
-        return torch.relu(F.linear(q, ours) + F.linear(k, theirs).transpose(1, 2)) * (self.scale / k.shape[1])
+        return F.linear(q, ours), F.linear(k, theirs)
 
     def extra_repr(self) -> str:
         return f"pairwise={self.pairwise}, scale={self.scale:g}, subsample={self.subsample}"
@@ -197,3 +205,30 @@ def _pool(x: Tensor) -> Tensor:
     if len(sides) == 3:
         sides[0] = 1
     return POOLS[len(sides)](x, sides)
+
+
+def _sum_above(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    """sum_j relu(a_i + b_j) v_j in N log N: what counts for i is a beginning of the keys in descending order of b.
+
+    Hence a_i sum_j v_j + sum_j b_j v_j over that beginning, read from running sums.
+
+    Args:
+        a: (B, queries, 1).
+        b: (B, keys, 1).
+        v: (B, keys, M).
+
+    Returns:
+        (B, queries, M), in float32 at least.
+    """
+    exact = torch.promote_types(v.dtype, torch.float32)
+    a, b, v = a.to(exact), b.to(exact), v.to(exact)
+    middle = b.detach().mean(1, keepdim=True)  # far from zero, the two sums would be large and cancel
+    descending, order = b.detach().transpose(1, 2).sort(dim=2, descending=True)
+    counted = torch.searchsorted(-descending, a.detach().transpose(1, 2).contiguous())  # keys with b_j > -a_i
+    a, b = a + middle, b - middle
+    # channels before keys, so that the sums run along memory
+    terms = torch.cat([v, b * v], dim=2).transpose(1, 2)
+    sums = terms.gather(2, order.expand_as(terms)).cumsum(2)
+    here = F.pad(sums, (1, 0)).gather(2, counted.expand(-1, terms.shape[1], -1))
+    plain, weighed = here.transpose(1, 2).chunk(2, dim=2)
+    return a * plain + weighed

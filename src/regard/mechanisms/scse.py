@@ -96,7 +96,7 @@ class SCSE(nn.Module):
             self.mask = Tap("spatial", **rest)
 
     def weigh_channels(self, x: Tensor) -> Tensor:
-        (s,) = ops.squeeze(x, tuple(range(2, x.dim())))
+        s = ops.squeeze(x, tuple(range(2, x.dim())))[1]
         return self.gate(torch.sigmoid(self.up(torch.relu(self.down(s.flatten(1))))).view(s.shape))
 
     def weigh_pixels(self, x: Tensor) -> Tensor:

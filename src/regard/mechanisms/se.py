@@ -74,7 +74,7 @@ class SE(nn.Module):
         self.gate = Tap("channel")
 
     def forward(self, x: Tensor) -> Tensor:
-        (s,) = ops.squeeze(x, tuple(range(2, x.dim())))
+        x, s = ops.squeeze(x, tuple(range(2, x.dim())))
         z = torch.relu(self.down(s.flatten(1)))
         gate = torch.sigmoid(self.up(z)).view(s.shape)
         return ops.gate(x, self.gate(gate))

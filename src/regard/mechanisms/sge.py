@@ -73,14 +73,14 @@ class SGE(nn.Module):
         self.mask = Tap("spatial")
 
     def forward(self, x: Tensor) -> Tensor:
-        axes = tuple(range(2, x.dim()))
-        (mean,) = ops.squeeze(x, axes)
         grouped = x.unflatten(1, (self.groups, -1))
-        t = (grouped * mean.unflatten(1, (self.groups, -1))).sum(2)
+        axes = tuple(range(3, grouped.dim()))
+        grouped, mean = ops.squeeze(grouped, axes)
+        grouped, t = ops.squeeze(grouped, (2,), kinds=("sum",), gates=(mean,))
         correction = int(self.unbiased and t[0, 0].numel() > 1)
         t = (t - t.mean(axes, keepdim=True)) / (t.std(axes, correction=correction, keepdim=True) + 1e-5)
-        weight, bias = (parameter.view(-1, *[1] * len(axes)) for parameter in (self.weight, self.bias))
-        mask = self.mask(torch.sigmoid(weight * t + bias))
+        weight, bias = (parameter.view(-1, 1, *[1] * len(axes)) for parameter in (self.weight, self.bias))
+        mask = self.mask(torch.sigmoid(weight * t + bias).squeeze(2))
         return ops.gate(grouped, mask.unsqueeze(2)).flatten(1, 2)
 
     def extra_repr(self) -> str:

@@ -90,7 +90,7 @@ class Shuffle(nn.Module):
         def weigh(weight: Tensor, values: Tensor, bias: Tensor) -> Tensor:
             return torch.sigmoid(weight.view(-1, *axes) * values + bias.view(-1, *axes))
 
-        (mean,) = ops.squeeze(u, tuple(range(2, x.dim())))
+        mean = ops.squeeze(u, tuple(range(2, x.dim())))[1]
         # not the module's own call, which refuses a single value
         normed = torch.group_norm(v, self.norm.num_groups, self.norm.weight, self.norm.bias, self.norm.eps)
         a = weigh(self.channel_weight, mean, self.channel_bias).expand_as(v)

@@ -55,7 +55,7 @@ class SimAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         axes = tuple(range(2, x.dim()))
-        (mean,) = ops.squeeze(x, axes)
+        x, mean = ops.squeeze(x, axes)
         d = (x - mean).square()
         variance = d.sum(axes, keepdim=True) / max(x[0, 0].numel() - 1, 1)
         return ops.gate(x, self.gate(torch.sigmoid(d / (4 * (variance + self.regularization)) + 0.5)))

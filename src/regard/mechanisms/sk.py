@@ -183,7 +183,7 @@ class SK(nn.Module):
         maps = [branch(x) for branch in self.branches]
         if first is not None:
             maps.insert(0, torch.relu(first))
-        (s,) = ops.squeeze(reduce(torch.add, maps), tuple(range(2, x.dim())))
+        s = ops.squeeze(reduce(torch.add, maps), tuple(range(2, x.dim())))[1]
         z = torch.relu(self.norm(self.down(s.flatten(1))))
         weights = torch.softmax(self.up(z).reshape(s.shape[0], len(maps), *s.shape[1:]), dim=1)
         chosen = zip(maps, self.weights(weights).unbind(1), strict=True)

@@ -54,7 +54,8 @@ class SRM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         axes = tuple(range(2, x.dim()))
-        (mean,) = ops.squeeze(x, axes)
-        spread = (x.var(axes, correction=int(x[0, 0].numel() > 1), keepdim=True) + 1e-5).sqrt()
+        x, mean, variance = ops.squeeze(x, axes, kinds=("avg", "var"))
+        count = x[0, 0].numel()
+        spread = (variance * (count / max(count - 1, 1)) + 1e-5).sqrt()
         z = (torch.stack([mean.flatten(1), spread.flatten(1)], dim=2) * self.weight).sum(2)
         return ops.gate(x, self.gate(torch.sigmoid(self.norm(z)).view(mean.shape)))

@@ -108,7 +108,7 @@ class TAM(nn.Module):
                 f"tam: a batch of {x.shape[0]} frames does not hold whole clips of {self.frames}: give the frames of "
                 "whole clips, or create it with another frames="
             )
-        (squeezed,) = ops.squeeze(x, tuple(range(2, x.dim())))
+        x, squeezed = ops.squeeze(x, tuple(range(2, x.dim())))
         s = squeezed.flatten(1).unflatten(0, (-1, self.frames)).transpose(1, 2)
         gate = torch.sigmoid(self.activate(s)).transpose(1, 2).reshape(squeezed.shape)
         kernel = self.kernel(torch.softmax(self.adapt(s.flatten(0, 1)), dim=-1).unflatten(0, s.shape[:2]))

@@ -47,7 +47,7 @@ class Triplet(nn.Module):
     Formula:  z_A(x) = [max_A(x), mean_A(x)];  g_A = sigmoid(norm(conv_k(z_A(x)))) over the two other axes;
               y = x * (g_H + g_W + g_C) / 3
     Shape:    x, y: (B, C, H, W);  g_H: (B, C, 1, W);  g_W: (B, C, H, 1);  g_C: (B, 1, H, W)
-    Cost:     3 (2 k^2 + 2) parameters; reads x six times, writes a gate of its size, and y.
+    Cost:     3 (2 k^2 + 2) parameters; reads x twice, writes it once.
     Place:    branches: the end of each residual branch, before the addition.
     Differs:  As the released code, with one gate for the mean of the three instead of three products. The channels have
               an order here: the convolutions run over neighbouring channels. The authors' second file names its
@@ -76,14 +76,16 @@ class Triplet(nn.Module):
         self.gate = nn.ModuleList(Tap("axis") for _ in self.axes)
 
     def forward(self, x: Tensor) -> Tensor:
+        x, *stats = ops.squeeze(x, *((axis,) for axis in self.axes), kinds=("max", "avg"))
+        pairs = zip(stats[::2], stats[1::2], strict=True)
         gates = [
-            tap(self._weigh(x, axis, conv, norm))
-            for tap, axis, conv, norm in zip(self.gate, self.axes, self.conv, self.norm, strict=True)
+            tap(self._weigh(pair, axis, conv, norm))
+            for tap, pair, axis, conv, norm in zip(self.gate, pairs, self.axes, self.conv, self.norm, strict=True)
         ]
-        return ops.gate(x, torch.stack(torch.broadcast_tensors(*gates)).sum(0) / len(gates))
+        return ops.gate(x, *gates, mean=True)
 
-    def _weigh(self, x: Tensor, axis: int, conv: nn.Module, norm: nn.Module) -> Tensor:
-        squeezed = torch.stack([z.squeeze(axis) for z in ops.squeeze(x, (axis,), ("max", "avg"))], dim=1)
+    def _weigh(self, pair: tuple[Tensor, Tensor], axis: int, conv: nn.Module, norm: nn.Module) -> Tensor:
+        squeezed = torch.stack([z.squeeze(axis) for z in pair], dim=1)
         if axis == 3:  # rows by channels, as the authors turn it
             return torch.sigmoid(norm(conv(squeezed.transpose(2, 3)))).squeeze(1).transpose(1, 2).unsqueeze(3)
         return torch.sigmoid(norm(conv(squeezed))).squeeze(1).unsqueeze(axis)

@@ -11,7 +11,7 @@ for by name runs, or raises with its reason; it never falls back in silence.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from types import ModuleType
@@ -68,14 +68,22 @@ def not_plain(*args: Any) -> str | None:
         return "inside a dispatch mode"
     if torch.autograd.forward_ad._current_level >= 0:
         return "inside forward-mode differentiation"
-    for tensor in args:
-        if isinstance(tensor, Tensor):
-            if type(tensor) not in (Tensor, torch.nn.Parameter):
-                return f"needs plain tensors, got {type(tensor).__name__}"
-            if torch._C._functorch.is_legacy_batchedtensor(tensor):
+    return _not_plain_tensors(args)
+
+
+def _not_plain_tensors(values: Iterable[Any]) -> str | None:
+    for value in values:
+        if isinstance(value, tuple):
+            reason = _not_plain_tensors(value)
+            if reason is not None:
+                return reason
+        elif isinstance(value, Tensor):
+            if type(value) not in (Tensor, torch.nn.Parameter):
+                return f"needs plain tensors, got {type(value).__name__}"
+            if torch._C._functorch.is_legacy_batchedtensor(value):
                 return "inside a batched gradient"
-            if tensor.device.type == "meta" or tensor.layout != torch.strided:
-                return f"needs strided tensors with memory, got {tensor.layout} on {tensor.device}"
+            if value.device.type == "meta" or value.layout != torch.strided:
+                return f"needs strided tensors with memory, got {value.layout} on {value.device}"
     return None
 
 

@@ -35,4 +35,5 @@ def cases() -> Iterator[tuple[str, Arguments]]:
     yield "bias", case((2, 2, 4, 7), (2, 2, 4, 5), (2, 2, 6, 5), bias=(2, 2, 7, 5))
     yield "bias watched", case((2, 2, 4, 7), (2, 2, 4, 5), (2, 2, 6, 5), bias=(2, 2, 7, 5), watched=True)
     yield "volume", case((1, 1, 4, 3, 5, 7), (1, 1, 4, 3, 5, 7), (1, 1, 6, 3, 5, 7), 0.5)
+    yield "many queries", case((1, 2, 2, 13, 11), (1, 2, 2, 3, 5), (1, 2, 5, 3, 5), 0.5)
     yield "one query", case((1, 1, 4, 1, 1), (1, 1, 4, 3, 4), (1, 1, 8, 3, 4), 0.5)

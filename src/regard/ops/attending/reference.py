@@ -15,7 +15,8 @@ def run(
     bias: Tensor | None,
     watch: Callable[[Tensor], Tensor] | None,
 ) -> Tensor:
-    q, k, v = (x.flatten(3).transpose(2, 3) for x in (query, key, value))
+    # contiguous: what steps through memory gets no kernel that spares the weights
+    q, k, v = (x.flatten(3).transpose(2, 3).contiguous() for x in (query, key, value))
     if watch is None:
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     else:

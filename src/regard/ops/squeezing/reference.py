@@ -1,18 +1,27 @@
 """The law of `squeeze`: plain torch, any device, dtype and rank."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-KINDS = ("avg", "max", "lp", "lse")
+KINDS = ("avg", "sum", "max", "var", "lp", "lse")
 
 
-def run(x: Tensor, dims: tuple[int, ...], kinds: tuple[str, ...]) -> tuple[Tensor, ...]:
-    return tuple(_squeeze(x, dims, kind) for kind in kinds)
+def run(
+    x: Tensor, dims: Sequence[tuple[int, ...]], kinds: Sequence[str], gates: Sequence[Tensor] = ()
+) -> tuple[Tensor, ...]:
+    gated = x
+    for gate in gates:
+        gated = gated * gate.to(x.dtype)
+    return x, *(_squeeze(gated, axes, kind) for axes in dims for kind in kinds)
 
 
 def _squeeze(x: Tensor, dims: tuple[int, ...], kind: str) -> Tensor:
     if kind == "avg":
         return x.mean(dims, keepdim=True)
+    if kind == "sum":
+        return x.sum(dims, keepdim=True)
     if kind == "max":
         if not (x.requires_grad and torch.is_grad_enabled()):
             return x.amax(dims, keepdim=True)  # the same values, several times as fast
@@ -21,6 +30,8 @@ def _squeeze(x: Tensor, dims: tuple[int, ...], kind: str) -> Tensor:
         for dim in sorted(dims, reverse=True):
             x = x.max(dim, keepdim=True).values
         return x
+    if kind == "var":
+        return x.var(dims, correction=0, keepdim=True)
     if kind == "lp":
         return torch.linalg.vector_norm(x, dim=dims, keepdim=True)
     if kind == "lse":

@@ -1,0 +1,268 @@
+"""Measure every gate against the floor and against other libraries; write docs/speed.md and its picture.
+
+Usage: python benchmarks/speed.py [--device cuda] [--again] [--rounds N] [--shapes 8x256x56x56,...] [MECHANISM ...]
+
+Nothing else may run meanwhile. What runs/speed holds is not measured again unless `--again` is given. The CPU takes
+about two hours, most of it compiling; what was measured on a GPU stands beside it in benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+from regard.benchmarking import LAYOUTS, PASSES, SHAPES, bench
+from regard.files import slug, write_text
+from regard.speed import GATES, MAPS, Record, Speed, best, by_name, faster, goal, judged, spread, verdict
+
+ROOT = Path(__file__).parents[1]
+RUNS = ROOT / "runs" / "speed"
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "speed.md"
+NAMES = {"cpu": "speed", "cuda": "speed-cuda"}  # of the files of each device
+BASE = "8x256x28x28"  # from which batch, channels and side grow
+
+
+def pieces(name: str, device: str, shapes: Sequence[str], rounds: int) -> dict[str, dict[str, Any]]:
+    """What is asked of one mechanism, in pieces that finish in minutes."""
+    common = {"names": [name], "device": device, "rounds": rounds}
+    race = common | {"shapes": shapes, "peers": True}
+    asked: dict[str, dict[str, Any]] = {layout: race | {"layouts": [layout], "compiled": True} for layout in LAYOUTS}
+    asked["bfloat16"] = race | {"dtypes": ["bfloat16"]}
+    asked["scaling"] = common | {"shapes": [BASE], "peers": True, "scaling": True}
+    if device == "cpu":
+        asked["threads"] = common | {"shapes": shapes[:1], "threads": [1, 2]}
+    return asked
+
+
+def measure(names: Sequence[str], device: str, shapes: Sequence[str], rounds: int, again: bool) -> dict[str, Any]:
+    """Every piece of every mechanism: measured now, or kept from before."""
+    found: dict[str, Any] = {"machines": [], "races": [], "threads": [], "scaling": []}
+    for name in names:
+        for piece, asked in pieces(name, device, shapes, rounds).items():
+            path = RUNS / f"{slug(json.dumps(asked))[-8:]} {device} {name} {piece}.json"
+            if again or not path.exists():
+                print(f"{name}, {piece}:", file=sys.stderr)
+                write_text(path, json.dumps(bench(**asked, tell=_tell).to_json()))
+            kept = json.loads(path.read_text())
+            machine = {key: value for key, value in kept["machine"].items() if not key.startswith("load")}
+            if machine not in found["machines"]:
+                found["machines"].append(machine)
+            found["threads" if piece == "threads" else "races"] += kept["records"] if piece != "scaling" else []
+            found["scaling"] += kept["scaling"]
+            found.setdefault("loads", []).append(kept["machine"]["load_before"])
+    return found
+
+
+def _tell(sentence: str) -> None:
+    print(f"  {sentence}", file=sys.stderr)
+
+
+# ---- The page
+
+
+def render(results: dict[str, dict[str, Any]]) -> str:
+    """The page, of what was measured on each device."""
+    parts = [
+        f"""# Speed
+
+Made by `make speed`, which runs `regard bench` in pieces; nothing here is written by hand. Where the numbers come from
+is said at the end.
+
+## What is measured
+
+A gate has to read the map to squeeze it, to read it again, and to write the result; that is its *floor*, measured with
+torch's own sum and copy. Inference: `x.sum()` and `x.clone()`. Training, forward and backward pass: besides, `x.sum()`
+for the gradient of the gate, `dy.sum()` and `dy.clone()`. All that is compared runs in the same rounds, in turns, and
+each round has its ratios; shown is their median, with the quartiles in parentheses. 1 is a gate that costs what the
+memory costs. Below 1 is possible: a map that stays in the cache is not read from memory twice.
+
+Ours has a time only where it agrees with the reference in float64, outputs and gradients; otherwise it says `wrong`.
+Peers are modules of timm, torchvision and fightingcv-attention with their defaults; *best* is the fastest that runs, in
+that race. *Compiled* is `torch.compile` for exactly that shape. None of ours needs it.
+
+The goals, in times the floor: on maps of 4 million numbers or more 1.2 for inference and 1.5 for training, for triplet
+2 and 2.5; on smaller ones, from 1 million, 1.5 and 2.2; on a GPU 1.3. Besides, at most {MAPS} maps kept for the
+backward pass, and never slower than the best peer, compiled ones included."""
+    ]
+    for device, found in results.items():
+        parts += [
+            f"## On the {device.upper() if device == 'cpu' else 'GPU'}\n\n{summary(found)}",
+            *sections(device, found),
+        ]
+    parts.append("## Where the numbers come from\n\n" + "\n\n".join(map(origin, results.values())))
+    return "\n\n".join(parts) + "\n"
+
+
+def summary(found: dict[str, Any]) -> str:
+    """How many goals are reached, and each that is not."""
+    rows = [row for race in Speed({"records": found["races"]}).races() for row in by_name(race).values()]
+    asked = [row for row in rows if (ours := judged(row)) and goal(ours)]
+    missed = [row for row in asked if "missed" in verdict(row)]
+    slower = [row for row in asked if faster(row)]
+    greedy = {r["name"]: r["maps_kept"] for r in map(judged, asked) if r and (r["maps_kept"] or 0) > MAPS}
+    wrong = [row[0] for row in rows if any((r["refused"] or "").startswith("wrong") for r in row)]
+    lines = [
+        f"**{len(asked) - len(missed)} of {len(asked)} times reach their goal; in {len(slower)} a peer is faster; "
+        f"{len(greedy)} of {len(by_name(found['races']))} mechanisms keep more than {MAPS} maps.**"
+    ]
+    lines += [f"- wrong: {_where(record)}" for record in wrong]
+    lines += [f"- {_where(row[0])}: {_ours(row)}, {verdict(row).partition(', ')[2]}" for row in missed]
+    lines += [f"- {_where(row[0])}: {_ours(row)}, {_cell(peer)}" for row in slower for peer in faster(row)]
+    lines += [f"- {name} keeps {maps:.2f} maps" for name, maps in greedy.items()]
+    return lines[0] + ("\n\nWhat is missed:\n\n" + "\n".join(lines[1:]) if lines[1:] else "")
+
+
+def sections(device: str, found: dict[str, Any]) -> list[str]:
+    """The picture and the tables of one device."""
+    picture = Speed({"records": found["races"]}).draw(ROOT / "docs" / "images" / f"{NAMES[device]}.svg")
+    parts = [f"![Time over the floor: ours, the best of other libraries, and both compiled](images/{picture.name})"]
+    for race in Speed({"records": found["races"]}).races():
+        first = race[0]
+        title = f"### {first['pass'].capitalize()}, {_shape(first)}, {first['dtype']}, {first['layout']}"
+        floors = f"The floor takes {1e3 * first['floor_seconds'][1]:.3g} ms, a copy reaches {_copies(race)} GB/s."
+        parts.append(f"{title}\n\n{floors}\n\n{_race(race)}")
+    parts.append(f"### Memory\n\n{MEMORY}\n\n{_memory(found['races'])}")
+    if found["threads"]:
+        parts.append(f"### Threads\n\n{THREADS}\n\n{_threads(found['threads'])}")
+    return [*parts, f"### How time grows\n\n{SCALING}\n\n{_scaling(found['scaling'])}"]
+
+
+MEMORY = """\
+What waits for the backward pass after the forward pass, in maps: distinct tensors that autograd keeps, the map itself
+among them, weights left out; eager, then compiled. On a GPU also the most that a training step holds at once beside its
+input, as the allocator counts it."""
+THREADS = "Milliseconds with one thread and with two, and how many times as fast two are."
+SCALING = f"""\
+The slope of the logarithm of time over the logarithm of size, by least squares; median of the rounds, quartiles in
+parentheses. Sizes are powers of two around {BASE}. In proportion to the map is 1 along batch and channels and 2 along
+the side. Less is a cost that does not grow with the map, such as that of the calls; more, as in the floor itself, is a
+map that leaves the cache."""
+
+
+def _race(race: list[Record]) -> str:
+    cuda = race[0]["device"] != "cpu"
+    head = ["mechanism", "ours", "goal", "ours, compiled", "best peer", "best peer, compiled"]
+    rows = [[*head, "of copy bandwidth"] if cuda else head]
+    for name, row in by_name(race).items():
+        compiled = next((r for r in row if r["source"] == "ours" and r["compiled"]), None)
+        cells = [f"[{name}](mechanisms/{name}.md)", _ours(row), verdict(row), _cell(compiled)]
+        cells += [_cell(best(row, compiled=False)), _cell(best(row, compiled=True))]
+        ours = judged(row)
+        rows.append([*cells, f"{ours['of_copy_bandwidth']:.0%}" if ours else ""] if cuda else cells)
+    silent = [f"{r['source']}'s {r['name']} {r['refused']}" for r in race if r["refused"] and r["source"] != "ours"]
+    return _markdown(rows) + ("\n\n" + "; ".join(dict.fromkeys(silent)) + "." if silent else "")
+
+
+def _memory(records: Sequence[Record]) -> str:
+    first = tuple(next(iter(records))["shape"])
+    kept = [r for r in records if r["maps_kept"] is not None and tuple(r["shape"]) == first]
+    kept = [r for r in kept if (r["dtype"], r["layout"]) == ("float32", "contiguous")]
+    libraries = list(dict.fromkeys(r["source"] for r in kept))
+    rows = [["mechanism", *libraries]]
+    for name, row in by_name(kept).items():
+        cells = {
+            library: ", ".join(_maps(r) for compiled in (False, True) for r in row if _is(r, library, compiled))
+            for library in libraries
+        }
+        rows.append([name, *cells.values()])
+    return _markdown(rows)
+
+
+def _is(record: Record, library: str, compiled: bool) -> bool:
+    return (record["source"], record["compiled"]) == (library, compiled)
+
+
+def _maps(record: Record) -> str:
+    peak = f" (peak {record['peak_maps']:.2f})" if record["peak_maps"] is not None else ""
+    return f"{record['maps_kept']:.2f}{peak}"
+
+
+def _threads(records: Sequence[Record]) -> str:
+    rows = [["mechanism", *(f"{pass_}, {what}" for pass_ in PASSES for what in ("one", "two", "times as fast"))]]
+    for name, row in by_name(r for r in records if r["seconds"]).items():
+        milliseconds = {(r["pass"], r["threads"]): 1e3 * r["seconds"][1] for r in row}
+        cells = []
+        for pass_ in PASSES:
+            one, two = (milliseconds.get((pass_, threads), math.nan) for threads in (1, 2))
+            cells += [f"{one:.3g}", f"{two:.3g}", f"{one / two:.2f}"]
+        rows.append([name, *cells])
+    return _markdown(rows)
+
+
+def _scaling(slopes: Sequence[Record]) -> str:
+    axes = list(dict.fromkeys(slope["axis"] for slope in slopes))
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    for slope in slopes:
+        row = rows.setdefault((slope["name"], slope["pass"], slope["source"]), {})
+        row[slope["axis"]] = spread(slope["slope"])
+    cells = [[*who, *(row.get(axis, "") for axis in axes)] for who, row in rows.items()]
+    return _markdown([["mechanism", "pass", "whose", *axes], *cells])
+
+
+def origin(found: dict[str, Any]) -> str:
+    """Machine and load."""
+    machines = [
+        f"{m['gpu'] or m['cpu']}, {m['cores']} cores, {m['capability']}, torch {m['torch']}" for m in found["machines"]
+    ]
+    loads = sorted(found["loads"])
+    settings = found["machines"][0]["allocator"]
+    return fill(
+        f"{'; '.join(machines)}. The processes had {', '.join(f'{k}={v}' for k, v in settings.items() if v)}. The load "
+        f"before each piece was {loads[0]:.1f} to {loads[-1]:.1f}, {loads[len(loads) // 2]:.1f} in the middle; a piece "
+        "is a process that runs minutes and keeps the cores busy itself. Times vary with the machine: the ratios hold "
+        "inside one race alone. All records, with their agreement, are in `benchmarks/results/`.",
+        120,
+    )
+
+
+def _ours(row: list[Record]) -> str:
+    return _cell(judged(row) or next(r for r in row if r["source"] == "ours"))
+
+
+def _cell(record: Record | None) -> str:
+    if record is None:
+        return ""
+    if not record["over_floor"]:
+        return (record["refused"] or "").partition(":")[0]
+    who = "" if record["source"] == "ours" else f"{record['source']}{' compiled' * record['compiled']} "
+    return f"{who}{spread(record['over_floor'])}"
+
+
+def _copies(race: Iterable[Record]) -> str:
+    rates = sorted(record["copy_gb_per_second"] for record in race)
+    return f"{rates[len(rates) // 2]:.3g}"
+
+
+def _where(record: Record) -> str:
+    return f"{record['name']}, {record['pass']}, {_shape(record)}, {record['dtype']}, {record['layout']}"
+
+
+def _shape(record: Record) -> str:
+    return "x".join(map(str, record["shape"]))
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    line: Callable[[Sequence[str]], str] = lambda cells: f"| {' | '.join(cells)} |"  # noqa: E731
+    return "\n".join([line(head), f"|{'---|' * len(head)}", *map(line, body)])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=GATES, metavar="MECHANISM")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--again", action="store_true", help="measure what was measured before")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--shapes", default=",".join("x".join(map(str, shape)) for shape in SHAPES))
+    given = parser.parse_args()
+    found = measure(given.names, given.device, given.shapes.split(","), given.rounds, given.again)
+    write_text(RESULTS / f"{NAMES[given.device]}.json", json.dumps(found, indent=1) + "\n")
+    files = {device: RESULTS / f"{name}.json" for device, name in NAMES.items()}
+    print(write_text(PAGE, render({d: json.loads(file.read_text()) for d, file in files.items() if file.exists()})))

@@ -1,0 +1,329 @@
+"""Squeeze and gate with their gradients, for any kernels: the gradient of a map is written once.
+
+Between a squeeze and the gate that follows it, ordinary autograd would write the gradient of the map in pieces and
+add them up. Here the gate, and every squeeze but the first, leave theirs on a `Tape` as small tensors, and the first
+squeeze, whose backward runs last by construction, writes the sum in one pass. What else reads the map in between
+arrives in the ordinary way and is added. A backward that is itself differentiated, or meets tensors that no kernel may
+see, is that of the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from regard.ops.dispatch import not_plain
+from regard.ops.gating import reference as gating
+from regard.ops.kernels.plan import Cannot, Request, arrange, broadcast_along, order
+from regard.ops.squeezing import reference as squeezing
+
+Gradients = tuple[Tensor | None, ...]
+
+
+class Kernels(Protocol):
+    """What an implementation brings: see `regard.ops.kernels.cpu`."""
+
+    reduce: Callable[..., list[dict[str, Tensor]]]
+    affine: Callable[..., Tensor]
+    scatter: Callable[..., None]
+    gather: Callable[..., list[Tensor]]
+
+
+class Tape:
+    """What the gradient of a map is still made of, in the backward pass that is running.
+
+    A backward pass may stop before the squeeze that would have taken the pieces up; the next one finds none of them.
+    """
+
+    def __init__(self) -> None:
+        self.run, self.held = -1, Pieces()
+
+    @property
+    def pieces(self) -> Pieces:
+        run = torch._C._current_graph_task_id()
+        if run != self.run:
+            self.run, self.held = run, Pieces()
+        return self.held
+
+    def take(self) -> Pieces:
+        """Everything; the tape is empty afterwards."""
+        pieces, self.held = self.pieces, Pieces()
+        return pieces
+
+
+@dataclass
+class Pieces:
+    """What a gradient of a map is made of.
+
+    Attributes:
+        maps: a gradient of the map's shape, the factors it is multiplied by, and whether by their mean.
+        terms: products of small tensors.
+        weights: small tensors by which the map itself is multiplied.
+        picks: places and gradients of maxima, and the factors of the map there.
+    """
+
+    maps: list[tuple[Tensor, tuple[Tensor, ...], bool]] = field(default_factory=list)
+    terms: list[tuple[Tensor, ...]] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+    picks: list[tuple[Tensor, Tensor, tuple[Tensor, ...]]] = field(default_factory=list)
+
+    def extend(self, other: Pieces) -> None:
+        for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True):
+            mine.extend(theirs)
+
+    def write(self, kernels: Kernels, x: Tensor, axes: tuple[int, ...]) -> Tensor:
+        """The gradient of x, laid out in the order of these axes."""
+        (first, factors, mean), *maps = self.maps or [(x.new_zeros(()).expand(x.shape), (), False)]
+        first = arrange(first, axes)
+        weighted: dict[str, Any] = {}
+        if self.weights:
+            weighted = {"x": x, "weight": sum(self.weights[1:], self.weights[0])}
+        try:
+            y = kernels.affine(first, factors, mean=mean, terms=self.terms, **weighted)
+        except Cannot:  # more than one pass takes
+            y = kernels.affine(first, factors, mean=mean)
+            if weighted:
+                y = kernels.affine(y, out=y, **weighted)
+            for term in self.terms:
+                y = kernels.affine(y, terms=[(prod(term[1:], start=term[0]),)], out=y)
+        for another, factors, mean in maps:
+            y = kernels.affine(kernels.affine(arrange(another, axes), factors, mean=mean), x=y, out=y)
+        for places, values, factors in self.picks:
+            kernels.scatter(y, places, values, factors)
+        return y
+
+
+# --- squeeze ---------------------------------------------------------------------------------------------------------
+
+
+def squeeze(
+    kernels: Kernels, x: Tensor, dims: tuple[tuple[int, ...], ...], kinds: tuple[str, ...], gates: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """`ops.squeeze` by these kernels."""
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *gates)):
+        return _Squeeze.apply(kernels, dims, kinds, _tape_behind(x), x, *gates)
+    found = _squeezed(kernels, x, dims, kinds, gates, places=False)
+    return x, *(answer[kind].to(x.dtype) for answer in found for kind in kinds)
+
+
+def requests(
+    dims: tuple[tuple[int, ...], ...], kinds: tuple[str, ...], gates: tuple[Tensor, ...], places: bool
+) -> list[Request]:
+    """What a kernel is asked for so that it can answer for these kinds."""
+    plain = {
+        "sum": not {"avg", "sum"}.isdisjoint(kinds) and "var" not in kinds,
+        "max": "max" in kinds,
+        "place": "max" in kinds and places,
+    }
+    asked = [
+        tuple(name for name, wanted in plain.items() if wanted),
+        ("moments",) * ("var" in kinds),
+        ("squares",) * ("lp" in kinds),
+    ]
+    return [Request(axes, names, gates) for axes in dims for names in asked if names]
+
+
+def _squeezed(
+    kernels: Kernels,
+    x: Tensor,
+    dims: tuple[tuple[int, ...], ...],
+    kinds: tuple[str, ...],
+    gates: tuple[Tensor, ...],
+    places: bool,
+) -> list[dict[str, Tensor]]:
+    """For each of `dims` what was found, the kinds among it."""
+    wanted = requests(dims, kinds, gates, places)
+    results = iter(kernels.reduce(x, wanted))
+    answers = []
+    for axes in dims:
+        count = prod(x.shape[axis] for axis in axes)
+        found: dict[str, Tensor] = {}
+        for _ in range(len(wanted) // len(dims)):
+            found |= next(results)
+        if "var" in kinds:
+            found["var"], found["avg"] = found["deviations"] / count, found["mean"]
+            found["sum"] = found["mean"] * count
+        elif "avg" in kinds:
+            found["avg"] = found["sum"] / count
+        if "lp" in kinds:
+            found["lp"] = found["squares"].sqrt()
+        answers.append(found)
+    return answers
+
+
+class _Squeeze(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        kernels: Kernels,
+        dims: tuple[tuple[int, ...], ...],
+        kinds: tuple[str, ...],
+        behind: Tape | None,
+        x: Tensor,
+        *gates: Tensor,
+    ) -> tuple[Tensor, ...]:
+        found = _squeezed(kernels, x, dims, kinds, gates, places=True)
+        ctx.kernels, ctx.dims, ctx.kinds, ctx.behind, ctx.tape = kernels, dims, kinds, behind, Tape()
+        ctx.set_materialize_grads(False)
+        needed = [name for kind, name in {"max": "place", "var": "mean", "lp": "lp"}.items() if kind in kinds]
+        ctx.needed, ctx.shape, ctx.axes, ctx.gates = needed, x.shape, order(x), len(gates)
+        ctx.reads_x = bool(gates or {"max", "var", "lp"} & {*kinds})
+        ctx.save_for_backward(
+            x if ctx.reads_x else x.new_zeros(()), *gates, *(answer[name] for answer in found for name in needed)
+        )
+        return x, *(answer[kind].to(x.dtype) for answer in found for kind in kinds)
+
+    @staticmethod
+    def backward(ctx: Any, dz: Tensor | None, *dstats: Tensor | None) -> Gradients:
+        x, *rest = ctx.saved_tensors
+        gates, rest = tuple(rest[: ctx.gates]), rest[ctx.gates :]
+        saved = [dict(zip(ctx.needed, rest[i:], strict=False)) for i in range(0, len(rest), max(1, len(ctx.needed)))]
+        saved = saved or [{} for _ in ctx.dims]
+        nothing: Gradients = (None, None, None, None)
+        if _must_be_plain(dz, *dstats):
+            like = x if ctx.reads_x else x.new_zeros(ctx.shape)
+            dx, *dgates = _differentiate(
+                lambda x, *gates: squeezing.run(x, ctx.dims, ctx.kinds, gates)[1:], (like, *gates), dstats
+            )
+            return *nothing, dx if dz is None else dz if dx is None else dz + dx, *dgates
+        pieces, found_gradients = ctx.tape.take(), [None] * len(gates)
+        if dz is not None:
+            pieces.maps.append((dz, (), False))
+        given = iter(dstats)
+        coefficients: list[tuple[Tensor, ...]] = []
+        for axes, kept in zip(ctx.dims, saved, strict=True):
+            count = prod(ctx.shape[axis] for axis in axes)
+            for kind in ctx.kinds:
+                d = next(given)
+                if d is None:
+                    continue
+                d = d.float()
+                if kind in ("avg", "sum"):
+                    coefficients.append((d / count if kind == "avg" else d,))
+                elif kind == "max":
+                    pieces.picks.append((kept["place"], d, gates))
+                    if any(ctx.needs_input_grad[5:]):
+                        _add_up(found_gradients, ctx.kernels.gather(x, kept["place"], d, gates))
+                elif kind == "var":
+                    pieces.weights.append(d * (2 / count))
+                    pieces.terms.append((d * kept["mean"] * (-2 / count),))
+                else:
+                    pieces.weights.append(torch.where(kept["lp"] == 0, 0, d / kept["lp"]))
+        pieces.terms += [(*coefficient, *gates) for coefficient in coefficients]
+        if coefficients and any(ctx.needs_input_grad[5:]):
+            wanted = [
+                Request(
+                    broadcast_along(gate, ctx.shape), ("sum",), (*coefficient, *(g for g in gates if g is not gate))
+                )
+                for coefficient in coefficients
+                for gate in gates
+            ]
+            sums = [found["sum"] for found in ctx.kernels.reduce(x, wanted)]
+            for first in range(0, len(sums), len(gates)):
+                _add_up(found_gradients, sums[first : first + len(gates)])
+        dgates = [None if d is None else d.to(gate.dtype) for d, gate in zip(found_gradients, gates, strict=True)]
+        if not ctx.needs_input_grad[4]:
+            return *nothing, None, *dgates
+        if ctx.behind is not None:
+            ctx.behind.pieces.extend(pieces)
+            return *nothing, None, *dgates
+        if not ctx.reads_x:
+            x = x.expand(ctx.shape)  # its dtype and shape are all that is asked for
+        return *nothing, pieces.write(ctx.kernels, x, ctx.axes), *dgates
+
+
+# --- gate ------------------------------------------------------------------------------------------------------------
+
+
+def gate(
+    kernels: Kernels, x: Tensor, gates: tuple[Tensor, ...], mean: bool = False, shift: Tensor | None = None
+) -> Tensor:
+    """`ops.gate` by these kernels."""
+    tensors = (x, *gates, *(() if shift is None else (shift,)))
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return _Gate.apply(kernels, _tape_behind(x), mean, shift is not None, *tensors)
+    return kernels.affine(x, gates, mean=mean, terms=() if shift is None else ((shift,),))
+
+
+class _Gate(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, kernels: Kernels, behind: Tape | None, mean: bool, shifted: bool, x: Tensor, *smalls: Tensor
+    ) -> Tensor:
+        ctx.kernels, ctx.behind, ctx.mean = kernels, behind, mean
+        gates, shift = (smalls[:-1], smalls[-1]) if shifted else (smalls, None)
+        ctx.shift = None if shift is None else shift.shape
+        ctx.save_for_backward(x, *gates)
+        return kernels.affine(x, gates, mean=mean, terms=() if shift is None else ((shift,),))
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Gradients:
+        x, *gates = ctx.saved_tensors
+        nothing: Gradients = (None, None, None, None)
+        if _must_be_plain(dy):
+            shifts = () if ctx.shift is None else (x.new_zeros(ctx.shift),)
+            return *nothing, *_differentiate(
+                lambda x, *smalls: (gating.run(x, smalls[: len(gates)], ctx.mean, *smalls[len(gates) :]),),
+                (x, *gates, *shifts),
+                (dy,),
+            )
+        dgates: list[Tensor | None] = [None] * len(gates)
+        wanted = {at: gate for at, gate in enumerate(gates) if ctx.needs_input_grad[5 + at]}
+        if wanted:
+            others = {at: () if ctx.mean else tuple(g for k, g in enumerate(gates) if k != at) for at in wanted}
+            requests = [Request(broadcast_along(gate, x.shape), ("sum",), others[at]) for at, gate in wanted.items()]
+            for (at, gate), found in zip(wanted.items(), ctx.kernels.reduce(x, requests, dy), strict=True):
+                dgates[at] = (found["sum"] / len(gates) if ctx.mean else found["sum"]).to(gate.dtype)
+        dshift: list[Tensor] = []
+        if ctx.shift is not None:
+            axes = tuple(axis for axis, side in enumerate(ctx.shift) if side < x.shape[axis])
+            dy = arrange(dy, order(x))
+            dshift = [ctx.kernels.reduce(dy, [Request(axes, ("sum",))])[0]["sum"].to(dy.dtype)]
+        if not ctx.needs_input_grad[4]:
+            return *nothing, None, *dgates, *dshift
+        pieces = Pieces() if ctx.behind is None else ctx.behind.pieces
+        pieces.maps.append((dy, tuple(gates), ctx.mean))
+        dx = pieces.write(ctx.kernels, x, order(x)) if ctx.behind is None else None
+        return *nothing, dx, *dgates, *dshift
+
+
+# --- what both need --------------------------------------------------------------------------------------------------
+
+
+def _tape_behind(x: Tensor) -> Tape | None:
+    """The tape of the squeeze that passed this map on, if one did."""
+    node: Any = x.grad_fn
+    passed_on = isinstance(node, _Squeeze._backward_cls) and x.output_nr == 0
+    return node.tape if passed_on else None
+
+
+def _must_be_plain(*gradients: Tensor | None) -> bool:
+    """Whether a backward is differentiated itself, or meets what no kernel may see."""
+    return torch.is_grad_enabled() or not_plain(*gradients) is not None
+
+
+def _differentiate(
+    run: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]
+) -> Gradients:
+    """The reference's gradients of its inputs, which can be differentiated again where autograd records."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # views, so that what depends on another input is not differentiated twice
+        leaves = [x.view_as(x) if again and x.requires_grad else x.detach().requires_grad_() for x in inputs]
+        outputs = run(*leaves)
+        given = [(y, d) for y, d in zip(outputs, gradients, strict=True) if d is not None]
+        if not given:
+            return (None,) * len(leaves)
+        ys, ds = zip(*given, strict=True)
+        return torch.autograd.grad(ys, leaves, ds, create_graph=again, allow_unused=True)
+
+
+def _add_up(totals: list[Any], more: Sequence[Tensor]) -> None:
+    for at, d in enumerate(more):
+        totals[at] = d if totals[at] is None else totals[at] + d

@@ -1,0 +1,176 @@
+// affine: y = map * factors + x * weight + small terms, and a ReLU; all in one pass.
+//
+// The gate forward, the gradient of a map backward, and the addition of a branch. Traffic: reads each map once, writes
+// one. A result larger than the caches is written past them.
+#include "map.h"
+
+struct Term {
+    int32_t factors, unused;
+    Operand factor[2];  // a product, of which at most one has numbers along the last axis
+};
+
+struct Affine {
+    int32_t bfloat16, threads, factors, mean, terms, relu, stream, weighted;
+    Index size[4];
+    Map y, map, x;  // x.data may be null
+    Operand factor[3], weight;
+    Term term[4];
+};
+
+namespace {
+
+constexpr Index LITTLE = 16384;
+
+enum Other { NONE, SCALAR, VECTOR };
+
+struct Row {
+    float factor, constant, weight;        // of the map, added, of x
+    const float *vector[2], *added[2], *weights;
+    float coefficient[2];                  // of what is added
+};
+
+template <int VECTORS, bool MEAN, int ADDED, int X> struct Formula {
+    float share, least;  // of a mean's factors; what the result is cut off at
+
+    template <class T, class Load>
+    inline Vector operator()(const Row &row, const T *map, const T *x, Index r, Load load) const {
+        Vector value = load(map + r);
+        if (MEAN) {
+            Vector factor = spread(row.factor);
+            if (VECTORS > 0) factor += load(row.vector[0] + r);
+            if (VECTORS > 1) factor += load(row.vector[1] + r);
+            value *= factor * share;
+        } else {
+            value *= row.factor;
+            if (VECTORS > 0) value *= load(row.vector[0] + r);
+            if (VECTORS > 1) value *= load(row.vector[1] + r);
+        }
+        if (ADDED > 0) value += row.coefficient[0] * load(row.added[0] + r);
+        if (ADDED > 1) value += row.coefficient[1] * load(row.added[1] + r);
+        value += row.constant;
+        if (X == SCALAR) value += row.weight * load(x + r);
+        if (X == VECTOR) value += row.weight * load(row.weights + r) * load(x + r);
+        return value < least ? spread(least) : value;  // NaN stays NaN
+    }
+};
+
+template <class T, class F>
+inline void write(const F &formula, const Row &row, T *y, const T *map, const T *x, Index n, bool past) {
+    auto whole = [](auto *from) { return load(from); };
+    auto some = [&](Index r, int m) {
+        store(y + r, m, formula(row, map, x, r, [m](auto *from) { return load(from, m); }));
+    };
+    Index r = 0;
+    if (past) {  // up to the first whole line, then line by line
+        int head = (int)(-(uintptr_t)y & (sizeof(Vector) - 1)) / (int)sizeof(T);
+        if (head && head < W && head < n) some(0, head), r = head;
+        for (; r + W <= n; r += W) stream(y + r, formula(row, map, x, r, whole));
+    } else {
+        for (; r + W <= n; r += W) store(y + r, formula(row, map, x, r, whole));
+    }
+    if (r < n) some(r, (int)(n - r));
+}
+
+// The rows from .. to of the map, counted over its first three axes.
+template <class T, int VECTORS, bool MEAN, int ADDED, int X>
+void rows(const Affine &a, Index from, Index to) {
+    Formula<VECTORS, MEAN, ADDED, X> formula{a.factors ? 1.0f / (float)a.factors : 1, a.relu ? 0 : LEAST};
+    for (Index at = from; at < to;) {
+        const Index p = at / a.size[2] % a.size[1], i = at / a.size[2] / a.size[1];
+        const Index last = (at / a.size[2] + 1) * a.size[2] < to ? (at / a.size[2] + 1) * a.size[2] : to;
+        auto plane = [&](const Index *stride) { return i * stride[0] + p * stride[1]; };
+        T *y = (T *)a.y.data + plane(a.y.stride);
+        const T *map = (const T *)a.map.data + plane(a.map.stride);
+        const T *x = X ? (const T *)a.x.data + plane(a.x.stride) : nullptr;
+        Row row;
+        int v = 0, d = 0, scalars = 0, constants = 0;
+        const float *vector[2], *scalar[3], *added[2], *constant[4][2], *coefficient[2];
+        Index vector_step[2], scalar_step[3], added_step[2], constant_step[4][2], coefficient_step[2];
+        const float one = 1;
+        for (int k = 0; k < a.factors; k++) {
+            const float *data = a.factor[k].data + plane(a.factor[k].stride);
+            if (a.factor[k].stride[3]) vector[v] = data, vector_step[v++] = a.factor[k].stride[2];
+            else scalar[scalars] = data, scalar_step[scalars++] = a.factor[k].stride[2];
+        }
+        for (int k = 0; k < a.terms; k++) {
+            const float *data[2] = {&one, &one};
+            Index step[2] = {0, 0};
+            int varies = -1;
+            for (int f = 0; f < a.term[k].factors; f++) {
+                data[f] = a.term[k].factor[f].data + plane(a.term[k].factor[f].stride);
+                step[f] = a.term[k].factor[f].stride[2];
+                if (a.term[k].factor[f].stride[3]) varies = f;
+            }
+            if (varies >= 0) {
+                added[d] = data[varies], added_step[d] = step[varies];
+                coefficient[d] = data[1 - varies], coefficient_step[d++] = step[1 - varies];
+            } else {
+                for (int f = 0; f < 2; f++) constant[constants][f] = data[f], constant_step[constants][f] = step[f];
+                constants++;
+            }
+        }
+        const float *weight = a.weighted ? a.weight.data + plane(a.weight.stride) : &one;
+        const Index weight_step = a.weighted ? a.weight.stride[2] : 0;
+        for (Index q = at % a.size[2]; at < last; at++, q++) {
+            row.factor = MEAN ? 0 : 1, row.constant = 0;
+            for (int k = 0; k < scalars; k++) {
+                float factor = scalar[k][q * scalar_step[k]];
+                row.factor = MEAN ? row.factor + factor : row.factor * factor;
+            }
+            for (int k = 0; k < VECTORS; k++) row.vector[k] = vector[k] + q * vector_step[k];
+            for (int k = 0; k < ADDED; k++) {
+                row.added[k] = added[k] + q * added_step[k];
+                row.coefficient[k] = coefficient[k][q * coefficient_step[k]];
+            }
+            for (int k = 0; k < constants; k++)
+                row.constant += constant[k][0][q * constant_step[k][0]] * constant[k][1][q * constant_step[k][1]];
+            if (X == SCALAR) row.weight = weight[q * weight_step];
+            if (X == VECTOR) row.weight = 1, row.weights = weight + q * weight_step;
+            write(formula, row, y + q * a.y.stride[2], map + q * a.map.stride[2], X ? x + q * a.x.stride[2] : nullptr,
+                  a.size[3], a.stream);
+        }
+    }
+    if (a.stream) finish_streams();
+}
+
+template <class T> using Rows = void (*)(const Affine &, Index, Index);
+
+template <class T, int V, int ADDED> Rows<T> by_x(int x) {
+    return x == NONE ? rows<T, V, false, ADDED, NONE> : x == SCALAR ? rows<T, V, false, ADDED, SCALAR>
+                                                                    : rows<T, V, false, ADDED, VECTOR>;
+}
+template <class T, int V> Rows<T> by_added(int added, int x, bool mean) {
+    switch (added) {
+    case 0: return mean ? rows<T, V, true, 0, NONE> : by_x<T, V, 0>(x);
+    case 1: return mean ? rows<T, V, true, 1, NONE> : by_x<T, V, 1>(x);
+    default: return mean ? rows<T, V, true, 2, NONE> : by_x<T, V, 2>(x);
+    }
+}
+template <class T> Rows<T> choose(const Affine &a) {
+    int vectors = 0, added = 0, x = !a.x.data ? NONE : a.weighted && a.weight.stride[3] ? VECTOR : SCALAR;
+    for (int k = 0; k < a.factors; k++) vectors += a.factor[k].stride[3] != 0;
+    for (int k = 0; k < a.terms; k++)
+        for (int f = 0; f < a.term[k].factors; f++) added += a.term[k].factor[f].stride[3] != 0;
+    switch (vectors) {
+    case 0: return by_added<T, 0>(added, x, a.mean);
+    case 1: return by_added<T, 1>(added, x, a.mean);
+    default: return by_added<T, 2>(added, x, a.mean);
+    }
+}
+
+} // namespace
+
+extern "C" __attribute__((visibility("default"))) void regard_affine(const Affine *plan, void *const *pointers) {
+    Affine a = *plan;
+    resolve(pointers, a.y.data, a.map.data, a.x.data, a.weight.data);
+    for (int k = 0; k < a.factors; k++) resolve(pointers, a.factor[k].data);
+    for (int k = 0; k < a.terms; k++)
+        for (int f = 0; f < a.term[k].factors; f++) resolve(pointers, a.term[k].factor[f].data);
+    Index rows = a.size[0] * a.size[1] * a.size[2];
+    bool small = rows * a.size[3] < LITTLE;
+    Index parts = small ? 1 : rows < 8 * a.threads ? rows : 8 * a.threads;
+    share(parts, small ? 1 : a.threads, [&](Index part) {
+        Index from = rows * part / parts, to = rows * (part + 1) / parts;
+        a.bfloat16 ? choose<Bfloat16>(a)(a, from, to) : choose<float>(a)(a, from, to);
+    });
+}

@@ -1,0 +1,421 @@
+"""The kernels in C++, called through a plain C interface."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from ctypes import Structure, c_int32, c_int64, c_void_p
+from functools import cache, lru_cache
+from importlib.resources import files
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regard.ops.kernels.plan import AXES, Cannot, Request, arrange, broadcast_along, empty, lay, merge, order
+
+BITS = {"sum": 1, "max": 2, "place": 4, "squares": 8, "moments": 16}
+RESULTS = {  # what each kind fills: the name of the result, and of its place in the plan
+    "sum": {"sum": "sum"},
+    "max": {"max": "max"},
+    "place": {"place": "place"},
+    "squares": {"squares": "squares"},
+    "moments": {"mean": "sum", "deviations": "squares"},
+}
+
+# bytes of a result from which on it is written past the caches, and bytes of a row that make it worth while
+PAST_THE_CACHE = max(16 << 20, os.sysconf("SC_LEVEL3_CACHE_SIZE") if "SC_LEVEL3_CACHE_SIZE" in os.sysconf_names else 0)
+LONG_ROW = 1024
+
+
+class _Operand(Structure):
+    _fields_ = [("data", c_void_p), ("stride", c_int64 * 4)]
+
+
+class _Request(Structure):
+    _fields_ = [("kinds", c_int32), ("factors", c_int32), ("factor", _Operand * 3), ("sum", c_void_p)]
+    _fields_ += [("max", c_void_p), ("place", c_void_p), ("squares", c_void_p)]
+    _fields_ += [("stride", c_int64 * 4), ("numel", c_int64)]
+
+
+class _Reduce(Structure):
+    _fields_ = [("bfloat16", c_int32), ("threads", c_int32), ("requests", c_int32), ("unused", c_int32)]
+    _fields_ += [("size", c_int64 * 4), ("x", _Operand), ("other", _Operand), ("request", _Request * 6)]
+
+
+class _Term(Structure):
+    _fields_ = [("factors", c_int32), ("unused", c_int32), ("factor", _Operand * 2)]
+
+
+class _Affine(Structure):
+    _fields_ = [("bfloat16", c_int32), ("threads", c_int32), ("factors", c_int32), ("mean", c_int32)]
+    _fields_ += [("terms", c_int32), ("relu", c_int32), ("stream", c_int32), ("weighted", c_int32)]
+    _fields_ += [("size", c_int64 * 4), ("y", _Operand), ("map", _Operand), ("x", _Operand)]
+    _fields_ += [("factor", _Operand * 3), ("weight", _Operand), ("term", _Term * 4)]
+
+
+class _Pick(Structure):
+    _fields_ = [("bfloat16", c_int32), ("threads", c_int32), ("factors", c_int32), ("unused", c_int32)]
+    _fields_ += [("size", c_int64 * 4), ("y", _Operand), ("x", _Operand), ("value", _Operand), ("place", c_void_p)]
+    _fields_ += [("factor", _Operand * 3), ("gradient", c_void_p * 3)]
+
+
+@cache
+def _library() -> ctypes.CDLL | str:
+    """The library for this machine, or why there is none."""
+    level = torch.backends.cpu.get_cpu_capability()
+    if level not in ("AVX512", "AVX2"):
+        return f"this machine has neither AVX2 nor AVX-512 (torch says {level})"
+    folder = files("regard.ops.kernels")
+    for name in ("avx512", "avx2")[level == "AVX2" :]:
+        path = folder / f"kernels.{name}.so"
+        if path.is_file():
+            try:
+                library = ctypes.CDLL(str(path))  # its threads are those that torch brought into this process
+            except OSError as error:
+                return f"the C++ kernels cannot be loaded: {error}"
+            for function in ("reduce", "affine", "pick"):
+                getattr(library, f"regard_{function}").argtypes = [c_void_p, c_void_p]
+                getattr(library, f"regard_{function}").restype = None
+            return library
+    return "the C++ kernels were not built: install regard from source where there is a C++ compiler"
+
+
+def missing() -> str | None:
+    """Why there are no C++ kernels in this installation, or None when there are."""
+    library = _library()
+    return library if isinstance(library, str) else None
+
+
+def why_not(x: Tensor) -> str | None:
+    """Why no kernel reads this map, or None."""
+    if x.device.type != "cpu":
+        return f"needs a tensor on the CPU, got {x.device}"
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        return f"needs float32 or bfloat16, got {x.dtype}"
+    if x.numel() == 0 or x.numel() >= 2**31:
+        return f"needs between 1 and 2^31 numbers, got {x.numel()}"
+    if x.dim() < 2 or not order(x):
+        return f"needs a map that is dense along some axis beside the batch, got strides {x.stride()}"
+    return missing()
+
+
+def _call(name: str, plan: Structure, pointers: Sequence[int]) -> None:
+    library = _library()
+    assert not isinstance(library, str)
+    getattr(library, f"regard_{name}")(ctypes.addressof(plan), (c_void_p * len(pointers))(*pointers))
+
+
+class _Slots:
+    """Numbers for the pointers of a plan, in the order in which a call lists them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def next(self) -> int:
+        self.count += 1
+        return self.count
+
+
+def _operand(slots: _Slots, stride: Sequence[int]) -> _Operand:
+    return _Operand(slots.next(), (c_int64 * 4)(*stride))
+
+
+# --- reduce ----------------------------------------------------------------------------------------------------------
+
+
+def reduce(x: Tensor, requests: Sequence[Request], other: Tensor | None = None) -> list[dict[str, Tensor]]:
+    """Read a map, or two of them multiplied, once, and say what stands along some axes.
+
+    Args:
+        x: (B, C, *spatial).
+        requests: what is asked for.
+        other: multiplies the map; every request is then ("sum",).
+
+    Returns:
+        For each request its results by kind ("mean" and "deviations" for moments), float32 (places: int32), with 1 at
+        every reduced axis.
+    """
+    axes = order(x)
+    if other is not None:
+        other = arrange(other, axes)
+    key = tuple((r.dims, r.kinds, tuple(tuple(f.shape) for f in r.factors)) for r in requests)
+    plan, shapes = _plan_reduce(
+        tuple(x.shape),
+        x.stride(),
+        axes,
+        x.dtype == torch.bfloat16,
+        None if other is None else other.stride(),
+        key,
+        torch.get_num_threads(),
+    )
+    pointers = [x.data_ptr()]
+    if other is not None:
+        pointers.append(other.data_ptr())
+    kept, results = [], []
+    for request, shape in zip(requests, shapes, strict=True):
+        for factor in request.factors:
+            small = lay(factor, axes)
+            kept.append(small)
+            pointers.append(small.data_ptr())
+        found = {}
+        for kind in request.kinds:
+            for name in RESULTS[kind]:
+                found[name] = empty(shape, axes, torch.int32 if name == "place" else torch.float32, x.device)
+                pointers.append(found[name].data_ptr())
+        results.append(found)
+    _call("reduce", plan, pointers)
+    return results
+
+
+def cannot_reduce(x: Tensor, requests: Sequence[Request]) -> str | None:
+    """Why `reduce` cannot answer, or None."""
+    axes = order(x)
+    key = tuple((r.dims, r.kinds, tuple(tuple(f.shape) for f in r.factors)) for r in requests)
+    for request in requests:
+        reduced = [axis for axis in axes if axis in request.dims and x.shape[axis] > 1]
+        if "place" in request.kinds and reduced != sorted(reduced):
+            return "takes the maximum over channels and pixels together of contiguous maps only"
+    try:
+        _plan_reduce(tuple(x.shape), x.stride(), axes, x.dtype == torch.bfloat16, None, key, torch.get_num_threads())
+    except Cannot as reason:
+        return str(reason)
+    return None
+
+
+@lru_cache(maxsize=4096)
+def _plan_reduce(
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    axes: tuple[int, ...],
+    bfloat16: bool,
+    other: tuple[int, ...] | None,
+    requests: tuple[Any, ...],
+    threads: int,
+) -> tuple[_Reduce, list[list[int]]]:
+    shapes = [[1 if axis in dims else side for axis, side in enumerate(shape)] for dims, _, _ in requests]
+    smalls = [small for wanted, (_, _, factors) in zip(shapes, requests, strict=True) for small in (*factors, wanted)]
+    sizes, walked, strides = merge(shape, axes, [stride, other or stride], smalls)
+    if len(requests) > 6:
+        raise Cannot(f"at most 6 requests at once, got {len(requests)}")
+    plan, slots, walks = _Reduce(bfloat16, threads, len(requests)), _Slots(), iter(strides)
+    plan.size[:] = sizes
+    plan.x = _operand(slots, walked[0])
+    if other:
+        plan.other = _operand(slots, walked[1])
+    for into, wanted, (_, kinds, factors) in zip(plan.request, shapes, requests, strict=False):
+        into.kinds, into.factors = sum(BITS[kind] for kind in kinds), len(factors)
+        steps = [next(walks) for _ in factors]
+        if len(factors) > 3 or sum(step[3] != 0 for step in steps) > (2 if kinds == ("sum",) else 1):
+            raise Cannot("too many factors vary along the fastest axis")
+        for place, step in enumerate(steps):
+            into.factor[place] = _operand(slots, step)
+        into.stride[:] = next(walks)
+        into.numel = 1
+        for side in wanted:
+            into.numel *= side
+        for kind in kinds:
+            for name in RESULTS[kind].values():
+                setattr(into, name, slots.next())
+        reduced = [axis for axis in range(AXES) if sizes[axis] > 1 and not into.stride[axis]]
+        if "moments" in kinds and reduced not in ([], [2], [3]):
+            raise Cannot("a variance along axes that are not neighbours in memory")
+    return plan, shapes
+
+
+# --- affine ----------------------------------------------------------------------------------------------------------
+
+
+def affine(
+    map: Tensor,
+    factors: Sequence[Tensor] = (),
+    *,
+    mean: bool = False,
+    terms: Sequence[Sequence[Tensor]] = (),
+    x: Tensor | None = None,
+    weight: Tensor | None = None,
+    relu: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
+    """A map times its factors, plus another map times a weight, plus small terms, in one pass.
+
+    Args:
+        map: (B, C, *spatial).
+        factors: broadcast to the map; it is multiplied by their product.
+        mean: by their mean instead.
+        terms: products of one or two small tensors, added.
+        x: another map, added; times `weight`, which broadcasts to it, where there is one.
+        relu: whether what is below 0 becomes 0 at the end.
+        out: where to write; may be `map` itself.
+    """
+    axes = order(map)
+    y = empty(map.shape, axes, map.dtype, map.device) if out is None else out
+    if x is not None:
+        x = arrange(x, axes)
+    plan = _plan_affine(
+        tuple(map.shape),
+        axes,
+        map.stride(),
+        y.stride(),
+        None if x is None else x.stride(),
+        map.dtype == torch.bfloat16,
+        tuple(tuple(factor.shape) for factor in factors),
+        mean,
+        tuple(tuple(tuple(factor.shape) for factor in term) for term in terms),
+        None if weight is None else tuple(weight.shape),
+        relu,
+        out is None and y.numel() * y.element_size() >= PAST_THE_CACHE,
+        torch.get_num_threads(),
+    )
+    smalls = [lay(small, axes) for small in (*factors, *(() if weight is None else (weight,)))]
+    smalls += [lay(small, axes) for term in terms for small in term]
+    tensors = [y, map, *([x] if x is not None else []), *smalls]
+    _call("affine", plan, [tensor.data_ptr() for tensor in tensors])
+    return y
+
+
+def cannot_weigh(x: Tensor, gates: Sequence[Tensor], mean: bool, shift: Tensor | None) -> str | None:
+    """Why a map cannot be weighed by these gates, and their gradients be found, or None."""
+    axes = order(x)
+    shape, stride, bfloat16, threads = tuple(x.shape), x.stride(), x.dtype == torch.bfloat16, torch.get_num_threads()
+    shapes = tuple(tuple(gate.shape) for gate in gates)
+    terms = () if shift is None else ((tuple(shift.shape),),)
+    others = [() if mean else (*shapes[:at], *shapes[at + 1 :]) for at in range(len(gates))]
+    along = [broadcast_along(gate, shape) for gate in gates]
+    requests = tuple((dims, ("sum",), factors) for dims, factors in zip(along, others, strict=True))
+    try:
+        _plan_affine(shape, axes, stride, stride, None, bfloat16, shapes, mean, terms, None, False, False, threads)
+        _plan_reduce(shape, stride, axes, bfloat16, stride, requests, threads)
+    except Cannot as reason:
+        return str(reason)
+    return None
+
+
+@lru_cache(maxsize=4096)
+def _plan_affine(
+    shape: tuple[int, ...],
+    axes: tuple[int, ...],
+    stride: tuple[int, ...],
+    y: tuple[int, ...],
+    x: tuple[int, ...] | None,
+    bfloat16: bool,
+    factors: tuple[tuple[int, ...], ...],
+    mean: bool,
+    terms: tuple[tuple[tuple[int, ...], ...], ...],
+    weight: tuple[int, ...] | None,
+    relu: bool,
+    stream: bool,
+    threads: int,
+) -> _Affine:
+    maps = [y, stride, *([x] if x is not None else [])]
+    smalls = [*factors, *([weight] if weight is not None else []), *(small for term in terms for small in term)]
+    sizes, walks, steps = merge(shape, axes, maps, smalls)
+    row = sizes[3] * (2 if bfloat16 else 4)
+    stream = stream and (row >= LONG_ROW or row % 64 == 0)
+    slots, step = _Slots(), iter(steps)
+    plan = _Affine(bfloat16, threads, len(factors), mean and len(factors) > 1, len(terms), relu, stream)
+    plan.size[:] = sizes
+    plan.y, plan.map = _operand(slots, walks[0]), _operand(slots, walks[1])
+    if x is not None:
+        plan.x = _operand(slots, walks[2])
+    vectors = 0
+    if len(factors) > 3 or len(terms) > 4:
+        raise Cannot("at most 3 factors and 4 terms")
+    for place in range(len(factors)):
+        plan.factor[place] = _operand(slots, next(step))
+        vectors += plan.factor[place].stride[3] != 0
+    if weight is not None:
+        plan.weight, plan.weighted = _operand(slots, next(step)), 1
+    added = 0
+    for place, term in enumerate(terms):
+        if len(term) > 2:
+            raise Cannot("a term of more than 2 factors")
+        plan.term[place].factors = len(term)
+        varying = 0
+        for at in range(len(term)):
+            plan.term[place].factor[at] = _operand(slots, next(step))
+            varying += plan.term[place].factor[at].stride[3] != 0
+        if varying > 1:
+            raise Cannot("a term with two factors that vary along the fastest axis")
+        added += varying
+    if vectors > 2 or added > 2:
+        raise Cannot("too many factors or terms vary along the fastest axis")
+    if plan.mean and x is not None:
+        raise Cannot("a mean of factors beside another map")
+    return plan
+
+
+# --- pick ------------------------------------------------------------------------------------------------------------
+
+
+def scatter(y: Tensor, places: Tensor, values: Tensor, factors: Sequence[Tensor] = ()) -> None:
+    """Add a value to the map at the place of each maximum, times the factors there.
+
+    Args:
+        y: (B, C, *spatial), dense; it is written to.
+        places: int32, as `reduce` gave them.
+        values: of the same shape.
+        factors: broadcast to the map.
+    """
+    _pick(y, places, values, factors, None)
+
+
+def gather(x: Tensor, places: Tensor, values: Tensor, factors: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of the factors by which a map was multiplied before its maxima were taken.
+
+    Args:
+        x: (B, C, *spatial), the map.
+        places: int32, as `reduce` gave them.
+        values: the gradients of the maxima.
+        factors: broadcast to the map.
+    """
+    axes = order(x)
+    gradients = [empty(factor.shape, axes, torch.float32, x.device).zero_() for factor in factors]
+    _pick(x, places, values, factors, gradients)
+    return gradients
+
+
+def _pick(
+    map: Tensor, places: Tensor, values: Tensor, factors: Sequence[Tensor], gradients: Sequence[Tensor] | None
+) -> None:
+    axes = order(map)
+    plan = _plan_pick(
+        tuple(map.shape),
+        axes,
+        map.stride(),
+        map.dtype == torch.bfloat16,
+        tuple(values.shape),
+        tuple(tuple(factor.shape) for factor in factors),
+        gradients is not None,
+        torch.get_num_threads(),
+    )
+    tensors = [map, lay(values, axes), places, *(lay(factor, axes) for factor in factors), *(gradients or ())]
+    _call("pick", plan, [tensor.data_ptr() for tensor in tensors])
+
+
+@lru_cache(maxsize=4096)
+def _plan_pick(
+    shape: tuple[int, ...],
+    axes: tuple[int, ...],
+    stride: tuple[int, ...],
+    bfloat16: bool,
+    values: tuple[int, ...],
+    factors: tuple[tuple[int, ...], ...],
+    gradients: bool,
+    threads: int,
+) -> _Pick:
+    sizes, (walk,), steps = merge(shape, axes, [stride], [values, *factors])
+    slots, plan = _Slots(), _Pick(bfloat16, threads, len(factors))
+    plan.size[:] = sizes
+    if gradients:
+        plan.x = _operand(slots, walk)
+    else:
+        plan.y = _operand(slots, walk)
+    plan.value = _operand(slots, steps[0])
+    plan.place = slots.next()
+    for at, step in enumerate(steps[1:]):
+        plan.factor[at] = _operand(slots, step)
+    for at in range(len(factors) if gradients else 0):
+        plan.gradient[at] = slots.next()
+    return plan

@@ -1,0 +1,429 @@
+// reduce: what stands along some axes of a map, of a map times small factors, or of two maps multiplied.
+//
+// Traffic: reads each map once, however many requests there are: they take turns on a tile that stays in the first
+// cache. Every number of a result is summed by one thread in one order, so that repeated calls agree to the bit.
+#include "map.h"
+
+enum Kinds { SUM = 1, MAX = 2, PLACE = 4, SQUARES = 8, MOMENTS = 16 };
+
+struct Request {
+    int32_t kinds;
+    int32_t factors;
+    Operand factor[3];
+    float *sum;      // or the mean, with MOMENTS
+    float *max;
+    int32_t *place;  // of the first maximum, counted from the start of its row of axis 0
+    float *squares;  // or the sum of squared deviations, with MOMENTS
+    Index stride[4]; // of the results; 0 along what is reduced
+    Index numel;
+};
+
+struct Reduce {
+    int32_t bfloat16, threads, requests, unused;
+    Index size[4];
+    Map x, other;  // other.data may be null
+    Request request[6];
+};
+
+namespace {
+
+constexpr Index LINE = 2048;   // numbers of a row of results that stay in the first cache
+constexpr Index TILE = 16384;  // numbers of the map that stay in the second while the requests take turns
+constexpr Index LITTLE = 16384;  // not worth waking a thread
+
+// One request on one tile: everything at the tile's corner, and the steps from plane to plane and from row to row.
+template <class T> struct Tile {
+    const T *x, *other;
+    Index planes, rows, columns;
+    Index x_step[2], other_step[2], step[2];  // step: of the results
+    Index place, place_step[2], before;
+    int scalars, vectors;
+    const float *scalar[3], *vector[2];
+    Index scalar_step[3][2], vector_step[2][2];
+    float *sum, *max, *squares;
+    int32_t *index;
+
+    float factor(Index p, Index q) const {
+        float value = 1;
+        for (int k = 0; k < scalars; k++) value *= scalar[k][p * scalar_step[k][0] + q * scalar_step[k][1]];
+        return value;
+    }
+};
+
+template <int KINDS> struct Sums {
+    Vector sum = {}, max = spread(LEAST), squares = {};
+    Places index = Places{} - 1;
+
+    void add(Vector value, Places place) {
+        if (KINDS & SUM) sum += value;
+        if (KINDS & SQUARES) squares += value * value;
+        if (KINDS & PLACE) larger(max, index, value, place);
+        else if (KINDS & MAX) max = larger(max, value);
+    }
+    void add(Vector value, Places place, int n) {  // the first n lanes
+        if (KINDS & SUM) sum += LANES < n ? value : Vector{};
+        if (KINDS & SQUARES) squares += LANES < n ? value * value : Vector{};
+        if (KINDS & PLACE) larger(max, index, LANES < n ? value : spread(LEAST), place);
+        else if (KINDS & MAX) max = larger(max, LANES < n ? value : spread(LEAST));
+    }
+    template <class T> void get(const Tile<T> &t, Index at) {
+        if (KINDS & SUM) sum = load(t.sum + at);
+        if (KINDS & SQUARES) squares = load(t.squares + at);
+        if (KINDS & MAX) max = load(t.max + at);
+        if (KINDS & PLACE) index = (Places)load((const float *)(t.index + at));
+    }
+    template <class T> void get(const Tile<T> &t, Index at, int n) {
+        if (KINDS & SUM) sum = load(t.sum + at, n);
+        if (KINDS & SQUARES) squares = load(t.squares + at, n);
+        if (KINDS & MAX) max = load(t.max + at, n);
+        if (KINDS & PLACE) index = (Places)load((const float *)(t.index + at), n);
+    }
+    template <class T> void put(const Tile<T> &t, Index at) const {
+        if (KINDS & SUM) store(t.sum + at, sum);
+        if (KINDS & SQUARES) store(t.squares + at, squares);
+        if (KINDS & MAX) store(t.max + at, max);
+        if (KINDS & PLACE) store((float *)(t.index + at), (Vector)index);
+    }
+    template <class T> void put(const Tile<T> &t, Index at, int n) const {
+        if (KINDS & SUM) store(t.sum + at, n, sum);
+        if (KINDS & SQUARES) store(t.squares + at, n, squares);
+        if (KINDS & MAX) store(t.max + at, n, max);
+        if (KINDS & PLACE) store((float *)(t.index + at), n, (Vector)index);
+    }
+};
+
+// One row of the map, of two maps multiplied, or of a map times its factors.
+template <class T, bool OTHER, int VECTORS> struct Row {
+    const T *x, *other;
+    const float *vector[2];
+    float factor;
+
+    Row() = default;
+    Row(const Tile<T> &t, Index p, Index q) : x(t.x + p * t.x_step[0] + q * t.x_step[1]), factor(t.factor(p, q)) {
+        other = OTHER ? t.other + p * t.other_step[0] + q * t.other_step[1] : nullptr;
+        for (int k = 0; k < VECTORS; k++) vector[k] = t.vector[k] + p * t.vector_step[k][0] + q * t.vector_step[k][1];
+    }
+    Vector at(Index r) const {
+        Vector value = load(x + r) * factor;
+        if (OTHER) value *= load(other + r);
+        for (int k = 0; k < VECTORS; k++) value *= load(vector[k] + r);
+        return value;
+    }
+    Vector at(Index r, int n) const {
+        Vector value = load(x + r, n) * factor;
+        if (OTHER) value *= load(other + r, n);
+        for (int k = 0; k < VECTORS; k++) value *= load(vector[k] + r, n);
+        return value;
+    }
+};
+
+// Along the last axis: one number for each row.
+template <class T, int KINDS, bool OTHER, int VECTORS> void along_rows(const Tile<T> &t) {
+    for (Index p = 0; p < t.planes; p++)
+        for (Index q = 0; q < t.rows; q++) {
+            Row<T, OTHER, VECTORS> row(t, p, q);
+            Sums<KINDS> even, odd;
+            Places place = LANES + (int32_t)(t.place + p * t.place_step[0] + q * t.place_step[1]);
+            Index r = 0;
+            for (; r + 2 * W <= t.columns; r += 2 * W) {
+                even.add(row.at(r), place + (int32_t)r);
+                odd.add(row.at(r + W), place + (int32_t)(r + W));
+            }
+            if (r + W <= t.columns) even.add(row.at(r), place + (int32_t)r), r += W;
+            if (int n = (int)(t.columns - r)) odd.add(row.at(r, n), place + (int32_t)r, n);
+            Index at = p * t.step[0] + q * t.step[1];
+            if (KINDS & SUM) t.sum[at] += sum(even.sum + odd.sum);
+            if (KINDS & SQUARES) t.squares[at] += sum(even.squares + odd.squares);
+            if (KINDS & MAX) {
+                float best = max(larger(even.max, odd.max));
+                if (!beats(best, t.max[at])) continue;
+                t.max[at] = best;
+                if (KINDS & PLACE) {
+                    int32_t a = first(even.index, even.max, best), b = first(odd.index, odd.max, best);
+                    t.index[at] = a < b ? a : b;
+                }
+            }
+        }
+}
+
+// Along an axis before the last: a row of numbers, which takes up the rows of the map, a few at a time.
+template <class T, int KINDS, bool OTHER, int VECTORS, int FEW>
+void add_rows(const Tile<T> &t, const Row<T, OTHER, VECTORS> *row, const Places *place, Index at) {
+    Index r = 0;
+    for (; r + W <= t.columns; r += W) {
+        Sums<KINDS> sums;
+        sums.get(t, at + r);
+        for (int k = 0; k < FEW; k++) sums.add(row[k].at(r), place[k] + (int32_t)r);
+        sums.put(t, at + r);
+    }
+    if (int n = (int)(t.columns - r)) {
+        Sums<KINDS> sums;
+        sums.get(t, at + r, n);
+        for (int k = 0; k < FEW; k++) sums.add(row[k].at(r, n), place[k] + (int32_t)r);
+        sums.put(t, at + r, n);
+    }
+}
+
+template <class T, int KINDS, bool OTHER, int VECTORS> void along_columns(const Tile<T> &t) {
+    auto base = [&](Index p, Index q) {
+        return LANES + (int32_t)(t.place + p * t.place_step[0] + q * t.place_step[1]);
+    };
+    for (Index p = 0; p < t.planes; p++) {
+        Index at = p * t.step[0], q = 0;
+        if (!t.step[1] && t.columns <= 4 * W) {  // narrow: a few columns stay in registers
+            for (Index r = 0; r < t.columns; r += W) {
+                int n = t.columns - r < W ? (int)(t.columns - r) : W;
+                Sums<KINDS> sums;
+                n == W ? sums.get(t, at + r) : sums.get(t, at + r, n);
+                if (n == W)
+                    for (Index q = 0; q < t.rows; q++)
+                        sums.add(Row<T, OTHER, VECTORS>(t, p, q).at(r), base(p, q) + (int32_t)r);
+                else
+                    for (Index q = 0; q < t.rows; q++)
+                        sums.add(Row<T, OTHER, VECTORS>(t, p, q).at(r, n), base(p, q) + (int32_t)r);
+                n == W ? sums.put(t, at + r) : sums.put(t, at + r, n);
+            }
+            continue;
+        }
+        constexpr int FEW = 4;
+        Row<T, OTHER, VECTORS> row[FEW];
+        Places place[FEW];
+        if (!t.step[1])
+            for (; q + FEW <= t.rows; q += FEW) {
+                for (int k = 0; k < FEW; k++) row[k] = Row<T, OTHER, VECTORS>(t, p, q + k), place[k] = base(p, q + k);
+                add_rows<T, KINDS, OTHER, VECTORS, FEW>(t, row, place, at);
+            }
+        for (; q < t.rows; q++) {
+            row[0] = Row<T, OTHER, VECTORS>(t, p, q), place[0] = base(p, q);
+            add_rows<T, KINDS, OTHER, VECTORS, 1>(t, row, place, at + q * t.step[1]);
+        }
+    }
+}
+
+// Along the planes, where neither rows nor columns are reduced: as above, a few planes at a time.
+template <class T, int KINDS, bool OTHER, int VECTORS> void along_planes(const Tile<T> &t) {
+    constexpr int FEW = 4;
+    Row<T, OTHER, VECTORS> row[FEW];
+    Places place[FEW];
+    auto base = [&](Index p, Index q) {
+        return LANES + (int32_t)(t.place + p * t.place_step[0] + q * t.place_step[1]);
+    };
+    Index p = 0;
+    for (; p + FEW <= t.planes; p += FEW)
+        for (Index q = 0; q < t.rows; q++) {
+            for (int k = 0; k < FEW; k++) row[k] = Row<T, OTHER, VECTORS>(t, p + k, q), place[k] = base(p + k, q);
+            add_rows<T, KINDS, OTHER, VECTORS, FEW>(t, row, place, q * t.step[1]);
+        }
+    for (; p < t.planes; p++)
+        for (Index q = 0; q < t.rows; q++) {
+            row[0] = Row<T, OTHER, VECTORS>(t, p, q), place[0] = base(p, q);
+            add_rows<T, KINDS, OTHER, VECTORS, 1>(t, row, place, q * t.step[1]);
+        }
+}
+
+// Mean and squared deviations, a tile at a time and then joined, so that nothing cancels.
+template <class T> void moments_along_rows(const Tile<T> &t) {
+    for (Index p = 0; p < t.planes; p++)
+        for (Index q = 0; q < t.rows; q++) {
+            const T *x = t.x + p * t.x_step[0] + q * t.x_step[1];
+            Index whole = t.columns / W * W, at = p * t.step[0] + q * t.step[1];
+            int n = (int)(t.columns - whole);
+            Vector total = {}, squares = {};
+            for (Index r = 0; r < whole; r += W) total += load(x + r);
+            if (n) total += load(x + whole, n);
+            float count = (float)t.columns, mean = sum(total) / count;
+            for (Index r = 0; r < whole; r += W) {
+                Vector d = load(x + r) - mean;
+                squares += d * d;
+            }
+            if (n) {
+                Vector d = load(x + whole, n) - mean;
+                squares += LANES < n ? d * d : Vector{};
+            }
+            float share = count / (count + (float)t.before), delta = mean - t.sum[at];
+            t.sum[at] += delta * share;
+            t.squares[at] += sum(squares) + delta * delta * share * (float)t.before;
+        }
+}
+
+template <class T> void moments_along_columns(const Tile<T> &t) {
+    float count = (float)t.rows, share = count / (count + (float)t.before);
+    for (Index p = 0; p < t.planes; p++)
+        for (Index r = 0; r < t.columns; r += W) {
+            int n = t.columns - r < W ? (int)(t.columns - r) : W;
+            auto at = [&](Index q) {
+                const T *x = t.x + p * t.x_step[0] + q * t.x_step[1] + r;
+                return n == W ? load(x) : load(x, n);
+            };
+            Vector mean = {}, squares = {};
+            for (Index q = 0; q < t.rows; q++) mean += at(q);
+            mean /= count;
+            for (Index q = 0; q < t.rows; q++) {
+                Vector d = at(q) - mean;
+                squares += d * d;
+            }
+            Sums<SUM | SQUARES> sums;
+            sums.get(t, p * t.step[0] + r, n);
+            Vector delta = mean - sums.sum;
+            sums.sum += delta * share;
+            sums.squares += squares + delta * delta * (share * (float)t.before);
+            sums.put(t, p * t.step[0] + r, n);
+        }
+}
+
+enum Direction { ROWS, COLUMNS, PLANES };
+
+template <class T, int KINDS, bool OTHER, int VECTORS> void along(const Tile<T> &t, Direction direction) {
+    switch (direction) {
+    case ROWS: return along_rows<T, KINDS, OTHER, VECTORS>(t);
+    case COLUMNS: return along_columns<T, KINDS, OTHER, VECTORS>(t);
+    case PLANES: return along_planes<T, KINDS, OTHER, VECTORS>(t);
+    }
+}
+
+template <class T, int KINDS, bool OTHER> void by_vectors(const Tile<T> &t, Direction direction) {
+    switch (t.vectors) {
+    case 0: return along<T, KINDS, OTHER, 0>(t, direction);
+    case 1: return along<T, KINDS, OTHER, 1>(t, direction);
+    default: return along<T, KINDS, OTHER, KINDS == SUM ? 2 : 1>(t, direction);  // plans hold two for sums only
+    }
+}
+
+template <class T> void take(const Tile<T> &t, int kinds, Direction direction) {
+    if (t.other) return by_vectors<T, SUM, true>(t, direction);
+    switch (kinds) {
+    case SUM: return by_vectors<T, SUM, false>(t, direction);
+    case MAX: return by_vectors<T, MAX, false>(t, direction);
+    case SUM | MAX: return by_vectors<T, SUM | MAX, false>(t, direction);
+    case MAX | PLACE: return by_vectors<T, MAX | PLACE, false>(t, direction);
+    case SUM | MAX | PLACE: return by_vectors<T, SUM | MAX | PLACE, false>(t, direction);
+    case SQUARES: return by_vectors<T, SQUARES, false>(t, direction);
+    case MOMENTS: return direction == ROWS ? moments_along_rows(t) : moments_along_columns(t);
+    }
+}
+
+struct Range {
+    Index from, to;
+    Index size() const { return to - from; }
+};
+
+inline Index least(Index a, Index b) { return a < b ? a : b; }
+
+// In pieces of nearly the same size, none above `most`.
+inline Index even(Index size, Index most) {
+    Index pieces = (size + most - 1) / most;
+    return pieces > 1 ? (size + pieces - 1) / pieces : size;
+}
+
+template <class T> void reduce(const Reduce &a, const Range range[4]) {
+    // several requests take turns on a tile; one alone only keeps its row of results in the cache
+    Index columns = range[3].size(), rows = range[2].size(), planes = range[1].size();
+    const Request &only = a.request[0];
+    if (a.requests > 1 || (only.kinds & MOMENTS)) {
+        columns = even(columns, TILE / 4);
+        rows = even(rows, TILE / 4 / columns ? TILE / 4 / columns : 1);
+        planes = least(planes, TILE / columns / rows);
+    } else if (only.stride[3]) {
+        columns = even(columns, LINE);
+        if (only.stride[2]) rows = even(rows, LINE / columns ? LINE / columns : 1);
+    }
+    for (Index i = range[0].from; i < range[0].to; i++)
+        for (Index q = range[2].from; q < range[2].to; q += rows)
+            for (Index r = range[3].from; r < range[3].to; r += columns)
+                for (Index p = range[1].from; p < range[1].to; p += planes)
+                    for (int k = 0; k < a.requests; k++) {
+                        const Request &request = a.request[k];
+                        const Index corner[4] = {i, p, q, r};
+                        auto offset = [&](const Index *stride) {
+                            Index sum = 0;
+                            for (int d = 0; d < 4; d++) sum += corner[d] * stride[d];
+                            return sum;
+                        };
+                        auto copy = [](Index *to, const Index *stride) { to[0] = stride[1], to[1] = stride[2]; };
+                        Tile<T> t;
+                        t.planes = least(planes, range[1].to - p);
+                        t.rows = least(rows, range[2].to - q);
+                        t.columns = least(columns, range[3].to - r);
+                        t.x = (const T *)a.x.data + offset(a.x.stride);
+                        copy(t.x_step, a.x.stride);
+                        t.other = a.other.data ? (const T *)a.other.data + offset(a.other.stride) : nullptr;
+                        copy(t.other_step, a.other.stride);
+                        t.place = (p * a.size[2] + q) * a.size[3] + r;
+                        t.place_step[0] = a.size[2] * a.size[3], t.place_step[1] = a.size[3];
+                        t.before = request.stride[3] ? q : r;
+                        t.scalars = t.vectors = 0;
+                        for (int f = 0; f < request.factors; f++) {
+                            const Operand &o = request.factor[f];
+                            const float *at = o.data + offset(o.stride);
+                            if (o.stride[3]) t.vector[t.vectors] = at, copy(t.vector_step[t.vectors++], o.stride);
+                            else t.scalar[t.scalars] = at, copy(t.scalar_step[t.scalars++], o.stride);
+                        }
+                        const Index *s = request.stride;
+                        Index at = offset(s);
+                        t.sum = request.sum + at, t.max = request.max + at, t.squares = request.squares + at;
+                        t.index = request.place + at;
+                        copy(t.step, s);
+                        take(t, request.kinds, !s[3] ? ROWS : s[2] || t.rows == 1 ? PLANES : COLUMNS);
+                    }
+}
+
+// Where nothing is above minus infinity, the first number counts as the maximum.
+void settle(const Reduce &a, const Request &request) {
+    const Index *s = request.stride;
+    Index kept[4];
+    for (int d = 0; d < 4; d++) kept[d] = s[d] ? a.size[d] : 1;
+    for (Index i = 0; i < kept[0]; i++)
+        for (Index p = 0; p < kept[1]; p++)
+            for (Index q = 0; q < kept[2]; q++)
+                for (Index r = 0; r < kept[3]; r++) {
+                    int32_t &place = request.place[i * s[0] + p * s[1] + q * s[2] + r * s[3]];
+                    if (place < 0) place = (int32_t)((p * a.size[2] + q) * a.size[3] + r);
+                }
+}
+
+} // namespace
+
+extern "C" __attribute__((visibility("default"))) void regard_reduce(const Reduce *plan, void *const *pointers) {
+    Reduce a = *plan;
+    resolve(pointers, a.x.data, a.other.data);
+    for (int k = 0; k < a.requests; k++) {
+        Request &request = a.request[k];
+        resolve(pointers, request.sum, request.max, request.place, request.squares);
+        for (int f = 0; f < request.factors; f++) resolve(pointers, request.factor[f].data);
+    }
+    for (int k = 0; k < a.requests; k++) {
+        const Request &request = a.request[k];
+        for (Index i = 0; i < request.numel; i++) {
+            if (request.kinds & (SUM | MOMENTS)) request.sum[i] = 0;
+            if (request.kinds & (SQUARES | MOMENTS)) request.squares[i] = 0;
+            if (request.kinds & MAX) request.max[i] = LEAST;
+            if (request.kinds & PLACE) request.place[i] = -1;
+        }
+    }
+    // an axis that every request keeps may be shared out among threads
+    int axis = -1;
+    Index total = 1, parts = 1;
+    for (int d = 0; d < 4; d++) total *= a.size[d];
+    if (a.threads > 1 && total >= LITTLE) {
+        Index most = total / (LITTLE / 4) < 4 * a.threads ? total / (LITTLE / 4) : 4 * a.threads;
+        for (int d = 0; d < 4; d++) {
+            bool kept = true;
+            for (int k = 0; k < a.requests; k++) kept = kept && (a.request[k].stride[d] || a.size[d] == 1);
+            Index fit = d == 3 ? a.size[d] / W : a.size[d];
+            if (fit > most) fit = most;
+            if (kept && fit > parts) axis = d, parts = fit;
+        }
+    }
+    share(parts, a.threads, [&](Index part) {
+        Range range[4];
+        for (int d = 0; d < 4; d++) range[d] = {0, a.size[d]};
+        if (axis >= 0) {
+            Index unit = axis == 3 ? W : 1, units = (a.size[axis] + unit - 1) / unit;
+            range[axis] = {units * part / parts * unit, units * (part + 1) / parts * unit};
+            if (range[axis].to > a.size[axis]) range[axis].to = a.size[axis];
+        }
+        a.bfloat16 ? reduce<Bfloat16>(a, range) : reduce<float>(a, range);
+    });
+    for (int k = 0; k < a.requests; k++)
+        if (a.request[k].kinds & PLACE) settle(a, a.request[k]);
+}

@@ -14,7 +14,13 @@ from regard import ops
 from regard.errors import UserError
 from regard.ops.dispatch import FAST
 
-OPS = {"squeeze": ops.squeezing, "gate": ops.gating, "attend": ops.attending, "cross": ops.crossing}
+OPS = {
+    "squeeze": ops.squeezing,
+    "gate": ops.gating,
+    "attend": ops.attending,
+    "convolve": ops.convolving,
+    "cross": ops.crossing,
+}
 SLOTS = ("Formula", "Shape", "Gradient", "Keeps", "Traffic", "Impls", "Tolerance")
 CASES = [
     pytest.param(op, impl, arguments, id=f"{op.name}-{impl}-{name}")
@@ -152,7 +158,7 @@ def test_the_public_op_is_the_dispatched_one(word, monkeypatch):
     monkeypatch.setattr(OPS[word], "reference", lambda *args: calls.append(args))
     x = torch.ones(1, 2, 3, 3)
     with ops.use_impl("reference"):
-        getattr(ops, word)(x, *{"squeeze": [(2, 3)], "gate": [x], "attend": [x, x], "cross": [x, x]}[word])
+        getattr(ops, word)(x, *{"squeeze": [(2, 3)], "gate": [x], "attend": [x, x], "convolve": [x], "cross": [x, x]}[word])
     assert len(calls) == 1
 
 

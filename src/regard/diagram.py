@@ -317,6 +317,11 @@ class _Watch(TorchFunctionMode):
                 words = [f"times {'the mean of ' * mean}{self.names(gates)}"] if gates else []
                 words += ["add"] if shift is not None else []
                 self.add("step", ", ".join(words), [x, *gates, shift], result)
+            elif op.name == "convolving":
+                x, weight = args
+                name = self.constants.get(weight, "").removesuffix(".weight")
+                kind = "Conv" if x.dim() == 4 else f"Conv{x.dim() - 2}d"
+                self.add("layer", f"{kind} {_by(weight.shape[2:])}, {len(x[0])} → 1", [x], result, name=name)
             elif op.name == "attending":
                 self.compute("scaled_dot_product_attention", (*args[:3], args[4]), {}, [result])
             else:

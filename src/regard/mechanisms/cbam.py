@@ -155,7 +155,8 @@ class CBAM(nn.Module):
 
     def weigh_pixels(self, x: Tensor, gates: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
         x, *squeezed = ops.squeeze(x, (1,), kinds=("max", "avg"), gates=gates)
-        return x, self.mask(torch.sigmoid(self.norm(self.conv(torch.cat(squeezed, dim=1)))))
+        logits = self.norm(ops.convolve(torch.cat(squeezed, dim=1), self.conv.weight))
+        return x, self.mask(torch.sigmoid(logits))
 
     def forward(self, x: Tensor) -> Tensor:
         parallel = self.arrangement == "parallel"

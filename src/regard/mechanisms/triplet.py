@@ -79,13 +79,18 @@ class Triplet(nn.Module):
         x, *stats = ops.squeeze(x, *((axis,) for axis in self.axes), kinds=("max", "avg"))
         pairs = zip(stats[::2], stats[1::2], strict=True)
         gates = [
-            tap(self._weigh(pair, axis, conv, norm))
+            tap(self._weigh(pair, axis, conv.weight, norm))
             for tap, pair, axis, conv, norm in zip(self.gate, pairs, self.axes, self.conv, self.norm, strict=True)
         ]
         return ops.gate(x, *gates, mean=True)
 
-    def _weigh(self, pair: tuple[Tensor, Tensor], axis: int, conv: nn.Module, norm: nn.Module) -> Tensor:
+    def _weigh(self, pair: tuple[Tensor, Tensor], axis: int, weight: Tensor, norm: nn.Module) -> Tensor:
         squeezed = torch.stack([z.squeeze(axis) for z in pair], dim=1)
         if axis == 3:  # rows by channels, as the authors turn it
-            return torch.sigmoid(norm(conv(squeezed.transpose(2, 3)))).squeeze(1).transpose(1, 2).unsqueeze(3)
-        return torch.sigmoid(norm(conv(squeezed))).squeeze(1).unsqueeze(axis)
+            return (
+                torch.sigmoid(norm(ops.convolve(squeezed.transpose(2, 3), weight)))
+                .squeeze(1)
+                .transpose(1, 2)
+                .unsqueeze(3)
+            )
+        return torch.sigmoid(norm(ops.convolve(squeezed, weight))).squeeze(1).unsqueeze(axis)

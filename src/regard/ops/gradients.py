@@ -186,9 +186,9 @@ class _Squeeze(Function):
         saved = [dict(zip(ctx.needed, rest[i:], strict=False)) for i in range(0, len(rest), max(1, len(ctx.needed)))]
         saved = saved or [{} for _ in ctx.dims]
         nothing: Gradients = (None, None, None, None)
-        if _must_be_plain(dz, *dstats):
+        if must_be_plain(dz, *dstats):
             like = x if ctx.reads_x else x.new_zeros(ctx.shape)
-            dx, *dgates = _differentiate(
+            dx, *dgates = differentiate(
                 lambda x, *gates: squeezing.run(x, ctx.dims, ctx.kinds, gates)[1:], (like, *gates), dstats
             )
             return *nothing, dx if dz is None else dz if dx is None else dz + dx, *dgates
@@ -266,9 +266,9 @@ class _Gate(Function):
     def backward(ctx: Any, dy: Tensor) -> Gradients:
         x, *gates = ctx.saved_tensors
         nothing: Gradients = (None, None, None, None)
-        if _must_be_plain(dy):
+        if must_be_plain(dy):
             shifts = () if ctx.shift is None else (x.new_zeros(ctx.shift),)
-            return *nothing, *_differentiate(
+            return *nothing, *differentiate(
                 lambda x, *smalls: (gating.run(x, smalls[: len(gates)], ctx.mean, *smalls[len(gates) :]),),
                 (x, *gates, *shifts),
                 (dy,),
@@ -303,12 +303,12 @@ def _tape_behind(x: Tensor) -> Tape | None:
     return node.tape if passed_on else None
 
 
-def _must_be_plain(*gradients: Tensor | None) -> bool:
+def must_be_plain(*gradients: Tensor | None) -> bool:
     """Whether a backward is differentiated itself, or meets what no kernel may see."""
     return torch.is_grad_enabled() or not_plain(*gradients) is not None
 
 
-def _differentiate(
+def differentiate(
     run: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]
 ) -> Gradients:
     """The reference's gradients of its inputs, which can be differentiated again where autograd records."""

@@ -55,6 +55,12 @@ class _Affine(Structure):
     _fields_ += [("factor", _Operand * 3), ("weight", _Operand), ("term", _Term * 4)]
 
 
+class _Convolve(Structure):
+    _fields_ = [("threads", c_int32), ("channels", c_int32), ("batch", c_int32), ("unused", c_int32)]
+    _fields_ += [("height", c_int64), ("width", c_int64), ("rows", c_int64), ("columns", c_int64)]
+    _fields_ += [(name, c_void_p) for name in ("x", "weight", "dy", "y", "dx", "dweight")]
+
+
 class _Pick(Structure):
     _fields_ = [("bfloat16", c_int32), ("threads", c_int32), ("factors", c_int32), ("unused", c_int32)]
     _fields_ += [("size", c_int64 * 4), ("y", _Operand), ("x", _Operand), ("value", _Operand), ("place", c_void_p)]
@@ -75,7 +81,7 @@ def _library() -> ctypes.CDLL | str:
                 library = ctypes.CDLL(str(path))  # its threads are those that torch brought into this process
             except OSError as error:
                 return f"the C++ kernels cannot be loaded: {error}"
-            for function in ("reduce", "affine", "pick"):
+            for function in ("reduce", "affine", "pick", "convolve", "convolve_backward"):
                 getattr(library, f"regard_{function}").argtypes = [c_void_p, c_void_p]
                 getattr(library, f"regard_{function}").restype = None
             return library
@@ -90,14 +96,19 @@ def missing() -> str | None:
 
 def why_not(x: Tensor) -> str | None:
     """Why no kernel reads this map, or None."""
+    if x.dim() < 2 or not order(x):
+        return f"needs a map that is dense along some axis beside the batch, got strides {x.stride()}"
+    return why_not_plain(x)
+
+
+def why_not_plain(x: Tensor) -> str | None:
+    """Why no kernel takes this tensor, however it lies in memory, or None."""
     if x.device.type != "cpu":
         return f"needs a tensor on the CPU, got {x.device}"
     if x.dtype not in (torch.float32, torch.bfloat16):
         return f"needs float32 or bfloat16, got {x.dtype}"
-    if x.numel() == 0 or x.numel() >= 2**31:
+    if not 0 < x.numel() < 2**31:
         return f"needs between 1 and 2^31 numbers, got {x.numel()}"
-    if x.dim() < 2 or not order(x):
-        return f"needs a map that is dense along some axis beside the batch, got strides {x.stride()}"
     return missing()
 
 
@@ -419,3 +430,35 @@ def _plan_pick(
     for at in range(len(factors) if gradients else 0):
         plan.gradient[at] = slots.next()
     return plan
+
+
+# --- convolve --------------------------------------------------------------------------------------------------------
+
+
+def convolve(x: Tensor, weight: Tensor) -> Tensor:
+    """A convolution with one result, as large as the map.
+
+    Args:
+        x: (B, I, H, W), float32.
+        weight: (1, I, odd, odd), float32.
+    """
+    x, weight = x.contiguous(), weight.contiguous()
+    y = torch.empty((len(x), 1, *x.shape[2:]), dtype=x.dtype)
+    plan = _Convolve(torch.get_num_threads(), x.shape[1], len(x), 0, *x.shape[2:], *weight.shape[2:])
+    plan.x, plan.weight, plan.y = x.data_ptr(), weight.data_ptr(), y.data_ptr()
+    _call("convolve", plan, ())
+    return y
+
+
+def convolve_backward(
+    x: Tensor, weight: Tensor, dy: Tensor, needed: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of the map and of the weight, where they are needed."""
+    x, weight, dy = x.contiguous(), weight.contiguous(), dy.contiguous()
+    dx = torch.empty_like(x) if needed[0] else None
+    dweight = torch.empty((len(x), *weight.shape[1:])) if needed[1] else None
+    plan = _Convolve(torch.get_num_threads(), x.shape[1], len(x), 0, *x.shape[2:], *weight.shape[2:])
+    plan.x, plan.weight, plan.dy = x.data_ptr(), weight.data_ptr(), dy.data_ptr()
+    plan.dx, plan.dweight = (None if into is None else into.data_ptr() for into in (dx, dweight))
+    _call("convolve_backward", plan, ())
+    return dx, None if dweight is None else dweight.sum(0, keepdim=True)

@@ -1,0 +1,1 @@
+"""convolve: a wide kernel over a few channels, with one result."""

@@ -101,14 +101,19 @@ class Op:
         self.reference = reference
         here = files(package)
         self.fast = tuple(name for name in FAST if here.joinpath(f"{name}.py").is_file())
+        self.loaded: dict[str, ModuleType] = {}
 
     def __call__(self, *args: Any) -> Any:
         asked = _asked
         if asked == "reference" or (asked == "auto" and not self.fast):
             return self.reference(*args)
         if asked == "auto":
-            asked = next((name for name in self.fast if self.why_not(name, *args) is None), "reference")
-            return self.reference(*args) if asked == "reference" else self._implementation(asked).run(*args)
+            if not_plain(*args) is None:
+                for name in self.fast:
+                    implementation = self._implementation(name)
+                    if implementation.why_not(*args) is None:
+                        return implementation.run(*args)
+            return self.reference(*args)
         reason = self.why_not(asked, *args)
         if reason is not None:
             raise UserError(f"{self.name}[{asked}]: {reason}")
@@ -127,4 +132,6 @@ class Op:
         return {name: self.why_not(name, *args) for name in (*FAST, "reference")}
 
     def _implementation(self, name: str) -> ModuleType:
-        return importlib.import_module(f"{self.package}.{name}")
+        if name not in self.loaded:
+            self.loaded[name] = importlib.import_module(f"{self.package}.{name}")
+        return self.loaded[name]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from math import prod
 from typing import Any, Protocol
 
@@ -116,6 +117,11 @@ def requests(
     dims: tuple[tuple[int, ...], ...], kinds: tuple[str, ...], gates: tuple[Tensor, ...], places: bool
 ) -> list[Request]:
     """What a kernel is asked for so that it can answer for these kinds."""
+    return [Request(axes, names, gates) for axes in dims for names in _asked(kinds, places)]
+
+
+@cache
+def _asked(kinds: tuple[str, ...], places: bool) -> list[tuple[str, ...]]:
     plain = {
         "sum": not {"avg", "sum"}.isdisjoint(kinds) and "var" not in kinds,
         "max": "max" in kinds,
@@ -126,7 +132,7 @@ def requests(
         ("moments",) * ("var" in kinds),
         ("squares",) * ("lp" in kinds),
     ]
-    return [Request(axes, names, gates) for axes in dims for names in asked if names]
+    return [names for names in asked if names]
 
 
 def _squeezed(

@@ -14,6 +14,8 @@ from regard.ops.kernels import cpu
 
 
 def why_not(x: Tensor, weight: Tensor) -> str | None:
+    if not (x.is_cpu and weight.is_cpu):
+        return f"needs tensors on the CPU, got {x.device} and {weight.device}"
     if x.dim() != 4 or weight.dim() != 4:
         return f"needs maps of two spatial axes, got {x.dim() - 2}"
     if weight.shape[0] != 1 or weight.shape[1] != x.shape[1] or not all(side % 2 for side in weight.shape[2:]):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 from collections.abc import Sequence
 from ctypes import Structure, c_int32, c_int64, c_void_p
-from functools import cache, lru_cache
-from importlib.resources import files
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from regard.ops.kernels.library import call, missing
 from regard.ops.kernels.plan import AXES, Cannot, Request, arrange, broadcast_along, empty, lay, merge, order
 
 BITS = {"sum": 1, "max": 2, "place": 4, "squares": 8, "moments": 16}
@@ -25,7 +23,7 @@ RESULTS = {  # what each kind fills: the name of the result, and of its place in
 }
 
 # bytes of a result from which on it is written past the caches, and bytes of a row that make it worth while
-PAST_THE_CACHE = max(16 << 20, os.sysconf("SC_LEVEL3_CACHE_SIZE") if "SC_LEVEL3_CACHE_SIZE" in os.sysconf_names else 0)
+PAST_THE_CACHE = 16 << 20
 LONG_ROW = 1024
 
 
@@ -67,55 +65,20 @@ class _Pick(Structure):
     _fields_ += [("factor", _Operand * 3), ("gradient", c_void_p * 3)]
 
 
-@cache
-def _library() -> ctypes.CDLL | str:
-    """The library for this machine, or why there is none."""
-    level = torch.backends.cpu.get_cpu_capability()
-    if level not in ("AVX512", "AVX2"):
-        return f"this machine has neither AVX2 nor AVX-512 (torch says {level})"
-    folder = files("regard.ops.kernels")
-    for name in ("avx512", "avx2")[level == "AVX2" :]:
-        path = folder / f"kernels.{name}.so"
-        if path.is_file():
-            try:
-                library = ctypes.CDLL(str(path))  # its threads are those that torch brought into this process
-            except OSError as error:
-                return f"the C++ kernels cannot be loaded: {error}"
-            for function in ("reduce", "affine", "pick", "convolve", "convolve_backward"):
-                getattr(library, f"regard_{function}").argtypes = [c_void_p, c_void_p]
-                getattr(library, f"regard_{function}").restype = None
-            return library
-    return "the C++ kernels were not built: install regard from source where there is a C++ compiler"
-
-
-def missing() -> str | None:
-    """Why there are no C++ kernels in this installation, or None when there are."""
-    library = _library()
-    return library if isinstance(library, str) else None
-
-
 def why_not(x: Tensor) -> str | None:
-    """Why no kernel reads this map, or None."""
+    """Why no kernel reads this map, were it on the CPU, or None."""
     if x.dim() < 2 or not order(x):
         return f"needs a map that is dense along some axis beside the batch, got strides {x.stride()}"
     return why_not_plain(x)
 
 
 def why_not_plain(x: Tensor) -> str | None:
-    """Why no kernel takes this tensor, however it lies in memory, or None."""
-    if x.device.type != "cpu":
-        return f"needs a tensor on the CPU, got {x.device}"
+    """Why no kernel takes this tensor, were it on the CPU, however it lies in memory, or None."""
     if x.dtype not in (torch.float32, torch.bfloat16):
         return f"needs float32 or bfloat16, got {x.dtype}"
     if not 0 < x.numel() < 2**31:
         return f"needs between 1 and 2^31 numbers, got {x.numel()}"
     return missing()
-
-
-def _call(name: str, plan: Structure, pointers: Sequence[int]) -> None:
-    library = _library()
-    assert not isinstance(library, str)
-    getattr(library, f"regard_{name}")(ctypes.addressof(plan), (c_void_p * len(pointers))(*pointers))
 
 
 class _Slots:
@@ -176,7 +139,7 @@ def reduce(x: Tensor, requests: Sequence[Request], other: Tensor | None = None) 
                 found[name] = empty(shape, axes, torch.int32 if name == "place" else torch.float32, x.device)
                 pointers.append(found[name].data_ptr())
         results.append(found)
-    _call("reduce", plan, pointers)
+    call("reduce", plan, pointers)
     return results
 
 
@@ -282,7 +245,7 @@ def affine(
     smalls = [lay(small, axes) for small in (*factors, *(() if weight is None else (weight,)))]
     smalls += [lay(small, axes) for term in terms for small in term]
     tensors = [y, map, *([x] if x is not None else []), *smalls]
-    _call("affine", plan, [tensor.data_ptr() for tensor in tensors])
+    call("affine", plan, [tensor.data_ptr() for tensor in tensors])
     return y
 
 
@@ -402,7 +365,7 @@ def _pick(
         torch.get_num_threads(),
     )
     tensors = [map, lay(values, axes), places, *(lay(factor, axes) for factor in factors), *(gradients or ())]
-    _call("pick", plan, [tensor.data_ptr() for tensor in tensors])
+    call("pick", plan, [tensor.data_ptr() for tensor in tensors])
 
 
 @lru_cache(maxsize=4096)
@@ -446,7 +409,7 @@ def convolve(x: Tensor, weight: Tensor) -> Tensor:
     y = torch.empty((len(x), 1, *x.shape[2:]), dtype=x.dtype)
     plan = _Convolve(torch.get_num_threads(), x.shape[1], len(x), 0, *x.shape[2:], *weight.shape[2:])
     plan.x, plan.weight, plan.y = x.data_ptr(), weight.data_ptr(), y.data_ptr()
-    _call("convolve", plan, ())
+    call("convolve", plan, ())
     return y
 
 
@@ -460,5 +423,5 @@ def convolve_backward(
     plan = _Convolve(torch.get_num_threads(), x.shape[1], len(x), 0, *x.shape[2:], *weight.shape[2:])
     plan.x, plan.weight, plan.dy = x.data_ptr(), weight.data_ptr(), dy.data_ptr()
     plan.dx, plan.dweight = (None if into is None else into.data_ptr() for into in (dx, dweight))
-    _call("convolve_backward", plan, ())
+    call("convolve_backward", plan, ())
     return dx, None if dweight is None else dweight.sum(0, keepdim=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -32,10 +33,14 @@ class Cannot(Exception):
 
 def order(x: Tensor) -> tuple[int, ...]:
     """The axes of a map from the slowest to the fastest, the batch first; none where the fastest is not dense."""
-    strides = x.stride()
-    natural = tuple(range(x.dim()))
+    return _order(x.shape, x.stride())
+
+
+@lru_cache(maxsize=4096)
+def _order(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    natural = tuple(range(len(shape)))
     for axes in (natural, (0, *sorted(natural[1:], key=lambda axis: -strides[axis]))):
-        steps = [strides[axis] for axis in axes if x.shape[axis] > 1]
+        steps = [strides[axis] for axis in axes if shape[axis] > 1]
         if steps == sorted(steps, reverse=True) and (not steps or steps[-1] == 1):
             return axes
     return ()

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regard import ops
+from regard.conv import Mixing
 from regard.errors import UserError
 from regard.norm import BatchNorm
 from regard.registry import Translation, register
@@ -75,9 +76,9 @@ class Coordinate(nn.Module):
         if spatial_dims not in (1, 2, 3):
             raise UserError(f"coordinate: spatial_dims is 1, 2 or 3, got {spatial_dims}")
         hidden = max(min_width, channels // reduction)
-        self.down = nn.Conv1d(channels, hidden, 1)
+        self.down = Mixing(channels, hidden)
         self.norm = BatchNorm(hidden)
-        self.up = nn.ModuleList(nn.Conv1d(hidden, channels, 1) for _ in range(spatial_dims))
+        self.up = nn.ModuleList(Mixing(hidden, channels) for _ in range(spatial_dims))
         self.gate = nn.ModuleList(Tap("axis") for _ in range(spatial_dims))
 
     def forward(self, x: Tensor) -> Tensor:

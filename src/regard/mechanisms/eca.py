@@ -79,5 +79,5 @@ class ECA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x, s = ops.squeeze(x, tuple(range(2, x.dim())))
-        gate = torch.sigmoid(self.conv(s.flatten(1).unsqueeze(1))).view(s.shape)
+        gate = torch.sigmoid(ops.convolve(s.flatten(1).unsqueeze(1), self.conv.weight)).view(s.shape)
         return ops.gate(x, self.gate(gate))

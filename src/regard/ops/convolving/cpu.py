@@ -16,8 +16,8 @@ from regard.ops.kernels import cpu
 def why_not(x: Tensor, weight: Tensor) -> str | None:
     if not (x.is_cpu and weight.is_cpu):
         return f"needs tensors on the CPU, got {x.device} and {weight.device}"
-    if x.dim() != 4 or weight.dim() != 4:
-        return f"needs maps of two spatial axes, got {x.dim() - 2}"
+    if x.dim() not in (3, 4) or weight.dim() != x.dim():
+        return f"needs maps of one or two spatial axes, got {x.dim() - 2}"
     if weight.shape[0] != 1 or weight.shape[1] != x.shape[1] or not all(side % 2 for side in weight.shape[2:]):
         return f"needs one result and odd sides, got a kernel of {tuple(weight.shape)}"
     if weight.dtype != x.dtype:
@@ -28,6 +28,8 @@ def why_not(x: Tensor, weight: Tensor) -> str | None:
 
 
 def run(x: Tensor, weight: Tensor) -> Tensor:
+    if x.dim() == 3:
+        return _Convolve.apply(x.unsqueeze(2), weight.unsqueeze(2)).squeeze(2)
     return _Convolve.apply(x, weight)
 
 

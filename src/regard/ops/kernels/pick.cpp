@@ -22,13 +22,22 @@ void add(Bfloat16 *to, float value) { store(to, 1, spread(widened(*to) + value))
 
 template <class T> void pick(const Pick &a, Index i) {
     Index kept[4];
+    const uint32_t rows = (uint32_t)a.size[2], columns = (uint32_t)a.size[3];
+    const Map &map = a.y.data ? a.y : a.x;
+    const bool dense = (rows == 1 || map.stride[2] == a.size[3]) &&
+                       (a.size[1] == 1 || map.stride[1] == a.size[2] * a.size[3]);
     for (int d = 1; d < 4; d++) kept[d] = a.value.stride[d] ? a.size[d] : 1;
     for (Index p = 0; p < kept[1]; p++)
         for (Index q = 0; q < kept[2]; q++)
             for (Index r = 0; r < kept[3]; r++) {
                 const Index *s = a.value.stride;
-                Index at = i * s[0] + p * s[1] + q * s[2] + r * s[3], place = a.place[at];
-                Index there[4] = {i, place / a.size[3] / a.size[2], place / a.size[3] % a.size[2], place % a.size[3]};
+                Index at = i * s[0] + p * s[1] + q * s[2] + r * s[3];
+                const uint32_t place = (uint32_t)a.place[at];
+                if (a.y.data && !a.factors && dense) {
+                    add((T *)a.y.data + i * a.y.stride[0] + place, a.value.data[at]);
+                    continue;
+                }
+                const Index there[4] = {i, place / columns / rows, place / columns % rows, place % columns};
                 auto offset = [&](const Index *stride) {
                     Index sum = 0;
                     for (int d = 0; d < 4; d++) sum += there[d] * stride[d];

@@ -85,8 +85,10 @@ class Pieces:
         weighted: dict[str, Any] = {}
         if self.weights:
             weighted = {"x": x, "weight": sum(self.weights[1:], self.weights[0])}
+        picks = self.picks
         try:
-            y = kernels.affine(first, factors, mean=mean, terms=self.terms, **weighted)
+            y = kernels.affine(first, factors, mean=mean, terms=self.terms, picks=picks, **weighted)
+            picks = []
         except Cannot:  # more than one pass takes
             y = kernels.affine(first, factors, mean=mean)
             if weighted:
@@ -95,7 +97,7 @@ class Pieces:
                 y = kernels.affine(y, terms=[(prod(term[1:], start=term[0]),)], out=y)
         for another, factors, mean in maps:
             y = kernels.affine(kernels.affine(arrange(another, axes), factors, mean=mean), x=y, out=y)
-        for places, values, factors in self.picks:
+        for places, values, factors in picks:
             kernels.scatter(y, places, values, factors)
         return y
 

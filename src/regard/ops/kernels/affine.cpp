@@ -1,4 +1,4 @@
-// affine: y = map * factors + x * weight + small terms, and a ReLU; all in one pass.
+// affine: y = map * factors + x * weight + small terms + gradients of maxima, and a ReLU; all in one pass.
 //
 // The gate forward, the gradient of a map backward, and the addition of a branch. Traffic: reads each map once, writes
 // one. A result larger than the caches is written past them.
@@ -9,12 +9,20 @@ struct Term {
     Operand factor[2];  // a product, of which at most one has numbers along the last axis
 };
 
+struct Pick {
+    int32_t factors, unused;
+    const int32_t *place;  // of a maximum, counted from the start of its image; laid out like value
+    Operand value;         // what is added there, times the factors there
+    Operand factor[2];
+};
+
 struct Affine {
-    int32_t bfloat16, threads, factors, mean, terms, relu, stream, weighted;
+    int32_t bfloat16, threads, factors, mean, terms, relu, stream, weighted, picks, unused;
     Index size[4];
     Map y, map, x;  // x.data may be null
     Operand factor[3], weight;
     Term term[4];
+    Pick pick[3];
 };
 
 namespace {
@@ -27,9 +35,16 @@ struct Row {
     float factor, constant, weight;        // of the map, added, of x
     const float *vector[2], *added[2], *weights;
     float coefficient[2];                  // of what is added
+    int32_t base, place;                   // of the row's first number, of the one maximum that is the row's own
+    float value;                           // what is added there
+    const int32_t *places[2];              // of maxima along another axis, and what is added there
+    const float *values[2];
+    float scale[2];
 };
 
-template <int VECTORS, bool MEAN, int ADDED, int X> struct Formula {
+constexpr int NO_PICKS = -1;  // else as many as lie along another axis than the row
+
+template <int VECTORS, bool MEAN, int ADDED, int X, int PICKS> struct Formula {
     float share, least;  // of a mean's factors; what the result is cut off at
 
     template <class T, class Load>
@@ -50,12 +65,20 @@ template <int VECTORS, bool MEAN, int ADDED, int X> struct Formula {
         value += row.constant;
         if (X == SCALAR) value += row.weight * load(x + r);
         if (X == VECTOR) value += row.weight * load(row.weights + r) * load(x + r);
+        if (PICKS != NO_PICKS) {
+            const Places own = LANES + (int32_t)(row.base + r);
+            value += own == row.place ? spread(row.value) : Vector{};
+            for (int k = 0; k < PICKS; k++) {
+                const Places places = (Places)load((const float *)(row.places[k] + r));
+                value += places == own ? load(row.values[k] + r) * row.scale[k] : Vector{};
+            }
+        }
         return value < least ? spread(least) : value;  // NaN stays NaN
     }
 };
 
 template <class T, class F>
-inline void write(const F &formula, const Row &row, T *y, const T *map, const T *x, Index n, bool past) {
+inline void write(const F formula, const Row row, T *y, const T *map, const T *x, Index n, bool past) {
     auto whole = [](auto *from) { return load(from); };
     auto some = [&](Index r, int m) {
         store(y + r, m, formula(row, map, x, r, [m](auto *from) { return load(from, m); }));
@@ -72,9 +95,9 @@ inline void write(const F &formula, const Row &row, T *y, const T *map, const T 
 }
 
 // The rows from .. to of the map, counted over its first three axes.
-template <class T, int VECTORS, bool MEAN, int ADDED, int X>
+template <class T, int VECTORS, bool MEAN, int ADDED, int X, int PICKS>
 void rows(const Affine &a, Index from, Index to) {
-    Formula<VECTORS, MEAN, ADDED, X> formula{a.factors ? 1.0f / (float)a.factors : 1, a.relu ? 0 : LEAST};
+    Formula<VECTORS, MEAN, ADDED, X, PICKS> formula{a.factors ? 1.0f / (float)a.factors : 1, a.relu ? 0 : LEAST};
     for (Index at = from; at < to;) {
         const Index p = at / a.size[2] % a.size[1], i = at / a.size[2] / a.size[1];
         const Index last = (at / a.size[2] + 1) * a.size[2] < to ? (at / a.size[2] + 1) * a.size[2] : to;
@@ -112,6 +135,22 @@ void rows(const Affine &a, Index from, Index to) {
         const float *weight = a.weighted ? a.weight.data + plane(a.weight.stride) : &one;
         const Index weight_step = a.weighted ? a.weight.stride[2] : 0;
         for (Index q = at % a.size[2]; at < last; at++, q++) {
+            if (PICKS != NO_PICKS) {
+                row.base = (int32_t)((p * a.size[2] + q) * a.size[3]), row.place = -1, row.value = 0;
+                for (int k = 0, v = 0; k < a.picks; k++) {
+                    const Pick &pick = a.pick[k];
+                    const Index offset = plane(pick.value.stride) + q * pick.value.stride[2];
+                    float scale = 1;
+                    for (int f = 0; f < pick.factors; f++)
+                        scale *= pick.factor[f].data[plane(pick.factor[f].stride) + q * pick.factor[f].stride[2]];
+                    if (pick.value.stride[3]) {
+                        row.places[v] = pick.place + offset, row.values[v] = pick.value.data + offset;
+                        row.scale[v++] = scale;
+                    } else {
+                        row.place = pick.place[offset], row.value = pick.value.data[offset] * scale;
+                    }
+                }
+            }
             row.factor = MEAN ? 0 : 1, row.constant = 0;
             for (int k = 0; k < scalars; k++) {
                 float factor = scalar[k][q * scalar_step[k]];
@@ -136,14 +175,28 @@ void rows(const Affine &a, Index from, Index to) {
 template <class T> using Rows = void (*)(const Affine &, Index, Index);
 
 template <class T, int V, int ADDED> Rows<T> by_x(int x) {
-    return x == NONE ? rows<T, V, false, ADDED, NONE> : x == SCALAR ? rows<T, V, false, ADDED, SCALAR>
-                                                                    : rows<T, V, false, ADDED, VECTOR>;
+    return x == NONE     ? rows<T, V, false, ADDED, NONE, NO_PICKS>
+           : x == SCALAR ? rows<T, V, false, ADDED, SCALAR, NO_PICKS>
+                         : rows<T, V, false, ADDED, VECTOR, NO_PICKS>;
 }
-template <class T, int V> Rows<T> by_added(int added, int x, bool mean) {
+template <class T, int V, int ADDED, bool MEAN> Rows<T> by_picks(int picks) {
+    switch (picks) {
+    case 0: return rows<T, V, MEAN, ADDED, NONE, 0>;
+    case 1: return rows<T, V, MEAN, ADDED, NONE, 1>;
+    default: return rows<T, V, MEAN, ADDED, NONE, 2>;
+    }
+}
+template <class T, int V, int ADDED> Rows<T> by_mean(const Affine &a, int x) {
+    int picks = 0;
+    for (int k = 0; k < a.picks; k++) picks += a.pick[k].value.stride[3] != 0;
+    if (a.picks) return a.mean ? by_picks<T, V, ADDED, true>(picks) : by_picks<T, V, ADDED, false>(picks);
+    return a.mean ? rows<T, V, true, ADDED, NONE, NO_PICKS> : by_x<T, V, ADDED>(x);
+}
+template <class T, int V> Rows<T> by_added(const Affine &a, int added, int x) {
     switch (added) {
-    case 0: return mean ? rows<T, V, true, 0, NONE> : by_x<T, V, 0>(x);
-    case 1: return mean ? rows<T, V, true, 1, NONE> : by_x<T, V, 1>(x);
-    default: return mean ? rows<T, V, true, 2, NONE> : by_x<T, V, 2>(x);
+    case 0: return by_mean<T, V, 0>(a, x);
+    case 1: return by_mean<T, V, 1>(a, x);
+    default: return by_mean<T, V, 2>(a, x);
     }
 }
 template <class T> Rows<T> choose(const Affine &a) {
@@ -152,9 +205,9 @@ template <class T> Rows<T> choose(const Affine &a) {
     for (int k = 0; k < a.terms; k++)
         for (int f = 0; f < a.term[k].factors; f++) added += a.term[k].factor[f].stride[3] != 0;
     switch (vectors) {
-    case 0: return by_added<T, 0>(added, x, a.mean);
-    case 1: return by_added<T, 1>(added, x, a.mean);
-    default: return by_added<T, 2>(added, x, a.mean);
+    case 0: return by_added<T, 0>(a, added, x);
+    case 1: return by_added<T, 1>(a, added, x);
+    default: return by_added<T, 2>(a, added, x);
     }
 }
 
@@ -166,6 +219,10 @@ extern "C" __attribute__((visibility("default"))) void regard_affine(const Affin
     for (int k = 0; k < a.factors; k++) resolve(pointers, a.factor[k].data);
     for (int k = 0; k < a.terms; k++)
         for (int f = 0; f < a.term[k].factors; f++) resolve(pointers, a.term[k].factor[f].data);
+    for (int k = 0; k < a.picks; k++) {
+        resolve(pointers, a.pick[k].place, a.pick[k].value.data);
+        for (int f = 0; f < a.pick[k].factors; f++) resolve(pointers, a.pick[k].factor[f].data);
+    }
     Index rows = a.size[0] * a.size[1] * a.size[2];
     bool small = rows * a.size[3] < LITTLE;
     Index parts = small ? 1 : rows < 8 * a.threads ? rows : 8 * a.threads;

@@ -46,11 +46,17 @@ class _Term(Structure):
     _fields_ = [("factors", c_int32), ("unused", c_int32), ("factor", _Operand * 2)]
 
 
+class _Maximum(Structure):
+    _fields_ = [("factors", c_int32), ("unused", c_int32), ("place", c_void_p), ("value", _Operand)]
+    _fields_ += [("factor", _Operand * 2)]
+
+
 class _Affine(Structure):
     _fields_ = [("bfloat16", c_int32), ("threads", c_int32), ("factors", c_int32), ("mean", c_int32)]
     _fields_ += [("terms", c_int32), ("relu", c_int32), ("stream", c_int32), ("weighted", c_int32)]
+    _fields_ += [("picks", c_int32), ("unused", c_int32)]
     _fields_ += [("size", c_int64 * 4), ("y", _Operand), ("map", _Operand), ("x", _Operand)]
-    _fields_ += [("factor", _Operand * 3), ("weight", _Operand), ("term", _Term * 4)]
+    _fields_ += [("factor", _Operand * 3), ("weight", _Operand), ("term", _Term * 4), ("pick", _Maximum * 3)]
 
 
 class _Convolve(Structure):
@@ -79,6 +85,12 @@ def why_not_plain(x: Tensor) -> str | None:
     if not 0 < x.numel() < 2**31:
         return f"needs between 1 and 2^31 numbers, got {x.numel()}"
     return missing()
+
+
+def past_the_cache(x: Tensor, row: int) -> bool:
+    """Whether a result of this map's size, in rows of so many numbers, is written past the caches."""
+    length = row * x.element_size()
+    return x.numel() * x.element_size() >= PAST_THE_CACHE and (length >= LONG_ROW or length % 64 == 0)
 
 
 class _Slots:
@@ -210,6 +222,7 @@ def affine(
     x: Tensor | None = None,
     weight: Tensor | None = None,
     relu: bool = False,
+    picks: Sequence[tuple[Tensor, Tensor, Sequence[Tensor]]] = (),
     out: Tensor | None = None,
 ) -> Tensor:
     """A map times its factors, plus another map times a weight, plus small terms, in one pass.
@@ -221,6 +234,7 @@ def affine(
         terms: products of one or two small tensors, added.
         x: another map, added; times `weight`, which broadcasts to it, where there is one.
         relu: whether what is below 0 becomes 0 at the end.
+        picks: places of maxima as `reduce` gave them, what is added there, and the factors by which it is multiplied.
         out: where to write; may be `map` itself.
     """
     axes = order(map)
@@ -239,11 +253,14 @@ def affine(
         tuple(tuple(tuple(factor.shape) for factor in term) for term in terms),
         None if weight is None else tuple(weight.shape),
         relu,
+        tuple((tuple(values.shape), tuple(tuple(factor.shape) for factor in scales)) for _, values, scales in picks),
         out is None and y.numel() * y.element_size() >= PAST_THE_CACHE,
         torch.get_num_threads(),
     )
     smalls = [lay(small, axes) for small in (*factors, *(() if weight is None else (weight,)))]
     smalls += [lay(small, axes) for term in terms for small in term]
+    for places, values, scales in picks:
+        smalls += [places, lay(values, axes), *(lay(scale, axes) for scale in scales)]
     tensors = [y, map, *([x] if x is not None else []), *smalls]
     call("affine", plan, [tensor.data_ptr() for tensor in tensors])
     return y
@@ -259,7 +276,7 @@ def cannot_weigh(x: Tensor, gates: Sequence[Tensor], mean: bool, shift: Tensor |
     along = [broadcast_along(gate, shape) for gate in gates]
     requests = tuple((dims, ("sum",), factors) for dims, factors in zip(along, others, strict=True))
     try:
-        _plan_affine(shape, axes, stride, stride, None, bfloat16, shapes, mean, terms, None, False, False, threads)
+        _plan_affine(shape, axes, stride, stride, None, bfloat16, shapes, mean, terms, None, False, (), False, threads)
         _plan_reduce(shape, stride, axes, bfloat16, stride, requests, threads)
     except Cannot as reason:
         return str(reason)
@@ -279,11 +296,13 @@ def _plan_affine(
     terms: tuple[tuple[tuple[int, ...], ...], ...],
     weight: tuple[int, ...] | None,
     relu: bool,
+    picks: tuple[tuple[tuple[int, ...], tuple[tuple[int, ...], ...]], ...],
     stream: bool,
     threads: int,
 ) -> _Affine:
     maps = [y, stride, *([x] if x is not None else [])]
     smalls = [*factors, *([weight] if weight is not None else []), *(small for term in terms for small in term)]
+    smalls += [small for values, scales in picks for small in (values, *scales)]
     sizes, walks, steps = merge(shape, axes, maps, smalls)
     row = sizes[3] * (2 if bfloat16 else 4)
     stream = stream and (row >= LONG_ROW or row % 64 == 0)
@@ -315,8 +334,22 @@ def _plan_affine(
         added += varying
     if vectors > 2 or added > 2:
         raise Cannot("too many factors or terms vary along the fastest axis")
-    if plan.mean and x is not None:
-        raise Cannot("a mean of factors beside another map")
+    if (plan.mean or picks) and x is not None:
+        raise Cannot("a mean of factors, or maxima, beside another map")
+    if len(picks) > 3 or any(len(scales) > 2 for _, scales in picks):
+        raise Cannot("at most 3 maxima with 2 factors each")
+    own = 0
+    plan.picks = len(picks)
+    for into, (_, scales) in zip(plan.pick, picks, strict=False):
+        into.factors, into.place = len(scales), slots.next()
+        into.value = _operand(slots, next(step))
+        for at in range(len(scales)):
+            into.factor[at] = _operand(slots, next(step))
+            if into.factor[at].stride[3]:
+                raise Cannot("maxima times a factor that varies along the fastest axis")
+        own += into.value.stride[3] == 0
+    if own > 1 or len(picks) - own > 2:
+        raise Cannot("more than one maximum along the fastest axis, or two along others")
     return plan
 
 

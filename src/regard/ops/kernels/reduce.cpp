@@ -29,6 +29,7 @@ namespace {
 
 constexpr Index LINE = 2048;   // numbers of a row of results that stay in the first cache
 constexpr Index TILE = 16384;  // numbers of the map that stay in the second while the requests take turns
+constexpr Index PRODUCT = 4096; // ... in the first
 constexpr Index LITTLE = 16384;  // not worth waking a thread
 
 // One request on one tile: everything at the tile's corner, and the steps from plane to plane and from row to row.
@@ -221,6 +222,31 @@ template <class T, int KINDS, bool OTHER, int VECTORS> void along_planes(const T
         }
 }
 
+// One sum along the rows and one along another axis, from one reading of a tile.
+template <class T, bool OTHER, int VECTORS> void along_both(const Tile<T> &rows, const Tile<T> &other) {
+    for (Index p = 0; p < rows.planes; p++)
+        for (Index q = 0; q < rows.rows; q++) {
+            Row<T, OTHER, 0> row(rows, p, q);
+            const float first = rows.factor(p, q), second = other.factor(p, q);
+            const float *weight = VECTORS ? rows.vector[0] + p * rows.vector_step[0][0] + q * rows.vector_step[0][1] : nullptr;
+            float *into = other.sum + p * other.step[0] + q * other.step[1];
+            row.factor = 1;
+            Vector sums = {};
+            Index r = 0;
+            for (; r + W <= rows.columns; r += W) {
+                Vector value = row.at(r);
+                sums += VECTORS ? value * load(weight + r) : value;
+                store(into + r, load(into + r) + value * second);
+            }
+            if (int n = (int)(rows.columns - r)) {
+                Vector value = row.at(r, n);
+                sums += VECTORS ? value * load(weight + r, n) : value;
+                store(into + r, n, load(into + r, n) + value * second);
+            }
+            rows.sum[p * rows.step[0] + q * rows.step[1]] += sum(sums) * first;
+        }
+}
+
 // Mean and squared deviations, a tile at a time and then joined, so that nothing cancels.
 template <class T> void moments_along_rows(const Tile<T> &t) {
     for (Index p = 0; p < t.planes; p++)
@@ -302,6 +328,55 @@ template <class T> void take(const Tile<T> &t, int kinds, Direction direction) {
     }
 }
 
+// The same where a row is a few vectors: what goes down the columns stays in registers.
+template <class T, bool OTHER, int VECTORS, int FEW> void along_narrow(const Tile<T> &rows, const Tile<T> &other) {
+    const int n = (int)(rows.columns - (FEW - 1) * W);
+    auto at = [n](const auto *from, int k) { return k < FEW - 1 ? load(from + k * W) : load(from + k * W, n); };
+    for (Index p = 0; p < rows.planes; p++) {
+        const T *x = rows.x + p * rows.x_step[0], *y = OTHER ? rows.other + p * rows.other_step[0] : nullptr;
+        const float *weight = VECTORS ? rows.vector[0] + p * rows.vector_step[0][0] : nullptr;
+        float *into = rows.sum + p * rows.step[0];
+        Vector down[FEW] = {};
+        for (Index q = 0; q < rows.rows; q++) {
+            const float first = rows.factor(p, q), second = other.factor(p, q);
+            Vector across = {};
+            for (int k = 0; k < FEW; k++) {
+                Vector value = OTHER ? at(x, k) * at(y, k) : at(x, k);
+                across += VECTORS ? value * at(weight, k) : value;
+                down[k] += value * second;
+            }
+            *into += sum(across) * first;
+            x += rows.x_step[1], into += rows.step[1];
+            if (OTHER) y += rows.other_step[1];
+            if (VECTORS) weight += rows.vector_step[0][1];
+        }
+        float *to = other.sum + p * other.step[0];
+        for (int k = 0; k < FEW; k++)
+            if (k < FEW - 1) store(to + k * W, load(to + k * W) + down[k]);
+            else store(to + k * W, n, load(to + k * W, n) + down[k]);
+    }
+}
+
+// Whether two requests can be answered together, the one along the rows first.
+template <class T> bool both(const Tile<T> &a, Direction one, int kinds, const Tile<T> &b, Direction two, int others) {
+    return kinds == SUM && others == SUM && one == ROWS && two != ROWS && a.vectors <= 1 && b.vectors == 0;
+}
+
+template <class T, bool OTHER, int VECTORS> void take_both(const Tile<T> &rows, const Tile<T> &other) {
+    switch (other.step[1] ? 0 : (rows.columns + W - 1) / W) {
+    case 1: return along_narrow<T, OTHER, VECTORS, 1>(rows, other);
+    case 2: return along_narrow<T, OTHER, VECTORS, 2>(rows, other);
+    case 3: return along_narrow<T, OTHER, VECTORS, 3>(rows, other);
+    case 4: return along_narrow<T, OTHER, VECTORS, 4>(rows, other);
+    default: return along_both<T, OTHER, VECTORS>(rows, other);
+    }
+}
+
+template <class T> void take_both(const Tile<T> &rows, const Tile<T> &other) {
+    if (rows.other) rows.vectors ? take_both<T, true, 1>(rows, other) : take_both<T, true, 0>(rows, other);
+    else rows.vectors ? take_both<T, false, 1>(rows, other) : take_both<T, false, 0>(rows, other);
+}
+
 struct Range {
     Index from, to;
     Index size() const { return to - from; }
@@ -315,14 +390,68 @@ inline Index even(Index size, Index most) {
     return pieces > 1 ? (size + pieces - 1) / pieces : size;
 }
 
+// What a request is about, from one corner of the map on.
+template <class T> Tile<T> at_corner(const Reduce &a, const Request &request, const Index corner[4]) {
+    auto offset = [&](const Index *stride) {
+        Index sum = 0;
+        for (int d = 0; d < 4; d++) sum += corner[d] * stride[d];
+        return sum;
+    };
+    auto copy = [](Index *to, const Index *stride) { to[0] = stride[1], to[1] = stride[2]; };
+    Tile<T> t;
+    t.x = (const T *)a.x.data + offset(a.x.stride);
+    copy(t.x_step, a.x.stride);
+    t.other = a.other.data ? (const T *)a.other.data + offset(a.other.stride) : nullptr;
+    copy(t.other_step, a.other.stride);
+    t.place = (corner[1] * a.size[2] + corner[2]) * a.size[3] + corner[3];
+    t.place_step[0] = a.size[2] * a.size[3], t.place_step[1] = a.size[3];
+    t.before = request.stride[3] ? corner[2] : corner[3];
+    t.scalars = t.vectors = 0;
+    for (int f = 0; f < request.factors; f++) {
+        const Operand &o = request.factor[f];
+        const float *at = o.data + offset(o.stride);
+        if (o.stride[3]) t.vector[t.vectors] = at, copy(t.vector_step[t.vectors++], o.stride);
+        else t.scalar[t.scalars] = at, copy(t.scalar_step[t.scalars++], o.stride);
+    }
+    const Index at = offset(request.stride);
+    t.sum = request.sum + at, t.max = request.max + at, t.squares = request.squares + at;
+    t.index = request.place + at;
+    copy(t.step, request.stride);
+    return t;
+}
+
+// Many requests about two maps multiplied: the product is kept in the first cache meanwhile.
+template <class T> void take_product(const Reduce &a, const Tile<T> *tile, const Direction *direction) {
+    alignas(64) float product[PRODUCT + W];
+    const Tile<T> &t = *tile;
+    float *to = product;
+    for (Index p = 0; p < t.planes; p++)
+        for (Index q = 0; q < t.rows; q++, to += t.columns) {
+            const T *x = t.x + p * t.x_step[0] + q * t.x_step[1];
+            const T *other = t.other + p * t.other_step[0] + q * t.other_step[1];
+            Index r = 0;
+            for (; r + W <= t.columns; r += W) store(to + r, load(x + r) * load(other + r));
+            if (int n = (int)(t.columns - r)) store(to + r, n, load(x + r, n) * load(other + r, n));
+        }
+    for (int k = 0; k < a.requests; k++) {
+        Tile<float> of;
+        static_assert(sizeof of == sizeof t, "tiles differ in the type of the map alone");
+        std::memcpy((void *)&of, (const void *)&tile[k], sizeof of);
+        of.x = product, of.other = nullptr;
+        of.x_step[0] = t.rows * t.columns, of.x_step[1] = t.columns;
+        take(of, SUM, direction[k]);
+    }
+}
+
 template <class T> void reduce(const Reduce &a, const Range range[4]) {
     // several requests take turns on a tile; one alone only keeps its row of results in the cache
     Index columns = range[3].size(), rows = range[2].size(), planes = range[1].size();
     const Request &only = a.request[0];
     if (a.requests > 1 || (only.kinds & MOMENTS)) {
-        columns = even(columns, TILE / 4);
-        rows = even(rows, TILE / 4 / columns ? TILE / 4 / columns : 1);
-        planes = least(planes, TILE / columns / rows);
+        const Index most = a.other.data && a.requests > 2 ? PRODUCT : TILE;
+        columns = even(columns, least(most, TILE / 4));
+        rows = even(rows, least(most, TILE / 4) / columns ? least(most, TILE / 4) / columns : 1);
+        planes = least(planes, most / columns / rows ? most / columns / rows : 1);
     } else if (only.stride[3]) {
         columns = even(columns, LINE);
         if (only.stride[2]) rows = even(rows, LINE / columns ? LINE / columns : 1);
@@ -330,41 +459,28 @@ template <class T> void reduce(const Reduce &a, const Range range[4]) {
     for (Index i = range[0].from; i < range[0].to; i++)
         for (Index q = range[2].from; q < range[2].to; q += rows)
             for (Index r = range[3].from; r < range[3].to; r += columns)
-                for (Index p = range[1].from; p < range[1].to; p += planes)
+                for (Index p = range[1].from; p < range[1].to; p += planes) {
+                    const Index corner[4] = {i, p, q, r};
+                    Tile<T> tile[6];
+                    Direction direction[6];
                     for (int k = 0; k < a.requests; k++) {
-                        const Request &request = a.request[k];
-                        const Index corner[4] = {i, p, q, r};
-                        auto offset = [&](const Index *stride) {
-                            Index sum = 0;
-                            for (int d = 0; d < 4; d++) sum += corner[d] * stride[d];
-                            return sum;
-                        };
-                        auto copy = [](Index *to, const Index *stride) { to[0] = stride[1], to[1] = stride[2]; };
-                        Tile<T> t;
-                        t.planes = least(planes, range[1].to - p);
-                        t.rows = least(rows, range[2].to - q);
-                        t.columns = least(columns, range[3].to - r);
-                        t.x = (const T *)a.x.data + offset(a.x.stride);
-                        copy(t.x_step, a.x.stride);
-                        t.other = a.other.data ? (const T *)a.other.data + offset(a.other.stride) : nullptr;
-                        copy(t.other_step, a.other.stride);
-                        t.place = (p * a.size[2] + q) * a.size[3] + r;
-                        t.place_step[0] = a.size[2] * a.size[3], t.place_step[1] = a.size[3];
-                        t.before = request.stride[3] ? q : r;
-                        t.scalars = t.vectors = 0;
-                        for (int f = 0; f < request.factors; f++) {
-                            const Operand &o = request.factor[f];
-                            const float *at = o.data + offset(o.stride);
-                            if (o.stride[3]) t.vector[t.vectors] = at, copy(t.vector_step[t.vectors++], o.stride);
-                            else t.scalar[t.scalars] = at, copy(t.scalar_step[t.scalars++], o.stride);
-                        }
-                        const Index *s = request.stride;
-                        Index at = offset(s);
-                        t.sum = request.sum + at, t.max = request.max + at, t.squares = request.squares + at;
-                        t.index = request.place + at;
-                        copy(t.step, s);
-                        take(t, request.kinds, !s[3] ? ROWS : s[2] || t.rows == 1 ? PLANES : COLUMNS);
+                        tile[k] = at_corner<T>(a, a.request[k], corner);
+                        tile[k].planes = least(planes, range[1].to - p);
+                        tile[k].rows = least(rows, range[2].to - q);
+                        tile[k].columns = least(columns, range[3].to - r);
+                        const Index *s = a.request[k].stride;
+                        direction[k] = !s[3] ? ROWS : s[2] || tile[k].rows == 1 ? PLANES : COLUMNS;
                     }
+                    int kinds = a.request[0].kinds, others = a.request[1].kinds;
+                    if (a.requests == 2 && both(tile[0], direction[0], kinds, tile[1], direction[1], others))
+                        take_both(tile[0], tile[1]);
+                    else if (a.requests == 2 && both(tile[1], direction[1], others, tile[0], direction[0], kinds))
+                        take_both(tile[1], tile[0]);
+                    else if (a.other.data && a.requests > 2)
+                        take_product(a, tile, direction);
+                    else
+                        for (int k = 0; k < a.requests; k++) take(tile[k], a.request[k].kinds, direction[k]);
+                }
 }
 
 // Where nothing is above minus infinity, the first number counts as the maximum.

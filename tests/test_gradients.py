@@ -9,26 +9,29 @@ from torch.utils.checkpoint import checkpoint
 import regard
 from regard import ops
 
-IMPLS = [impl for impl in ops.squeezing.fast if impl != "triton"]
-pytestmark = pytest.mark.skipif(
-    ops.squeezing.why_not("cpu", torch.ones(1, 1, 1, 1), ((2, 3),), ("avg",), ()) is not None,
-    reason="no fast implementation here",
-)
 
-
-@pytest.fixture(params=IMPLS, autouse=True)
+@pytest.fixture(params=ops.squeezing.fast, autouse=True)
 def impl(request):
-    with ops.use_impl(request.param):
+    device = "cuda" if request.param == "triton" and torch.cuda.is_available() else "cpu"
+    with ops.use_impl(request.param), torch.device(device):
+        reason = ops.squeezing.why_not(request.param, torch.ones(1, 1, 1, 1), ((2, 3),), ("avg",), ())
+        if reason:
+            pytest.skip(reason)
         yield request.param
 
 
+def random(draw, shape, seed):
+    """The same numbers on every device."""
+    numbers = draw(shape, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+    return numbers.to(torch.get_default_device())
+
+
 def draw(layout=torch.contiguous_format, shape=(2, 12, 9, 21)):
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    return x.contiguous(memory_format=layout).requires_grad_()
+    return random(torch.randn, shape, 0).contiguous(memory_format=layout).requires_grad_()
 
 
 def weight():
-    return torch.rand(1, 12, 1, 1, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    return random(torch.rand, (1, 12, 1, 1), 1).requires_grad_()
 
 
 def one(x, w):
@@ -87,7 +90,7 @@ def detached(x, w):
 
 
 def other_layout(x, w):  # the gradient arrives laid out otherwise than the map
-    return one(x, w).transpose(2, 3).contiguous() * torch.rand(21, 9, generator=torch.Generator().manual_seed(2))
+    return one(x, w).transpose(2, 3).contiguous() * random(torch.rand, (21, 9), 2).to(x)
 
 
 def expanded(x, w):  # a gradient without memory of its own
@@ -100,7 +103,7 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 def gradients(form, x, w, **how):
     y = form(x, w)
-    direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(3)).to(y)
+    direction = random(torch.randn, y.shape, 3).to(y)
     return y, *torch.autograd.grad(y, (x, w), direction, **how)
 
 
@@ -129,7 +132,7 @@ def test_against_the_reference(form, layout):
 def test_twice_through_one_graph(form):
     x, w = draw(), weight()
     y = form(x, w)
-    direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(3))
+    direction = random(torch.randn, y.shape, 3)
     first = torch.autograd.grad(y, (x, w), direction, retain_graph=True)
     (only_w,) = torch.autograd.grad(y, w, direction, retain_graph=True)
     again = torch.autograd.grad(y, (x, w), direction)
@@ -157,7 +160,7 @@ def test_a_gradient_of_a_gradient(form):
 def test_many_gradients_at_once(form):
     x, w = draw(), weight()
     y = form(x, w)
-    directions = torch.randn(3, *y.shape, generator=torch.Generator().manual_seed(3))
+    directions = random(torch.randn, (3, *y.shape), 3)
     batched = torch.autograd.grad(y, (x, w), directions, retain_graph=True, is_grads_batched=True)
     singly = [torch.autograd.grad(y, (x, w), direction, retain_graph=True) for direction in directions]
     for mine, theirs in zip(batched, map(torch.stack, zip(*singly, strict=True)), strict=True):
@@ -170,7 +173,7 @@ def test_under_checkpointing(form, reentrant):
     x, w = draw(), weight()
     plain = gradients(form, x, w)[1:]
     y = checkpoint(form, x, w, use_reentrant=reentrant)
-    y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(3)))
+    y.backward(random(torch.randn, y.shape, 3))
     torch.testing.assert_close((x.grad, w.grad), plain)
 
 
@@ -179,7 +182,7 @@ def test_a_map_that_needs_no_gradient(form):
     x, w = draw(), weight()
     expected = gradients(form, x, w)[2]
     y = form(x.detach(), w)
-    (dw,) = torch.autograd.grad(y, w, torch.randn(y.shape, generator=torch.Generator().manual_seed(3)))
+    (dw,) = torch.autograd.grad(y, w, random(torch.randn, y.shape, 3))
     torch.testing.assert_close(dw, expected)
     with torch.inference_mode():
         torch.testing.assert_close(form(x, w), y)
@@ -244,3 +247,11 @@ def test_threads_change_no_bit(threads):
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_gate_that_is_given_twice():
+    def squared(x, w):
+        return ops.squeeze(x, (2, 3), kinds=("sum", "max"), gates=(w, w))[1] + ops.gate(x, w, w).sum((2, 3), True)
+
+    x, w = draw(), weight()
+    agree(gradients(squared, x, w), exact(squared, x, w))

@@ -570,11 +570,11 @@ def ops(*, json: bool = False) -> None:
     """
     _show_a_sign_of_life()
     from regard import implementations
-    from regard.ops.kernels import cpu
+    from regard.ops.kernels import library
 
     rows = implementations.overview()
     if json:
-        _print_json({"ops": rows, "no_kernels": cpu.missing()})
+        _print_json({"ops": rows, "no_kernels": library.missing()})
     else:
         print(implementations.table(rows))
 

@@ -27,7 +27,7 @@ class Mixing(nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:
         assert self.bias is not None
-        return torch.baddbmm(self.bias.unsqueeze(1), self.weight.squeeze(2).expand(len(input), -1, -1), input)
+        return torch.baddbmm(self.bias.unsqueeze(1), self.weight.squeeze(2).expand(input.shape[0], -1, -1), input)
 
 
 class Pointwise(nn.Linear):

@@ -11,7 +11,7 @@ import torch
 from regard import ops
 from regard.errors import UserError, near
 from regard.ops.dispatch import Op
-from regard.ops.kernels import cpu as kernels
+from regard.ops.kernels import library as kernels
 
 Draw = Callable[[torch.dtype, str], tuple[Any, ...]]
 """From a dtype and a device to the arguments of one case."""

@@ -1,6 +1,7 @@
 """Triplet Attention (Misra et al. 2021): https://arxiv.org/abs/2010.03045"""
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -79,13 +80,13 @@ class Triplet(nn.Module):
         x, *stats = ops.squeeze(x, *((axis,) for axis in self.axes), kinds=("max", "avg"))
         pairs = zip(stats[::2], stats[1::2], strict=True)
         gates = [
-            tap(self._weigh(pair, axis, conv.weight, norm))
+            tap(self._weigh(pair, axis, conv, norm))
             for tap, pair, axis, conv, norm in zip(self.gate, pairs, self.axes, self.conv, self.norm, strict=True)
         ]
         return ops.gate(x, *gates, mean=True)
 
-    def _weigh(self, pair: tuple[Tensor, Tensor], axis: int, weight: Tensor, norm: nn.Module) -> Tensor:
-        squeezed = torch.stack([z.squeeze(axis) for z in pair], dim=1)
+    def _weigh(self, pair: tuple[Tensor, Tensor], axis: int, conv: nn.Module, norm: nn.Module) -> Tensor:
+        squeezed, weight = torch.stack([z.squeeze(axis) for z in pair], dim=1), cast(Tensor, conv.weight)
         if axis == 3:  # rows by channels, as the authors turn it
             return (
                 torch.sigmoid(norm(ops.convolve(squeezed.transpose(2, 3), weight)))

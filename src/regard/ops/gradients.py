@@ -227,10 +227,10 @@ class _Squeeze(Function):
         if coefficients and any(ctx.needs_input_grad[5:]):
             wanted = [
                 Request(
-                    broadcast_along(gate, ctx.shape), ("sum",), (*coefficient, *(g for g in gates if g is not gate))
+                    broadcast_along(gate, ctx.shape), ("sum",), (*coefficient, *gates[:at], *gates[at + 1 :])
                 )
                 for coefficient in coefficients
-                for gate in gates
+                for at, gate in enumerate(gates)
             ]
             sums = [found["sum"] for found in ctx.kernels.reduce(x, wanted)]
             for first in range(0, len(sums), len(gates)):

@@ -35,12 +35,12 @@ def run(x: Tensor, weight: Tensor) -> Tensor:
 
 class _Convolve(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         return cpu.convolve(x.float(), weight.float()).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         if must_be_plain(dy):
             return differentiate(lambda x, weight: (reference.run(x, weight),), (x, weight), (dy,))

@@ -27,7 +27,7 @@ def _why_not(
     gates: int,
     mean: bool,
 ) -> str | None:
-    if any(len(small) != len(shape) or small == shape and shape.numel() > 1 for small in shapes):
+    if any(len(small) != len(shape) or (small == shape and shape.numel() > 1) for small in shapes):
         return "needs gates of the map's rank that are smaller than the map"
     x = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
     smalls = [torch.empty(small, device="meta") for small in shapes]

@@ -161,6 +161,8 @@ def cannot_reduce(x: Tensor, requests: Sequence[Request]) -> str | None:
     key = tuple((r.dims, r.kinds, tuple(tuple(f.shape) for f in r.factors)) for r in requests)
     for request in requests:
         reduced = [axis for axis in axes if axis in request.dims and x.shape[axis] > 1]
+        if "place" in request.kinds and 0 in reduced:
+            return "takes no maximum over images"
         if "place" in request.kinds and reduced != sorted(reduced):
             return "takes the maximum over channels and pixels together of contiguous maps only"
     try:
@@ -439,7 +441,7 @@ def convolve(x: Tensor, weight: Tensor) -> Tensor:
         weight: (1, I, odd, odd), float32.
     """
     x, weight = x.contiguous(), weight.contiguous()
-    y = torch.empty((len(x), 1, *x.shape[2:]), dtype=x.dtype)
+    y = x.new_empty((len(x), 1, *x.shape[2:]))
     plan = _Convolve(torch.get_num_threads(), x.shape[1], len(x), 0, *x.shape[2:], *weight.shape[2:])
     plan.x, plan.weight, plan.y = x.data_ptr(), weight.data_ptr(), y.data_ptr()
     call("convolve", plan, ())
@@ -452,7 +454,7 @@ def convolve_backward(
     """The gradients of the map and of the weight, where they are needed."""
     x, weight, dy = x.contiguous(), weight.contiguous(), dy.contiguous()
     dx = torch.empty_like(x) if needed[0] else None
-    dweight = torch.empty((len(x), *weight.shape[1:])) if needed[1] else None
+    dweight = x.new_empty((len(x), *weight.shape[1:])) if needed[1] else None
     plan = _Convolve(torch.get_num_threads(), x.shape[1], len(x), 0, *x.shape[2:], *weight.shape[2:])
     plan.x, plan.weight, plan.dy = x.data_ptr(), weight.data_ptr(), dy.data_ptr()
     plan.dx, plan.dweight = (None if into is None else into.data_ptr() for into in (dx, dweight))

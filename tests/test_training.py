@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -184,6 +185,34 @@ def test_norms_and_biases_do_not_decay(asked, place, monkeypatch):
     assert all(parameter.dim() <= 1 for parameter in plain["params"])
 
 
+@pytest.mark.parametrize("model", ["small_resnet[width=4]", "test_efficientnet"])
+def test_the_optimiser_in_one_pass_learns_what_the_plain_one_does(asked, place, monkeypatch, model):
+    """It walks through weights, gradients and moments as they lie in memory, so these must lie alike."""
+    host = asked | {"model": model, "size": 16}
+    fused, adam = train(host, "se", 0, place), torch.optim.AdamW
+    training.checkpoint_path(place, "se", 0).unlink()
+    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, **options: adam(groups, **options | {"fused": False}))
+    plain = train(host, "se", 0, place)
+    assert fused["weights_sha256"] != plain["weights_sha256"], "the same optimiser twice"
+    for ours, theirs in zip(fused["curve"], plain["curve"], strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
+
+
+def test_right_answers_are_counted_by_the_first_guess_and_among_five(place):
+    class Ranked(torch.nn.Module):
+        """Every image is of the first class, or else of the second, and so on."""
+
+        def forward(self, x):
+            return -torch.arange(12.0).expand(len(x), 12)
+
+    images = SimpleNamespace(
+        pixels=np.zeros((25, 1, 8, 8), np.uint8), labels=np.array([0, 0, 0, 1, 4, 5, 11] + [9] * 18)
+    )
+    cpu = torch.device("cpu")
+    prepare = training._preparation((0.0,), (1.0,), cpu)
+    assert training._count(Ranked(), images, np.arange(25), {"batch": 4, "size": 8}, prepare, cpu) == (3, 5)
+
+
 def test_a_loss_that_is_no_number_ends_the_run(asked, place):
     with pytest.raises(FloatingPointError, match=r"the loss became (nan|inf) in epoch [12]"):
         train(asked | {"learning_rate": 1e30}, "se", 0, place)
@@ -195,7 +224,7 @@ def test_grey_images_take_the_average_of_a_models_normalisation(tmp_path):
     assert both[0] == pytest.approx((0.485, 0.456, 0.406))
     grey = hosts.normalisation("resnet18", 1)
     assert grey == ((pytest.approx(sum(both[0]) / 3),), (pytest.approx(sum(both[1]) / 3),))
-    prepare = training._preparation(8, *grey, torch.device("cpu"))
+    prepare = training._preparation(*grey, torch.device("cpu"))
     assert prepare(torch.zeros(2, 1, 8, 8)).shape == (2, 1, 8, 8)
 
 

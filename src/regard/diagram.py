@@ -179,8 +179,9 @@ class _Watch(TorchFunctionMode):
         traced = [tensor for tensor in inputs if tensor in self.made]
         if not traced or FRESH.fullmatch(name):
             names = [self.constants[tensor] for tensor in inputs if tensor in self.constants]
-            names += ["noise"] if NOISE.fullmatch(name) else []
-            self.constants.update((tensor, names[0]) for tensor in results if names)
+            names = ["0"] if "zeros" in name else names + ["noise"] * bool(NOISE.fullmatch(name))
+            named = " and ".join(dict.fromkeys(names)) if name == "cat" else names[0] if names else ""
+            self.constants.update((tensor, named) for tensor in results if named)
         elif HOUSEKEEPING.fullmatch(name) or _does_nothing(name, inputs, results):
             self.pass_on(traced, results)
         else:
@@ -190,7 +191,8 @@ class _Watch(TorchFunctionMode):
     def compute(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], results: list[Tensor]) -> None:
         """Add what a function of torch computes."""
         operands: list[Any] = _tensors((args, kwargs))
-        kind = "layer" if any(self.constants.get(tensor) in self.learnt for tensor in operands) else "step"
+        names = [name for tensor in operands for name in self.constants.get(tensor, "").split(" and ")]
+        kind = "step" if self.learnt.isdisjoint(names) else "layer"
         if name in ("max", "min") and len(operands) == 2:
             name += "imum"
         swapped = name in ("rsub", "rdiv", "rtruediv", "rpow", "rmatmul")
@@ -302,7 +304,7 @@ class _Watch(TorchFunctionMode):
             return result
 
         def watched(op: Op, *args: Any) -> Any:
-            if self.hidden:
+            if self.hidden or op.name in ("agreeing", "selfgating"):  # these step by step
                 return call(op, *args)
             if op.name in ("attending", "crossing") and args[-1] is not None:
                 return attend(op, *args)

@@ -46,7 +46,8 @@ class SGE(nn.Module):
     Formula:  t = sum_c x_c * mean_HW(x_c) over a group's channels;  t' = (t - mean_HW(t)) / (std_HW(t) + 1e-5);
               y = x * sigmoid(w t' + b)
     Shape:    x, y: (B, C, *spatial);  t, mask: (B, G, *spatial);  w, b: (G)
-    Cost:     2 G parameters; reads x three times, writes it once.
+    Cost:     2 G parameters; on a CPU reads x once and writes y, and in training reads x and dy once and writes dx,
+              where a group fits the caches; elsewhere every step reads and writes maps.
     Place:    branches: the end of each residual branch, before the addition.
     Differs:  As the released code: the standard deviation is the unbiased one, the paper's is not (`unbiased=False`).
               The authors' 64 groups are taken where they fit and leave each group 4 channels, else the largest smaller
@@ -73,15 +74,7 @@ class SGE(nn.Module):
         self.mask = Tap("spatial")
 
     def forward(self, x: Tensor) -> Tensor:
-        grouped = x.unflatten(1, (self.groups, -1))
-        axes = tuple(range(3, grouped.dim()))
-        grouped, mean = ops.squeeze(grouped, axes)
-        grouped, t = ops.squeeze(grouped, (2,), kinds=("sum",), gates=(mean,))
-        correction = int(self.unbiased and t[0, 0].numel() > 1)
-        t = (t - t.mean(axes, keepdim=True)) / (t.std(axes, correction=correction, keepdim=True) + 1e-5)
-        weight, bias = (parameter.view(-1, 1, *[1] * len(axes)) for parameter in (self.weight, self.bias))
-        mask = self.mask(torch.sigmoid(weight * t + bias).squeeze(2))
-        return ops.gate(grouped, mask.unsqueeze(2)).flatten(1, 2)
+        return ops.agree(x, self.weight, self.bias, self.mask, unbiased=self.unbiased)
 
     def extra_repr(self) -> str:
         return f"groups={self.groups}"

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from regard import ops
@@ -30,7 +29,8 @@ class SimAM(nn.Module):
     Category: channel and spatial; one number per channel and pixel.
     Formula:  d = (x - mean_HW(x))^2;  y = x * sigmoid(d / (4 (sum_HW d / (N - 1) + lambda)) + 1 / 2), N pixels
     Shape:    x, y, gate: (B, C, *spatial)
-    Cost:     0 parameters; reads x three times, writes a gate of its size, and y.
+    Cost:     0 parameters; on a CPU reads x once and writes y, and in training reads x and dy once and writes dx, where
+              a channel fits the caches; elsewhere every step reads and writes maps.
     Place:    convolutions: behind the last 3x3 convolution of each residual branch, before its norm.
     Differs:  As the released code, where a map of one pixel divides by 0; here N - 1 is at least 1. The gate is never
               below sigmoid(1/2) = 0.622: it can only lift the unusual over the usual.
@@ -54,11 +54,7 @@ class SimAM(nn.Module):
         self.gate = Tap("element", low=0.622)
 
     def forward(self, x: Tensor) -> Tensor:
-        axes = tuple(range(2, x.dim()))
-        x, mean = ops.squeeze(x, axes)
-        d = (x - mean).square()
-        variance = d.sum(axes, keepdim=True) / max(x[0, 0].numel() - 1, 1)
-        return ops.gate(x, self.gate(torch.sigmoid(d / (4 * (variance + self.regularization)) + 0.5)))
+        return ops.selfgate(x, self.gate, energy=self.regularization)
 
     def extra_repr(self) -> str:
         return f"regularization={self.regularization:g}"

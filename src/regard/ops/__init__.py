@@ -4,16 +4,39 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from regard.ops.agreeing import reference as _agreeing
 from regard.ops.attending import reference as _attending
+from regard.ops.convolving import reference as _convolving
 from regard.ops.crossing import reference as _crossing
 from regard.ops.dispatch import Op, use_impl
 from regard.ops.gating import reference as _gating
+from regard.ops.selfgating import reference as _selfgating
 from regard.ops.squeezing import reference as _squeezing
+from regard.tap import Tap
 
-__all__ = ["attend", "attending", "cross", "crossing", "gate", "gating", "squeeze", "squeezing", "use_impl"]
+__all__ = [
+    "agree",
+    "agreeing",
+    "attend",
+    "attending",
+    "convolve",
+    "convolving",
+    "cross",
+    "crossing",
+    "gate",
+    "gating",
+    "selfgate",
+    "selfgating",
+    "squeeze",
+    "squeezing",
+    "use_impl",
+]
 
+agreeing = Op("regard.ops.agreeing", _agreeing.run)
 attending = Op("regard.ops.attending", _attending.run)
+convolving = Op("regard.ops.convolving", _convolving.run)
 crossing = Op("regard.ops.crossing", _crossing.run)
+selfgating = Op("regard.ops.selfgating", _selfgating.run)
 squeezing = Op("regard.ops.squeezing", _squeezing.run)
 gating = Op("regard.ops.gating", _gating.run)
 
@@ -29,11 +52,12 @@ def squeeze(
                `dims`
     Gradient:  among equal maxima the first in the order of the axes gets all of it; lp has gradient 0 where all values
                are 0
-    Keeps:     reference: max, var, lp, lse: x and small tensors, and a map for each gate; cpu: x where a kind or a
-               gate needs it, and small tensors
-    Traffic:   reference: reads x once for each kind, and once more for each gate, which it writes; cpu: reads x once
-    Impls:     reference, cpu
-    Tolerance: float32 1e-5, bfloat16 2e-2, relative to the largest value
+    Keeps:     reference: max, var, lp, lse: x and small tensors, and a map for each gate; cpu, triton: x where a kind
+               or a gate needs it, and small tensors
+    Traffic:   reference: reads x once for each kind, and once more for each gate, which it writes; cpu, triton: reads
+               x once
+    Impls:     reference, cpu, triton
+    Tolerance: float32 1e-5, bfloat16 2e-2, float16 4e-3, relative to the largest value
 
     The map comes back first, then the results, those of the first `dims` before those of the second. Work on with the
     map that comes back: a `gate` that follows then leaves its gradient to the squeeze, which writes the gradient of x
@@ -55,11 +79,11 @@ def gate(x: Tensor, *gates: Tensor, mean: bool = False, shift: Tensor | None = N
     Formula:   y = x * g1 * g2 * ... + shift, or with `mean` x * (g1 + g2 + ...) / n + shift
     Shape:     x, y: (B, C, *spatial);  each gate, and the shift, broadcasts to x
     Gradient:  dx = dy * g1 * g2 ...;  dg = sum of dy * x * (the other gates) over the axes in which g has size 1
-    Keeps:     reference: x, the gates, and for each gate but the last one map more; cpu: x and the gates
-    Traffic:   reference: for each gate reads the map once and writes it once; cpu: reads x once and writes y once;
-               backward reads x and dy, then dy, and writes dx
-    Impls:     reference, cpu
-    Tolerance: float32 1e-5, bfloat16 2e-2, relative to the largest value
+    Keeps:     reference: x, the gates, and for each gate but the last one map more; cpu, triton: x and the gates
+    Traffic:   reference: for each gate reads the map once and writes it once; cpu, triton: reads x once and writes y
+               once; backward reads x and dy, then dy, and writes dx
+    Impls:     reference, cpu, triton
+    Tolerance: float32 1e-5, bfloat16 2e-2, float16 4e-3, relative to the largest value
 
     The result has the dtype and the memory layout of x, whatever the gates have.
 
@@ -70,6 +94,70 @@ def gate(x: Tensor, *gates: Tensor, mean: bool = False, shift: Tensor | None = N
         shift: a tensor that broadcasts to the map and is added to it at the end.
     """
     return gating(x, gates, mean, shift)
+
+
+def selfgate(
+    x: Tensor,
+    tap: Tap,
+    *,
+    slope: Tensor | None = None,
+    level: Tensor | None = None,
+    bias: Tensor | None = None,
+    energy: float | None = None,
+    epsilon: float = 1e-5,
+    shuffle: bool = False,
+) -> Tensor:
+    """Weigh every number of a map by how it stands to its channel's mean.
+
+    Formula:   d = x - mean(x);  y = x * sigmoid(u), where u is the sum of what is asked for:
+               slope * d / sqrt(mean(d^2) + epsilon);  level * mean(x);  bias;
+               d^2 / (4 (sum(d^2) / (n - 1) + energy)) + 1/2;  means and sums over the n pixels of a channel
+    Shape:     x, y: (B, C, *spatial);  slope, level, bias: (C,), or shorter and repeated along the channels
+    Gradient:  of x, slope, level, bias, and of the tap's strength
+    Keeps:     reference: x and five maps or more; cpu: x and two numbers for each channel
+    Traffic:   reference: reads and writes the map for every step; cpu: reads x once and writes y, backward reads x and
+               dy once and writes dx, where a channel (channels last: an image) fits the caches
+    Impls:     reference, cpu
+    Tolerance: float32 1e-5, bfloat16 3e-2, relative to the largest value
+
+    A map of one pixel has d = 0, and n - 1 is at least 1.
+
+    Args:
+        x: the map.
+        tap: shows the gate, (B, C, *spatial), and fades it in.
+        slope: of the standardised values.
+        level: of the channel's mean.
+        bias: of every number.
+        energy: above 0, added to the variance; None leaves the term out.
+        epsilon: added to the variance that `slope` is divided by.
+        shuffle: whether the two halves of the channels take turns in y: 0, C/2, 1, C/2 + 1, ...
+    """
+    watch = tap if tap.watched else None
+    return selfgating(x, slope, level, bias, tap.strength, energy, epsilon, shuffle, watch)
+
+
+def agree(x: Tensor, weight: Tensor, bias: Tensor, tap: Tap, *, unbiased: bool = True, epsilon: float = 1e-5) -> Tensor:
+    """Weigh the pixels of each group of channels by how well they agree with the group's average.
+
+    Formula:   t = sum_c x_c mean(x_c) over a group's channels;  s = (t - mean(t)) / (std(t) + epsilon);
+               y = x * sigmoid(weight * s + bias);  means and deviations over the pixels
+    Shape:     x, y: (B, C, *spatial);  t, s: (B, G, *spatial);  weight, bias: (G,)
+    Gradient:  of x, weight, bias, and of the tap's strength; std has gradient 0 where it is 0
+    Keeps:     reference: x and one map more, and maps of one number for each group; cpu: x, and one number for each
+               channel
+    Traffic:   reference: reads x three times and writes two maps; cpu: reads x once and writes y, backward reads x and
+               dy once and writes dx, where a group fits the caches; a map that is not contiguous is copied, and so is y
+    Impls:     reference, cpu
+    Tolerance: float32 2e-5, bfloat16 5e-2, relative to the largest value
+
+    Args:
+        x: the map.
+        weight, bias: one for each group; their number says how many groups there are.
+        tap: shows the gate, (B, G, *spatial), and fades it in.
+        unbiased: whether the variance divides by one less than the pixels, where there are two.
+        epsilon: added to the standard deviation.
+    """
+    return agreeing(x, weight, bias, tap.strength, unbiased, epsilon, tap if tap.watched else None)
 
 
 def attend(
@@ -121,3 +209,24 @@ def cross(query: Tensor, key: Tensor, value: Tensor, *, watch: Callable[[Tensor]
         watch: sees the weights, and what it returns is applied: a `Tap` that is watched.
     """
     return crossing(query, key, value, watch)
+
+
+def convolve(x: Tensor, weight: Tensor) -> Tensor:
+    """Look at a few maps through one wide kernel: a convolution with one result, as large as the maps.
+
+    Formula:   y = sum over channels and offsets of weight * x, with zeros beyond the border
+    Shape:     x: (B, I, *spatial);  weight: (1, I, *odd sides);  y: (B, 1, *spatial)
+    Gradient:  of x and weight
+    Keeps:     x and weight
+    Traffic:   reads x once and writes y
+    Impls:     reference, cpu
+    Tolerance: float32 1e-5, bfloat16 2e-2, relative to the largest value
+
+    A mask is drawn by such a kernel from two maps; torch's convolution, made for many channels, takes several times as
+    long for it as everything else that the gate does.
+
+    Args:
+        x: the maps.
+        weight: the kernel.
+    """
+    return convolving(x, weight)

@@ -226,9 +226,7 @@ class _Squeeze(Function):
         pieces.terms += [(*coefficient, *gates) for coefficient in coefficients]
         if coefficients and any(ctx.needs_input_grad[5:]):
             wanted = [
-                Request(
-                    broadcast_along(gate, ctx.shape), ("sum",), (*coefficient, *gates[:at], *gates[at + 1 :])
-                )
+                Request(broadcast_along(gate, ctx.shape), ("sum",), (*coefficient, *gates[:at], *gates[at + 1 :]))
                 for coefficient in coefficients
                 for at, gate in enumerate(gates)
             ]

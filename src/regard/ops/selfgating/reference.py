@@ -1,0 +1,45 @@
+"""The law of `selfgate`: plain torch, any device, dtype and rank."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def run(
+    x: Tensor,
+    slope: Tensor | None,
+    level: Tensor | None,
+    bias: Tensor | None,
+    strength: Tensor | None,
+    energy: float | None,
+    epsilon: float,
+    shuffle: bool,
+    watch: Callable[[Tensor], Tensor] | None,
+) -> Tensor:
+    axes, channels = tuple(range(2, x.dim())), x.shape[1]
+
+    def each(parameter: Tensor) -> Tensor:
+        """One number for each channel."""
+        return parameter.repeat(channels // len(parameter)).view(-1, *[1] * len(axes))
+
+    terms = []
+    if energy is not None:
+        d = (x - x.mean(axes, keepdim=True)).square()
+        variance = d.sum(axes, keepdim=True) / max(x[0, 0].numel() - 1, 1)
+        terms.append(d / (4 * (variance + energy)) + 0.5)
+    if slope is not None:
+        # not the function of `functional`, which refuses a single value
+        terms.append(each(slope) * torch.group_norm(x, channels, eps=epsilon))
+    if level is not None:
+        terms.append(each(level) * x.mean(axes, keepdim=True))
+    if bias is not None:
+        terms.append(each(bias))
+    gate = torch.sigmoid(sum(terms[1:], terms[0])).expand_as(x)
+    if watch is not None:
+        gate = watch(gate)
+    elif strength is not None:
+        gate = 1 + strength.to(gate.dtype) * (gate - 1)
+    y = x * gate.to(x.dtype)
+    return F.channel_shuffle(y, 2) if shuffle else y

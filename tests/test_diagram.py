@@ -141,7 +141,8 @@ def test_both_gates_of_cbam():
     assert above(flow, "concat") == ["times gate, max over C", "times gate, mean over C"]
     assert above(flow, "times gate, max over C") == ["x", "gate"]
     assert above(flow, "times gate and mask") == ["x", "gate", "mask"]
-    assert sorted(above(flow, "add, sigmoid")) == ["Linear 4 → 64", "Linear 4 → 64"]
+    assert above(flow, "stack") == ["mean over H, W", "max over H, W"]
+    assert above(flow, "sum over the 2, sigmoid") == ["Linear 4 → 64"]
     assert node(flow, "Conv 7×7, 2 → 1, batch norm, sigmoid").shape == "(B, 1, H, W)"
 
 

@@ -106,8 +106,10 @@ template <class T> void gate_rows(const SelfGate &a, Index from, Index to) {
     const T *x = (const T *)a.x + from * pixels;
     float *mean = a.stats + from, *deviations = mean + a.batch * a.channels;
     const bool past = a.stream;
-    for (Index row = 0; row < to - from; row++)
-        mean[row] = total(pixels, [&](Index r, auto lanes) { return lanes.load(x + row * pixels + r); }) / (float)pixels;
+    for (Index row = 0; row < to - from; row++) {
+        mean[row] = total(pixels, [&](Index r, auto lanes) { return lanes.load(x + row * pixels + r); });
+        mean[row] /= (float)pixels;
+    }
     for (Index row = 0; row < to - from; row++) {
         const float centre = mean[row];
         deviations[row] = total(pixels, [&](Index r, auto lanes) {
@@ -163,7 +165,7 @@ template <class T> void differentiate_rows(const SelfGate &a, Index from, Index 
     for (Index row = from; row < to; row++) differentiate_row<T>(a, row / a.channels, row % a.channels);
 }
 
-// --- channels last: an image is rows of pixels, each with a number of every channel -----------------------------------
+// --- channels last: an image is rows of pixels, each with a number of every channel ----------------------------------
 
 // The pixels of an image in tiles of one size, each whole on one thread: work(number, from, to).
 struct Tiles {
@@ -341,7 +343,7 @@ template <class T, class D> void differentiate_image(const SelfGate &a, Index im
     });
 }
 
-// -----------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 
 template <class T> void run(const SelfGate &a) {
     const bool little = a.batch * a.channels * a.pixels < LITTLE;

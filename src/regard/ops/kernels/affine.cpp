@@ -27,7 +27,6 @@ struct Affine {
 
 namespace {
 
-constexpr Index LITTLE = 16384;
 
 enum Other { NONE, SCALAR, VECTOR };
 

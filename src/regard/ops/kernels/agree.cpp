@@ -21,7 +21,6 @@ struct Agree {
 
 namespace {
 
-constexpr Index LITTLE = 16384;  // numbers not worth waking a thread
 constexpr int FEW = 4;           // channels at a time
 
 // A group of one image, and what is known of it.

@@ -30,6 +30,10 @@ struct Plane {
     float *row(Index i) { return numbers.data() + i * step; }
 };
 
+int threads(const Convolve &a) {
+    return a.batch * a.channels * a.height * a.width * a.rows * a.columns < 16 * LITTLE ? 1 : a.threads;
+}
+
 // y += the plane times the kernel at every pixel; FEW vectors of pixels at a time.
 template <int FEW> void correlate(const Convolve &a, Plane &plane, const float *weight, float *y, Index i, Index j) {
     Vector sums[FEW] = {};
@@ -78,7 +82,7 @@ template <int FEW> void accumulate(const Convolve &a, Plane &plane, const float 
 extern "C" __attribute__((visibility("default"))) void regard_convolve(const Convolve *plan, void *const *) {
     const Convolve &a = *plan;
     const Index pixels = a.height * a.width, taps = a.rows * a.columns;
-    share(a.batch, a.threads, [&](Index b) {
+    share(a.batch, threads(a), [&](Index b) {
         float *y = a.y + b * pixels;
         std::memset(y, 0, pixels * sizeof(float));
         Plane plane(a);
@@ -92,7 +96,7 @@ extern "C" __attribute__((visibility("default"))) void regard_convolve(const Con
 extern "C" __attribute__((visibility("default"))) void regard_convolve_backward(const Convolve *plan, void *const *) {
     const Convolve &a = *plan;
     const Index pixels = a.height * a.width, taps = a.rows * a.columns;
-    share(a.batch, a.threads, [&](Index b) {
+    share(a.batch, threads(a), [&](Index b) {
         Plane plane(a);
         const float *dy = a.dy + b * pixels;
         std::vector<float> turned(taps);

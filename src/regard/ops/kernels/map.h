@@ -204,6 +204,8 @@ template <class... Pointers> inline void resolve(void *const *pointers, Pointers
     ((each = each ? (Pointers)pointers[(uintptr_t)each - 1] : nullptr), ...);
 }
 
+constexpr Index LITTLE = 16384;  // steps of work for which no thread is worth waking
+
 // Runs work(0) .. work(items - 1) on the threads that torch brought, each item whole on one thread.
 template <class Work>
 inline void share(Index items, int threads, Work work) {

@@ -68,5 +68,8 @@ extern "C" __attribute__((visibility("default"))) void regard_pick(const Pick *p
     for (int k = 0; k < a.factors; k++) resolve(pointers, a.factor[k].data, a.gradient[k]);
     bool apart = true;  // rows of axis 0 have factors of their own
     for (int k = 0; k < a.factors; k++) apart = apart && a.factor[k].stride[0];
-    share(a.size[0], apart ? a.threads : 1, [&](Index i) { a.bfloat16 ? pick<Bfloat16>(a, i) : pick<float>(a, i); });
+    Index count = 1;
+    for (int d = 0; d < 4; d++) count *= a.value.stride[d] ? a.size[d] : 1;
+    const int threads = apart && count >= LITTLE / 8 ? a.threads : 1;
+    share(a.size[0], threads, [&](Index i) { a.bfloat16 ? pick<Bfloat16>(a, i) : pick<float>(a, i); });
 }

@@ -30,7 +30,6 @@ namespace {
 constexpr Index LINE = 2048;   // numbers of a row of results that stay in the first cache
 constexpr Index TILE = 16384;  // numbers of the map that stay in the second while the requests take turns
 constexpr Index PRODUCT = 4096; // ... in the first
-constexpr Index LITTLE = 16384;  // not worth waking a thread
 
 // One request on one tile: everything at the tile's corner, and the steps from plane to plane and from row to row.
 template <class T> struct Tile {

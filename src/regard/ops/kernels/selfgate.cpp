@@ -21,7 +21,6 @@ struct SelfGate {
 
 namespace {
 
-constexpr Index LITTLE = 16384;  // numbers not worth waking a thread
 constexpr Index TILE = 32768;    // numbers that stay in the second cache
 constexpr int ROWS = 4;           // at a time, channels first
 constexpr int FEW = 8;           // pixels at a time, channels last

@@ -9,10 +9,10 @@ BIN := .venv/bin
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "regard needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[compare,dev]'
-	@touch $@ .venv/built
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -r pyproject.toml --extra compare --extra dev
+	@touch $@
 
-# the kernels in C++ again, when they have changed
+# the package itself, and the kernels in C++ again when they have changed
 .venv/built: .venv/ready setup.py $(wildcard src/regard/ops/kernels/*.cpp src/regard/ops/kernels/*.h)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $@

@@ -103,9 +103,10 @@ class Listed(Dataset[tuple[Any, int]]):
 
 
 def timm_epoch(asked: dict[str, Any], images: data.Images, root: Path | None) -> float:
-    """Seconds of one epoch and its validation, by timm's loader, optimiser, schedule, loss and meters.
+    """Seconds an image of one epoch and its validation, by timm's loader, optimiser, schedule, loss and meters.
 
-    With timm's own crops and mirroring, without its jitter of colours; in this process, without loading workers.
+    With timm's own crops and mirroring, without its jitter of colours; in this process, without loading workers. Its
+    loader leaves out a last batch that is not full.
     """
     device = torch.device(asked["device"])
     split = images.split(0)
@@ -141,11 +142,11 @@ def timm_epoch(asked: dict[str, Any], images: data.Images, root: Path | None) ->
                 logits = model(x.contiguous(memory_format=torch.channels_last))
             for meter, value in zip((first, five), accuracy(logits, labels, topk=(1, 5)), strict=True):
                 meter.update(value.item(), len(x))
-    return time.perf_counter() - begun
+    return (time.perf_counter() - begun) / (len(train) * asked["batch"] + len(split.val))
 
 
 def bare_epoch(asked: dict[str, Any], images: data.Images) -> float:
-    """Seconds that the network alone takes for so many images: forward, loss, backward on batches that lie ready."""
+    """Seconds an image that the network alone takes: forward, loss and backward on batches that lie ready."""
     split = images.split(0)
     model = training.on_device(training.build(asked, "none", 0), asked)
     shape = (asked["channels"], asked["size"], asked["size"])
@@ -166,7 +167,7 @@ def bare_epoch(asked: dict[str, Any], images: data.Images) -> float:
         training.predict(model, ready[: len(batch)])
     if enabled:
         torch.cuda.synchronize()
-    return time.perf_counter() - begun
+    return (time.perf_counter() - begun) / (len(split.train) + len(split.val))
 
 
 def loop(
@@ -178,8 +179,10 @@ def loop(
     images = data.prepare(root or source, folder / "data", size=size)
     decoding = time.perf_counter() - begun
     asked = question(images, model, size, batch, device)
+    split = images.split(0)
+    number = len(split.train) + len(split.val)
     epochs: dict[str, Callable[[], float]] = {
-        "regard": lambda: training.train(asked, "none", 0, folder, lambda told: None)["curve"][0]["seconds"],
+        "regard": lambda: training.train(asked, "none", 0, folder, lambda told: None)["seconds"] / number,
         "timm": lambda: timm_epoch(asked, images, root),
         "network": lambda: bare_epoch(asked, images),
     }
@@ -190,13 +193,11 @@ def loop(
             if done:  # the first round warms up
                 seconds[name].append(taken)
     times = {name: Timing(np.array(values)) for name, values in seconds.items()}
-    split = images.split(0)
-    number = len(split.train) + len(split.val)
     return {
         "data": source, "model": model, "size": size, "batch": batch, "train_images": len(split.train),
         "validation_images": len(split.val), "decoding_seconds_once": decoding,
-        "images_per_second": {name: number / timing.median for name, timing in times.items()},
-        "seconds": {name: timing.spread for name, timing in times.items()},
+        "images_per_second": {name: 1 / timing.median for name, timing in times.items()},
+        "seconds_per_image": {name: timing.spread for name, timing in times.items()},
         "timm_over_regard": ratio(times["timm"], times["regard"]),
         "regard_over_network": ratio(times["regard"], times["network"]),
         "timm_over_network": ratio(times["timm"], times["network"]),

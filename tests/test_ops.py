@@ -18,6 +18,7 @@ from regard.tap import Tap
 OPS = {
     "agree": ops.agreeing,
     "squeeze": ops.squeezing,
+    "excite": ops.exciting,
     "gate": ops.gating,
     "attend": ops.attending,
     "convolve": ops.convolving,
@@ -145,8 +146,9 @@ def test_inputs_and_saved_tensors_are_not_written_to(op, impl, arguments):
 def test_what_has_the_shape_of_the_map_has_its_layout(op, impl, arguments):
     args = arguments(torch.float32, device(impl))
     for y in tensors(runner(op, impl, args)(*args)):
-        if y.shape == args[0].shape and args[0].is_contiguous(memory_format=torch.channels_last):
-            assert y.stride() == args[0].stride()
+        x = tensors(args)[0]
+        if x.dim() == 4 and y.shape == x.shape and x.is_contiguous(memory_format=torch.channels_last):
+            assert y.stride() == x.stride()
 
 
 @pytest.mark.parametrize("word", OPS)
@@ -166,12 +168,46 @@ def test_docstrings(word):
 def test_the_public_op_is_the_dispatched_one(word, monkeypatch):
     calls = []
     monkeypatch.setattr(OPS[word], "reference", lambda *args: calls.append(args))
-    x, tap = torch.ones(1, 2, 3, 3), Tap("element")
+    x, tap, layer = torch.ones(1, 2, 3, 3), Tap("element"), torch.nn.Linear(2, 2)
     others = {"squeeze": [(2, 3)], "gate": [x], "attend": [x, x], "convolve": [x], "cross": [x, x]}
     others |= {"selfgate": [tap], "agree": [x, x, tap]}
     with ops.use_impl("reference"):
-        getattr(ops, word)(x, *others[word])
+        getattr(ops, word)(x, *others.get(word, ()), **({"down": layer, "up": layer} if word == "excite" else {}))
     assert len(calls) == 1
+
+
+@every
+def test_auto_gives_what_the_implementation_gives_to_the_bit(op, impl, arguments):
+    """Also from the second call on, when it is prepared, and for other numbers that look alike."""
+    args = arguments(torch.float32, "cpu")
+    explained = op.explain(*args)
+    if impl != next(name for name, reason in explained.items() if reason is None):
+        pytest.skip("auto takes another one")
+    with ops.use_impl(impl):
+        alike = every_tensor(args, lambda x: torch.empty_strided(x.shape, x.stride()).copy_(x.flip(0)))
+        expected = tensors(op(*args)), tensors(op(*alike))
+    for default in ("cpu", "meta"):
+        for given, wanted in zip((args, alike), expected, strict=True):
+            with torch.device(default):
+                got = tensors(op(*given))
+            assert all(torch.equal(y, z) and y.stride() == z.stride() for y, z in zip(got, wanted, strict=True))
+
+
+def test_excite_calls_layers_that_are_hooked_or_no_plain_linear():
+    class Doubled(torch.nn.Linear):
+        def forward(self, s):
+            return 2 * super().forward(s)
+
+    down, up, s = torch.nn.Linear(6, 2), torch.nn.Linear(2, 6), torch.randn(3, 6)
+    plain = ops.excite(s, s, down=down, up=up)
+    calls = []
+    handle = down.register_forward_hook(lambda *_: calls.append(1))
+    assert torch.allclose(ops.excite(s, s, down=down, up=up), plain)
+    assert calls
+    handle.remove()
+    doubled = Doubled(2, 6)
+    doubled.load_state_dict(up.state_dict())
+    assert torch.allclose(ops.excite(s, down=down, up=doubled), torch.sigmoid(2 * up(torch.relu(down(s)))))
 
 
 def test_every_folder_is_an_op():

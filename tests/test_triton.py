@@ -182,14 +182,15 @@ def test_what_is_refused():
     assert "dense" in reason(draw(2, 6, 5, 14)[..., ::2], (2, 3))
     assert "no gates with var" in reason(x, (2, 3), kinds=("var",), gates=(x[:, :1],))
     assert "between 1 and 2^31" in reason(x[:0], (2, 3))
-    assert "smaller than the map" in ops.gating.why_not("triton", x, (x,), False, None)
+    assert "smaller than the map" in ops.gating.why_not("triton", x, (x,), False, None, None, False, False)
 
 
 @elsewhere
 def test_on_the_cpu_triton_is_never_imported():
     script = (
         "import sys, torch, regard; regard.create('se', 8)(torch.ones(1, 8, 2, 2)); print('triton' in sys.modules);"
-        "print(regard.ops.gating.why_not('triton', torch.ones(1, 8, 2, 2), (torch.ones(1, 8, 1, 1),), False, None))"
+        "args = torch.ones(1, 8, 2, 2), (torch.ones(1, 8, 1, 1),), False, None, None, False, False;"
+        "print(regard.ops.gating.why_not('triton', *args))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["False", "needs a tensor on a GPU, got cpu"]

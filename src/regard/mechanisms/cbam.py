@@ -150,8 +150,8 @@ class CBAM(nn.Module):
 
     def weigh_channels(self, x: Tensor, gates: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
         x, *squeezed = ops.squeeze(x, tuple(range(2, x.dim())), kinds=self.squeeze, gates=gates)
-        logits = self.up(torch.relu(self.down(torch.stack([s.flatten(1) for s in squeezed], dim=1)))).sum(1)
-        return x, self.gate(torch.sigmoid(logits).view(squeezed[0].shape))
+        gate = ops.excite(*(s.flatten(1) for s in squeezed), down=self.down, up=self.up)
+        return x, self.gate(gate.view(squeezed[0].shape))
 
     def weigh_pixels(self, x: Tensor, gates: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
         x, *squeezed = ops.squeeze(x, (1,), kinds=("max", "avg"), gates=gates)

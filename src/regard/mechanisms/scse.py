@@ -97,7 +97,7 @@ class SCSE(nn.Module):
 
     def weigh_channels(self, x: Tensor) -> Tensor:
         s = ops.squeeze(x, tuple(range(2, x.dim())))[1]
-        return self.gate(torch.sigmoid(self.up(torch.relu(self.down(s.flatten(1))))).view(s.shape))
+        return self.gate(ops.excite(s.flatten(1), down=self.down, up=self.up).view(s.shape))
 
     def weigh_pixels(self, x: Tensor) -> Tensor:
         return self.mask(torch.sigmoid(self.pixel(x)))

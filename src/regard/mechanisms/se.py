@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from regard import ops
@@ -75,6 +74,5 @@ class SE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x, s = ops.squeeze(x, tuple(range(2, x.dim())))
-        z = torch.relu(self.down(s.flatten(1)))
-        gate = torch.sigmoid(self.up(z)).view(s.shape)
-        return ops.gate(x, self.gate(gate))
+        gate = ops.excite(s.flatten(1), down=self.down, up=self.up)
+        return ops.gate(x, self.gate(gate.view(s.shape)))

@@ -6,6 +6,10 @@ implementation.
 
 ``auto`` takes the first fast implementation without a reason against it, else the reference. An implementation asked
 for by name runs, or raises with its reason; it never falls back in silence.
+
+What ``auto`` took is remembered by the `look` of the arguments, all that a reason may depend on: inside a network every
+step in Python costs ten times what it costs in a loop, as nothing of it is left in the caches. An implementation may
+offer ``prepare(*args)`` besides: a faster ``run`` for arguments of this look while no gradients are recorded, or None.
 """
 
 from __future__ import annotations
@@ -87,6 +91,43 @@ def _not_plain_tensors(values: Iterable[Any]) -> str | None:
     return None
 
 
+LOOKS = 1024  # remembered by each op
+_include, _exclude = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_tls_local_exclude_set
+
+
+def _usual() -> Iterator[int]:
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            yield _include().raw_repr()
+
+
+_USUAL = frozenset(_usual())
+
+
+def undisturbed() -> bool:
+    """Whether nothing but torch itself watches what is computed: no compiler, tracer, transform or dispatch mode."""
+    return not torch.compiler.is_compiling() and _include().raw_repr() in _USUAL
+
+
+def look(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """All of the arguments, and of what torch is doing, that the choice of an implementation may depend on.
+
+    Tracers, transforms, dispatch modes and autocast show in torch's dispatch keys.
+    """
+    keys = _include().raw_repr(), _exclude().raw_repr(), torch.autograd.forward_ad._current_level
+    return *keys, torch.is_grad_enabled(), torch.get_num_threads(), *map(_look, args)
+
+
+def _look(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        kind, device = value.__class__, value.device
+        return kind, value.shape, value.stride(), value.dtype, device, value.requires_grad
+    if isinstance(value, tuple):
+        return tuple(map(_look, value))
+    # what is no number counts by its class: a key must keep no module alive
+    return value if value is None or isinstance(value, int | float | str) else value.__class__
+
+
 class Op:
     """One op and its implementations.
 
@@ -102,22 +143,39 @@ class Op:
         here = files(package)
         self.fast = tuple(name for name in FAST if here.joinpath(f"{name}.py").is_file())
         self.loaded: dict[str, ModuleType] = {}
+        self.chosen: dict[tuple[Any, ...], Callable[..., Any]] = {}  # by look
 
     def __call__(self, *args: Any) -> Any:
         asked = _asked
-        if asked == "reference" or (asked == "auto" and not self.fast):
-            return self.reference(*args)
-        if asked == "auto":
-            if not_plain(*args) is None:
-                for name in self.fast:
-                    implementation = self._implementation(name)
-                    if implementation.why_not(*args) is None:
-                        return implementation.run(*args)
-            return self.reference(*args)
+        if asked == "reference" or not self.fast or torch.compiler.is_compiling():
+            if asked in ("auto", "reference"):
+                return self.reference(*args)
+        elif asked == "auto":
+            try:
+                seen = look(args)
+                run = self.chosen.get(seen)
+            except (RuntimeError, TypeError):  # no strides, or sizes that are symbols
+                return self.reference(*args)
+            return (run or self._choose(seen, args))(*args)
         reason = self.why_not(asked, *args)
         if reason is not None:
             raise UserError(f"{self.name}[{asked}]: {reason}")
         return self._implementation(asked).run(*args)
+
+    def _choose(self, seen: tuple[Any, ...], args: tuple[Any, ...]) -> Callable[..., Any]:
+        """What `auto` takes for these arguments, remembered for all that look like them."""
+        run = self.reference
+        if not_plain(*args) is None:
+            for name in self.fast:
+                implementation = self._implementation(name)
+                if implementation.why_not(*args) is None:
+                    prepare = None if _records(args) else getattr(implementation, "prepare", None)
+                    run = (prepare and prepare(*args)) or implementation.run
+                    break
+        if len(self.chosen) >= LOOKS:
+            self.chosen.clear()
+        self.chosen[seen] = run
+        return run
 
     def why_not(self, name: str, *args: Any) -> str | None:
         """Why an implementation cannot run these arguments, or None when it can."""
@@ -135,3 +193,11 @@ class Op:
         if name not in self.loaded:
             self.loaded[name] = importlib.import_module(f"{self.package}.{name}")
         return self.loaded[name]
+
+
+def _records(values: Iterable[Any]) -> bool:
+    """Whether autograd records what is made of these."""
+    return torch.is_grad_enabled() and any(
+        _records(value) if isinstance(value, tuple) else isinstance(value, Tensor) and value.requires_grad
+        for value in values
+    )

@@ -9,22 +9,39 @@ from regard.ops import gradients
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # then the kernels run anywhere, very slowly
 
 
-def why_not(x: Tensor, gates: tuple[Tensor, ...], mean: bool, shift: Tensor | None) -> str | None:
+def why_not(
+    x: Tensor,
+    gates: tuple[Tensor, ...],
+    mean: bool,
+    shift: Tensor | None,
+    add: Tensor | None,
+    relu: bool,
+    inplace: bool,
+) -> str | None:
     if not (x.is_cuda or INTERPRETED):
         return f"needs a tensor on a GPU, got {x.device.type}"
     smalls = (*gates, *(() if shift is None else (shift,)))
-    if any(small.device != x.device for small in smalls):
-        return f"needs gates on {x.device}"
-    if any(small.dim() != x.dim() or small.numel() == x.numel() > 1 for small in smalls):
-        return "needs gates of the map's rank that are smaller than the map"
+    if any(tensor.device != x.device for tensor in (*smalls, *(() if add is None else (add,)))):
+        return f"needs everything on {x.device}"
+    reason = gradients.cannot_gate(x, smalls, add)
+    if reason is not None:
+        return reason
     try:
         from regard.ops.kernels import triton
     except ImportError:
         return "needs the package triton"
-    return triton.why_not(x) or triton.cannot_weigh(x, gates, mean, shift)
+    return triton.why_not(x) or triton.cannot_weigh(x, gates, mean, shift, add)
 
 
-def run(x: Tensor, gates: tuple[Tensor, ...], mean: bool, shift: Tensor | None) -> Tensor:
+def run(
+    x: Tensor,
+    gates: tuple[Tensor, ...],
+    mean: bool,
+    shift: Tensor | None,
+    add: Tensor | None,
+    relu: bool,
+    inplace: bool,
+) -> Tensor:
     from regard.ops.kernels import triton
 
-    return gradients.gate(triton, x, gates, mean, shift)
+    return gradients.gate(triton, x, gates, mean, shift, add, relu, inplace)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from ctypes import Structure, c_int32, c_int64, c_void_p
+from collections.abc import Callable, Sequence
+from ctypes import Structure, addressof, c_float, c_int32, c_int64, c_void_p
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from regard.ops.kernels.library import call, missing
-from regard.ops.kernels.plan import AXES, Cannot, Request, arrange, broadcast_along, empty, lay, merge, order
+from regard.ops.kernels.library import call, function, missing
+from regard.ops.kernels.plan import AXES, Cannot, Request, arrange, broadcast_along, empty, lay, merge, order, steps
 
 BITS = {"sum": 1, "max": 2, "place": 4, "squares": 8, "moments": 16}
 RESULTS = {  # what each kind fills: the name of the result, and of its place in the plan
@@ -26,6 +26,8 @@ RESULTS = {  # what each kind fills: the name of the result, and of its place in
 PAST_THE_CACHE = 16 << 20
 LONG_ROW = 1024
 
+CPU = torch.device("cpu")  # whatever the default device is
+
 
 class _Operand(Structure):
     _fields_ = [("data", c_void_p), ("stride", c_int64 * 4)]
@@ -34,7 +36,7 @@ class _Operand(Structure):
 class _Request(Structure):
     _fields_ = [("kinds", c_int32), ("factors", c_int32), ("factor", _Operand * 3), ("sum", c_void_p)]
     _fields_ += [("max", c_void_p), ("place", c_void_p), ("squares", c_void_p)]
-    _fields_ += [("stride", c_int64 * 4), ("numel", c_int64)]
+    _fields_ += [("stride", c_int64 * 4), ("numel", c_int64), ("count", c_float), ("unused", c_int32)]
 
 
 class _Reduce(Structure):
@@ -155,6 +157,52 @@ def reduce(x: Tensor, requests: Sequence[Request], other: Tensor | None = None) 
     return results
 
 
+def prepare_reduce(
+    x: Tensor, requests: Sequence[Request], counts: Sequence[int]
+) -> Callable[[Tensor, Sequence[Tensor]], list[Tensor]] | None:
+    """`reduce` for all maps and factors that look like these, each sum divided by its count.
+
+    Args:
+        x: see `reduce`.
+        requests: see `reduce`; all have the same factors.
+        counts: one for each request.
+
+    Returns:
+        A function of a map and factors that gives the results alone, in the order in which they are asked for; None
+        where the factors must be laid out anew.
+    """
+    axes, factors = order(x), requests[0].factors
+    if not all(_laid(factor, axes) for factor in factors):
+        return None
+    key = tuple((r.dims, r.kinds, tuple(tuple(f.shape) for f in r.factors)) for r in requests)
+    plan, shapes = _plan_reduce.__wrapped__(
+        tuple(x.shape), x.stride(), axes, x.dtype == torch.bfloat16, None, key, torch.get_num_threads()
+    )
+    for request, count in zip(plan.request, counts, strict=False):
+        request.count = count
+    wanted = [[(shape, steps(shape, axes))] * len(r.kinds) for r, shape in zip(requests, shapes, strict=True)]
+    run, address = function("reduce"), addressof(plan)
+    pointers_to = c_void_p * (1 + sum(len(factors) + len(results) for results in wanted))
+
+    def reduce(x: Tensor, factors: Sequence[Tensor], plan: _Reduce = plan) -> list[Tensor]:  # which keeps the plan
+        pointers, found = [x.data_ptr()], []
+        for results in wanted:
+            for factor in factors:
+                pointers.append(factor.data_ptr())
+            for shape, strides in results:
+                y = torch.empty_strided(shape, strides, dtype=torch.float32, device=CPU)
+                found.append(y)
+                pointers.append(y.data_ptr())
+        run(address, pointers_to(*pointers))
+        return found
+
+    return reduce
+
+
+def _laid(small: Tensor, axes: tuple[int, ...]) -> bool:
+    return lay(small, axes).data_ptr() == small.data_ptr()
+
+
 def cannot_reduce(x: Tensor, requests: Sequence[Request]) -> str | None:
     """Why `reduce` cannot answer, or None."""
     axes = order(x)
@@ -200,7 +248,7 @@ def _plan_reduce(
         for place, step in enumerate(steps):
             into.factor[place] = _operand(slots, step)
         into.stride[:] = next(walks)
-        into.numel = 1
+        into.numel, into.count = 1, 1
         for side in wanted:
             into.numel *= side
         for kind in kinds:
@@ -268,7 +316,59 @@ def affine(
     return y
 
 
-def cannot_weigh(x: Tensor, gates: Sequence[Tensor], mean: bool, shift: Tensor | None) -> str | None:
+def prepare_affine(
+    x: Tensor,
+    factors: Sequence[Tensor],
+    mean: bool,
+    terms: Sequence[Sequence[Tensor]],
+    add: Tensor | None,
+    relu: bool,
+    inplace: bool,
+) -> Callable[[Tensor, Sequence[Tensor], Tensor | None], Tensor] | None:
+    """`affine` for all maps that look like this one: a function of the map, its smalls, and another map.
+
+    The smalls are the factors, then those of each term. None where one of them must be laid out anew.
+    """
+    axes = order(x)
+    smalls = (*factors, *(small for term in terms for small in term))
+    if not all(_laid(small, axes) for small in smalls) or (add is not None and order(add) != axes):
+        return None
+    shape, strides = tuple(x.shape), x.stride() if inplace else steps(x.shape, axes)
+    plan = _plan_affine.__wrapped__(
+        shape,
+        axes,
+        x.stride(),
+        strides,
+        None if add is None else add.stride(),
+        x.dtype == torch.bfloat16,
+        tuple(tuple(factor.shape) for factor in factors),
+        mean,
+        tuple(tuple(tuple(small.shape) for small in term) for term in terms),
+        None,
+        relu,
+        (),
+        not inplace and x.numel() * x.element_size() >= PAST_THE_CACHE,
+        torch.get_num_threads(),
+    )
+    run, address, dtype = function("affine"), addressof(plan), x.dtype
+    pointers_to = c_void_p * (2 + len(smalls) + (add is not None))
+
+    def affine(x: Tensor, smalls: Sequence[Tensor], add: Tensor | None, plan: _Affine = plan) -> Tensor:
+        y = x if inplace else torch.empty_strided(shape, strides, dtype=dtype, device=CPU)
+        pointers = [y.data_ptr(), x.data_ptr()]
+        if add is not None:
+            pointers.append(add.data_ptr())
+        for small in smalls:
+            pointers.append(small.data_ptr())
+        run(address, pointers_to(*pointers))
+        return y
+
+    return affine
+
+
+def cannot_weigh(
+    x: Tensor, gates: Sequence[Tensor], mean: bool, shift: Tensor | None, add: Tensor | None
+) -> str | None:
     """Why a map cannot be weighed by these gates, and their gradients be found, or None."""
     axes = order(x)
     shape, stride, bfloat16, threads = tuple(x.shape), x.stride(), x.dtype == torch.bfloat16, torch.get_num_threads()
@@ -278,7 +378,8 @@ def cannot_weigh(x: Tensor, gates: Sequence[Tensor], mean: bool, shift: Tensor |
     along = [broadcast_along(gate, shape) for gate in gates]
     requests = tuple((dims, ("sum",), factors) for dims, factors in zip(along, others, strict=True))
     try:
-        _plan_affine(shape, axes, stride, stride, None, bfloat16, shapes, mean, terms, None, False, (), False, threads)
+        also = None if add is None else stride
+        _plan_affine(shape, axes, stride, stride, also, bfloat16, shapes, mean, terms, None, False, (), False, threads)
         _plan_reduce(shape, stride, axes, bfloat16, stride, requests, threads)
     except Cannot as reason:
         return str(reason)

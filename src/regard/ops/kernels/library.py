@@ -36,10 +36,11 @@ def missing() -> str | None:
 
 
 @cache
-def _function(name: str) -> Callable[..., Any]:
-    function = getattr(_library(), f"regard_{name}")
-    function.argtypes, function.restype = [c_void_p, c_void_p], None
-    return function
+def function(name: str) -> Callable[..., Any]:
+    """A kernel, to be called with the address of its plan and an array of pointers, see `call`."""
+    found = getattr(_library(), f"regard_{name}")
+    found.argtypes, found.restype = [c_void_p, c_void_p], None
+    return found
 
 
 def call(name: str, plan: Structure, pointers: Sequence[int] = ()) -> None:
@@ -50,4 +51,4 @@ def call(name: str, plan: Structure, pointers: Sequence[int] = ()) -> None:
         plan: what it is to do, laid out as its source says.
         pointers: to the tensors that the plan names by number.
     """
-    _function(name)(ctypes.addressof(plan), (c_void_p * len(pointers))(*pointers))
+    function(name)(ctypes.addressof(plan), (c_void_p * len(pointers))(*pointers))

@@ -53,11 +53,16 @@ def broadcast_along(small: Tensor, shape: Sequence[int]) -> tuple[int, ...]:
 
 def empty(shape: Sequence[int], axes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A dense tensor of a shape whose axes lie in memory as told."""
+    return torch.empty_strided(shape, steps(shape, axes), dtype=dtype, device=device)
+
+
+def steps(shape: Sequence[int], axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a dense tensor of a shape whose axes lie in memory as told."""
     strides, step = [0] * len(shape), 1
     for axis in reversed(axes):
         strides[axis] = step
         step *= shape[axis]
-    return torch.empty_strided(shape, strides, dtype=dtype, device=device)
+    return tuple(strides)
 
 
 def arrange(x: Tensor, axes: tuple[int, ...]) -> Tensor:

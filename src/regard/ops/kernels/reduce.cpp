@@ -16,6 +16,8 @@ struct Request {
     float *squares;  // or the sum of squared deviations, with MOMENTS
     Index stride[4]; // of the results; 0 along what is reduced
     Index numel;
+    float count;     // divides the sum at the end
+    int32_t unused;
 };
 
 struct Reduce {
@@ -541,4 +543,7 @@ extern "C" __attribute__((visibility("default"))) void regard_reduce(const Reduc
     });
     for (int k = 0; k < a.requests; k++)
         if (a.request[k].kinds & PLACE) settle(a, a.request[k]);
+    for (int k = 0; k < a.requests; k++)
+        if (a.request[k].count != 1)
+            for (Index i = 0; i < a.request[k].numel; i++) a.request[k].sum[i] /= a.request[k].count;
 }

@@ -542,7 +542,9 @@ def affine(
     return y
 
 
-def cannot_weigh(x: Tensor, gates: Sequence[Tensor], mean: bool, shift: Tensor | None) -> str | None:
+def cannot_weigh(
+    x: Tensor, gates: Sequence[Tensor], mean: bool, shift: Tensor | None, add: Tensor | None
+) -> str | None:
     """Why a map cannot be weighed by these gates, and their gradients be found, or None."""
     axes, shape = order(x), tuple(x.shape)
     shapes = tuple(tuple(gate.shape) for gate in gates)

@@ -1,0 +1,1 @@
+"""excite: the small network that turns what was squeezed into a gate."""

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format docs trust advice networks export speed examples proofs clean
+.PHONY: demo test check format docs trust advice networks export speed whole pairs loop examples proofs clean
 
 # One finished stamp per set of requirements: an interrupted set-up is done again, a finished one is not.
 .venv/ready: pyproject.toml constraints.txt
@@ -60,6 +60,10 @@ export: .venv/built
 speed: .venv/built
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .venv/peers --no-deps fightingcv-attention==1.0.0 einops
 	PYTHONPATH=.venv/peers $(BIN)/python benchmarks/speed.py
+
+whole pairs loop: .venv/built
+	$(BIN)/python benchmarks/$(subst loop,training,$@).py
+	$(BIN)/python benchmarks/speed.py --page
 
 # the solar cells come with a package whose licence keeps them out of this one
 examples: .venv/built

@@ -1,9 +1,10 @@
 """Measure every gate against the floor and against other libraries; write docs/speed.md and its picture.
 
-Usage: python benchmarks/speed.py [--device cuda] [--again] [--rounds N] [--shapes 8x256x56x56,...] [MECHANISM ...]
+Usage: python benchmarks/speed.py [--device cuda] [--again] [--page] [--rounds N] [--shapes LIST] [MECHANISM ...]
 
 Nothing else may run meanwhile. What runs/speed holds is not measured again unless `--again` is given. The CPU takes
-about two hours, most of it compiling; what was measured on a GPU stands beside it in benchmarks/results.
+about half an hour, most of it compiling, which is done for the first shape alone; what was measured on a GPU stands
+beside it in benchmarks/results.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from regard.benchmarking import LAYOUTS, PASSES, SHAPES, bench
+from regard.benchmarking import PASSES, SHAPES, bench
 from regard.files import slug, write_text
 from regard.speed import GATES, MAPS, Record, Speed, best, by_name, faster, goal, judged, spread, verdict
 
@@ -33,9 +34,12 @@ def pieces(name: str, device: str, shapes: Sequence[str], rounds: int) -> dict[s
     """What is asked of one mechanism, in pieces that finish in minutes."""
     common = {"names": [name], "device": device, "rounds": rounds}
     race = common | {"shapes": shapes, "peers": True}
-    asked: dict[str, dict[str, Any]] = {layout: race | {"layouts": [layout], "compiled": True} for layout in LAYOUTS}
-    asked["bfloat16"] = race | {"dtypes": ["bfloat16"]}
-    asked["scaling"] = common | {"shapes": [BASE], "peers": True, "scaling": True}
+    asked: dict[str, dict[str, Any]] = {"compiled": race | {"shapes": shapes[:1], "compiled": True}}
+    if shapes[1:]:
+        asked["contiguous"] = race | {"shapes": shapes[1:]}
+    asked["channels_last"] = race | {"layouts": ["channels_last"]}
+    asked["bfloat16"] = race | {"shapes": shapes[:1], "dtypes": ["bfloat16"]}
+    asked["scaling"] = common | {"shapes": [BASE], "scaling": True}
     if device == "cpu":
         asked["threads"] = common | {"shapes": shapes[:1], "threads": [1, 2]}
     return asked
@@ -85,7 +89,7 @@ memory costs. Below 1 is possible: a map that stays in the cache is not read fro
 
 Ours has a time only where it agrees with the reference in float64, outputs and gradients; otherwise it says `wrong`.
 Peers are modules of timm, torchvision and fightingcv-attention with their defaults; *best* is the fastest that runs, in
-that race. *Compiled* is `torch.compile` for exactly that shape. None of ours needs it.
+that race. *Compiled* is `torch.compile` for exactly that shape, tried at the first one. None of ours needs it.
 
 The goals, in times the floor: on maps of 4 million numbers or more 1.2 for inference and 1.5 for training, for triplet
 2 and 2.5; on smaller ones, from 1 million, 1.5 and 2.2; on a GPU 1.3. Besides, at most {MAPS} maps kept for the
@@ -96,6 +100,10 @@ backward pass, and never slower than the best peer, compiled ones included."""
             f"## On the {device.upper() if device == 'cpu' else 'GPU'}\n\n{summary(found)}",
             *sections(device, found),
         ]
+    for name, tell in (("whole", whole), ("pairs", pairs), ("training", training)):
+        file = RESULTS / f"{name}.json"
+        if file.exists():
+            parts.append(tell(json.loads(file.read_text())))
     parts.append("## Where the numbers come from\n\n" + "\n\n".join(map(origin, results.values())))
     return "\n\n".join(parts) + "\n"
 
@@ -206,6 +214,71 @@ def _scaling(slopes: Sequence[Record]) -> str:
     return _markdown([["mechanism", "pass", "whose", *axes], *cells])
 
 
+# ---- What other benchmarks measured
+
+
+def whole(found: dict[str, Any]) -> str:
+    """Attention inside a network."""
+    asked, machine = found["settings"], found["machine"]
+    rows = [["layout", "pass", "mechanism", "step time over the network without", "floor's share", "goal"]]
+    for r in found["records"]:
+        share, met = f"{100 * r['floor']:.1f} %", ""
+        if r["goal"]:
+            met = f"{r['goal']:.3f}, {'reached' if r['over'][1] <= r['goal'] else 'missed'}"
+        rows.append([r["layout"], r["pass"], r["name"], spread(r["over"]) + " busy" * r["noisy"], share, met])
+    return f"""\
+## In a whole network
+
+Made by `make whole`: {asked["model"]}, batch {asked["batch"]}, {asked["side"]} px, {machine["threads"]} threads, one
+gate at the end of each residual branch; {asked["rounds"]} rounds in turns. The floor's share is what the gates' maps
+would cost at the speed of memory, over the step of the network without gates. *Fused* is after `Attached.fuse`: the
+addition and the ReLU behind the gate are done in its pass, and in inference the norm before it, where the gate looks at
+averages alone. timm's are its own modules at the same places. *Busy*: the step without gates varied by more than 10 %,
+too much to tell small differences.
+
+{_markdown(rows)}"""
+
+
+def pairs(found: dict[str, Any]) -> str:
+    """Attention between pixels."""
+    head = ["mechanism", "side", "inference", "training", "kept for the backward pass, without", "with the weights"]
+    rows = [head]
+    for r in found["rows"]:
+        kept = [f"{r['kept_maps'][how]:.1f}" for how in ("without", "with")]
+        rows.append([r["mechanism"], str(r["side"]), spread(r["infer_ratio"]), spread(r["train_ratio"]), *kept])
+    return f"""\
+## Between positions
+
+Made by `make pairs`: one image of {found["channels"]} channels and side x side pixels, {found["machine"]["threads"]}
+thread. Time without the weights of all pairs in memory over the time with them, as they are built while a tap is
+watched; below 1 is faster without. Kept, in maps of the input.
+
+{_markdown(rows)}"""
+
+
+def training(found: dict[str, Any]) -> str:
+    """The loop of compare."""
+    loops = [["images", "network", "px", "batch", "ours, images a second", "timm's pieces", "the network alone"]]
+    for r in found["loops"]:
+        rates = [f"{r['images_per_second'][who]:,.0f}" for who in ("regard", "timm", "network")]
+        loops.append([r["data"], r["model"], str(r["size"]), str(r["batch"]), *rates])
+    layouts = [["network", "px", "batch", "training", "inference"]]
+    for r in found["layouts"]:
+        ratios = [spread(r[ratio]) for ratio in ("train_ratio", "infer_ratio")]
+        layouts.append([r["model"], str(r["size"]), str(r["batch"]), *ratios])
+    return f"""\
+## The loop of `regard compare`
+
+Made by `make loop`, one thread. Images trained on and validated in a second, by our loop, by one of timm's pieces
+({found["timm"]}), and by the network alone on a batch that lies ready.
+
+{_markdown(loops)}
+
+Time in channels_last over that in the contiguous layout, below 1 where channels_last is faster:
+
+{_markdown(layouts)}"""
+
+
 def origin(found: dict[str, Any]) -> str:
     """Machine and load."""
     machines = [
@@ -261,8 +334,12 @@ if __name__ == "__main__":
     parser.add_argument("--again", action="store_true", help="measure what was measured before")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--shapes", default=",".join("x".join(map(str, shape)) for shape in SHAPES))
+    parser.add_argument(
+        "--page", action="store_true", help="measure nothing: the page, of what benchmarks/results holds"
+    )
     given = parser.parse_args()
-    found = measure(given.names, given.device, given.shapes.split(","), given.rounds, given.again)
-    write_text(RESULTS / f"{NAMES[given.device]}.json", json.dumps(found, indent=1) + "\n")
+    if not given.page:
+        found = measure(given.names, given.device, given.shapes.split(","), given.rounds, given.again)
+        write_text(RESULTS / f"{NAMES[given.device]}.json", json.dumps(found, indent=1) + "\n")
     files = {device: RESULTS / f"{name}.json" for device, name in NAMES.items()}
     print(write_text(PAGE, render({d: json.loads(file.read_text()) for d, file in files.items() if file.exists()})))

@@ -187,8 +187,8 @@ def excite(*squeezed: Tensor, down: nn.Linear, up: nn.Linear) -> Tensor:
     Formula:   g = sigmoid(sum over the inputs s of W2 relu(W1 s + b1) + b2)
     Shape:     s, g: (B, C);  W1: (C / r, C);  W2: (C, C / r)
     Gradient:  of the inputs, weights and biases
-    Keeps:     reference: small tensors
-    Traffic:   cpu: reads each weight once for eight images; while gradients are recorded the reference runs
+    Keeps:     small tensors
+    Traffic:   cpu: reads each weight once
     Impls:     reference, cpu
     Tolerance: float32 1e-5, bfloat16 3e-2, float16 4e-3, relative to the largest value
 

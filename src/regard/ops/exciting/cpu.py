@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import Structure, addressof, c_int32, c_int64, c_void_p
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
+from regard.ops.exciting import reference
+from regard.ops.gradients import differentiate, must_be_plain
 from regard.ops.kernels import cpu
 from regard.ops.kernels.library import call, function
 
@@ -20,8 +24,6 @@ def why_not(
     weights = [weight for weight in (down, down_bias, up, up_bias) if weight is not None]
     if any(not tensor.is_cpu for tensor in (*squeezed, *weights)):
         return "needs tensors on the CPU"
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*squeezed, *weights)):
-        return "records no gradients"
     if any(tensor.dtype != torch.float32 for tensor in (*squeezed, *weights)) or torch.is_autocast_enabled("cpu"):
         return "needs float32"
     if not 1 <= len(squeezed) <= MOST:
@@ -37,11 +39,56 @@ def why_not(
 def run(
     squeezed: tuple[Tensor, ...], down: Tensor, down_bias: Tensor | None, up: Tensor, up_bias: Tensor | None
 ) -> Tensor:
-    gate = squeezed[0].new_empty(squeezed[0].shape)
-    tensors = [None if tensor is None else tensor.contiguous() for tensor in (*squeezed, down, down_bias, up, up_bias)]
-    plan = _plan(squeezed, down, down_bias, up_bias)
-    call("excite", plan, [gate.data_ptr(), *(tensor.data_ptr() for tensor in tensors if tensor is not None)])
-    return gate
+    tensors = (*squeezed, down, down_bias, up, up_bias)
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        return _Excite.apply(down, down_bias, up, up_bias, *squeezed)
+    return _forward(squeezed, down, down_bias, up, up_bias, None)
+
+
+class _Excite(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, down: Tensor, down_bias: Tensor | None, up: Tensor, up_bias: Tensor | None, *squeezed: Tensor
+    ) -> Tensor:
+        activations = down.new_empty(len(squeezed), len(squeezed[0]), len(down))
+        gate = _forward(squeezed, down, down_bias, up, up_bias, activations)
+        ctx.save_for_backward(gate, activations, down, down_bias, up, up_bias, *squeezed)
+        return gate
+
+    @staticmethod
+    def backward(ctx: Any, dgate: Tensor) -> tuple[Tensor | None, ...]:
+        gate, activations, down, down_bias, up, up_bias, *squeezed = ctx.saved_tensors
+        if must_be_plain(dgate):
+            return _differentiate_reference(squeezed, down, down_bias, up, up_bias, dgate)
+        needed = ctx.needs_input_grad
+        d = torch.ops.aten.sigmoid_backward(dgate, gate)
+        dup = d.t() @ activations.sum(0) if needed[2] else None
+        dup_bias = d.sum(0) * len(squeezed) if needed[3] else None
+        hidden = (d @ up).expand_as(activations)
+        hidden = torch.ops.aten.threshold_backward(hidden, activations, 0).flatten(0, 1)
+        ddown = hidden.t() @ torch.cat(squeezed) if needed[0] else None
+        ddown_bias = hidden.sum(0) if needed[1] else None
+        dsqueezed = (hidden @ down).chunk(len(squeezed)) if any(needed[4:]) else [None] * len(squeezed)
+        return ddown, ddown_bias, dup, dup_bias, *dsqueezed
+
+
+def _differentiate_reference(
+    squeezed: Sequence[Tensor],
+    down: Tensor,
+    down_bias: Tensor | None,
+    up: Tensor,
+    up_bias: Tensor | None,
+    dgate: Tensor,
+) -> tuple[Tensor | None, ...]:
+    given = {at: tensor for at, tensor in enumerate((down, down_bias, up, up_bias, *squeezed)) if tensor is not None}
+
+    def run(*tensors: Tensor) -> tuple[Tensor]:
+        present = dict(zip(given, tensors, strict=True))
+        inputs = [present[at] for at in range(4, 4 + len(squeezed))]
+        return (reference.run(inputs, present[0], present.get(1), present[2], present.get(3)),)
+
+    found = dict(zip(given, differentiate(run, [*given.values()], (dgate,)), strict=True))
+    return tuple(map(found.get, range(4 + len(squeezed))))
 
 
 def prepare(
@@ -60,7 +107,7 @@ def prepare(
         down_bias: Tensor | None,
         up: Tensor,
         up_bias: Tensor | None,
-        plan: _Excite = plan,  # kept
+        plan: _Plan = plan,  # kept
     ) -> Tensor:
         gate = torch.empty(shape, dtype=torch.float32, device=cpu.CPU)
         pointers = [gate.data_ptr()]
@@ -76,17 +123,36 @@ def prepare(
 # --- the call into C++ -----------------------------------------------------------------------------------------------
 
 
-class _Excite(Structure):
+class _Plan(Structure):
     _fields_ = [("threads", c_int32), ("inputs", c_int32), ("batch", c_int64), ("channels", c_int64)]
     _fields_ += [("hidden", c_int64), ("gate", c_void_p), ("squeezed", c_void_p * MOST)]
-    _fields_ += [(name, c_void_p) for name in ("down", "down_bias", "up", "up_bias")]
+    _fields_ += [(name, c_void_p) for name in ("down", "down_bias", "up", "up_bias", "activations")]
 
 
-def _plan(squeezed: tuple[Tensor, ...], down: Tensor, down_bias: Tensor | None, up_bias: Tensor | None) -> _Excite:
-    """Pointers are numbered in the order of the call: the gate, what was squeezed, then the weights that there are."""
+def _forward(
+    squeezed: Sequence[Tensor],
+    down: Tensor,
+    down_bias: Tensor | None,
+    up: Tensor,
+    up_bias: Tensor | None,
+    activations: Tensor | None,
+) -> Tensor:
+    gate = down.new_empty(squeezed[0].shape)
+    given = [None if tensor is None else tensor.contiguous() for tensor in (*squeezed, down, down_bias, up, up_bias)]
+    present = [tensor for tensor in (gate, *given, activations) if tensor is not None]
+    plan = _plan(squeezed, down, down_bias, up_bias, activations is not None)
+    call("excite", plan, [tensor.data_ptr() for tensor in present])
+    return gate
+
+
+def _plan(
+    squeezed: Sequence[Tensor], down: Tensor, down_bias: Tensor | None, up_bias: Tensor | None, keep: bool = False
+) -> _Plan:
+    """Pointers are numbered in the order of the call: gate, what was squeezed, the weights that there are, and the
+    activations where they are kept."""
     hidden, channels = down.shape
-    plan = _Excite(torch.get_num_threads(), len(squeezed), len(squeezed[0]), channels, hidden)
-    numbers = iter(range(1, 10))
+    plan = _Plan(torch.get_num_threads(), len(squeezed), len(squeezed[0]), channels, hidden)
+    numbers = iter(range(1, 11))
     plan.gate = next(numbers)
     for at in range(len(squeezed)):
         plan.squeezed[at] = next(numbers)
@@ -94,4 +160,5 @@ def _plan(squeezed: tuple[Tensor, ...], down: Tensor, down_bias: Tensor | None, 
     plan.down_bias = None if down_bias is None else next(numbers)
     plan.up = next(numbers)
     plan.up_bias = None if up_bias is None else next(numbers)
+    plan.activations = next(numbers) if keep else None
     return plan

@@ -11,6 +11,7 @@ struct Excite {
     float *gate;               // (batch, channels)
     const float *squeezed[4];  // (batch, channels) each
     const float *down, *down_bias, *up, *up_bias;
+    float *activations;        // (inputs, batch, hidden); may be null
 };
 
 namespace {
@@ -62,10 +63,11 @@ void product(const float *weights, Index from, Index to, const std::vector<const
 
 extern "C" __attribute__((visibility("default"))) void regard_excite(const Excite *plan, void *const *pointers) {
     Excite a = *plan;
-    resolve(pointers, a.gate, a.down, a.down_bias, a.up, a.up_bias);
+    resolve(pointers, a.gate, a.down, a.down_bias, a.up, a.up_bias, a.activations);
     const int rows = (int)(a.inputs * a.batch);
     std::vector<const float *> row(rows), hidden(a.batch);
-    std::vector<float> activations((size_t)rows * a.hidden), joined((size_t)a.batch * a.hidden);
+    std::vector<float> own(a.activations ? 0 : (size_t)rows * a.hidden), joined((size_t)a.batch * a.hidden);
+    float *activations = a.activations ? a.activations : own.data();
     for (int input = 0; input < a.inputs; input++) {
         resolve(pointers, a.squeezed[input]);
         for (Index b = 0; b < a.batch; b++) row[input * a.batch + b] = a.squeezed[input] + b * a.channels;

@@ -237,6 +237,7 @@ def train_yolo(folder):
     assert all(torch.equal(carried[name], value) for name, value in regard.attached(yolo.model)[0].state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_page_on_yolo(tmp_path, monkeypatch):
     # in a process of its own: Ultralytics patches torch.load and torch.save, and reads these when it is imported
     monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,6 +32,12 @@ def run(x: Tensor, weight: Tensor) -> Tensor:
     if x.dim() == 3:
         return _Convolve.apply(x.unsqueeze(2), weight.unsqueeze(2)).squeeze(2)
     return _Convolve.apply(x, weight)
+
+
+def prepare(x: Tensor, weight: Tensor) -> Callable[[Tensor, Tensor], Tensor] | None:
+    if x.dtype != torch.float32 or not (x.is_contiguous() and weight.is_contiguous()):
+        return None
+    return cpu.prepare_convolve(x, weight)
 
 
 class _Convolve(Function):

@@ -77,10 +77,15 @@ template <int FEW> void accumulate(const Convolve &a, Plane &plane, const float 
     for (int f = 0; f < FEW; f++) dweight[k * a.columns + l + f] = sum(sums[f]);
 }
 
+Convolve placed(Convolve a, void *const *pointers) {
+    resolve(pointers, a.x, a.weight, a.dy, a.y, a.dx, a.dweight);
+    return a;
+}
+
 } // namespace
 
-extern "C" __attribute__((visibility("default"))) void regard_convolve(const Convolve *plan, void *const *) {
-    const Convolve &a = *plan;
+extern "C" __attribute__((visibility("default"))) void regard_convolve(const Convolve *plan, void *const *pointers) {
+    const Convolve a = placed(*plan, pointers);
     const Index pixels = a.height * a.width, taps = a.rows * a.columns;
     share(a.batch, threads(a), [&](Index b) {
         float *y = a.y + b * pixels;
@@ -93,8 +98,8 @@ extern "C" __attribute__((visibility("default"))) void regard_convolve(const Con
     });
 }
 
-extern "C" __attribute__((visibility("default"))) void regard_convolve_backward(const Convolve *plan, void *const *) {
-    const Convolve &a = *plan;
+extern "C" __attribute__((visibility("default"))) void regard_convolve_backward(const Convolve *plan, void *const *pointers) {
+    const Convolve a = placed(*plan, pointers);
     const Index pixels = a.height * a.width, taps = a.rows * a.columns;
     share(a.batch, threads(a), [&](Index b) {
         Plane plane(a);

@@ -544,9 +544,25 @@ def convolve(x: Tensor, weight: Tensor) -> Tensor:
     x, weight = x.contiguous(), weight.contiguous()
     y = x.new_empty((len(x), 1, *x.shape[2:]))
     plan = _Convolve(torch.get_num_threads(), x.shape[1], len(x), 0, *x.shape[2:], *weight.shape[2:])
-    plan.x, plan.weight, plan.y = x.data_ptr(), weight.data_ptr(), y.data_ptr()
-    call("convolve", plan, ())
+    plan.x, plan.weight, plan.y = 1, 2, 3
+    call("convolve", plan, [tensor.data_ptr() for tensor in (x, weight, y)])
     return y
+
+
+def prepare_convolve(x: Tensor, weight: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """`convolve` for all maps and weights that look like these, contiguous, of one or two spatial axes."""
+    shape, one = (len(x), 1, *x.shape[2:]), (1,) * (4 - x.dim())
+    sides = *one, *x.shape[2:], *one, *weight.shape[2:]
+    plan = _Convolve(torch.get_num_threads(), x.shape[1], len(x), 0, *sides)
+    plan.x, plan.weight, plan.y = 1, 2, 3
+    run, address, pointers_to = function("convolve"), addressof(plan), c_void_p * 3
+
+    def convolve(x: Tensor, weight: Tensor, plan: _Convolve = plan) -> Tensor:  # which keeps the plan
+        y = torch.empty(shape, dtype=torch.float32, device=CPU)
+        run(address, pointers_to(x.data_ptr(), weight.data_ptr(), y.data_ptr()))
+        return y
+
+    return convolve
 
 
 def convolve_backward(
@@ -557,7 +573,8 @@ def convolve_backward(
     dx = torch.empty_like(x) if needed[0] else None
     dweight = x.new_empty((len(x), *weight.shape[1:])) if needed[1] else None
     plan = _Convolve(torch.get_num_threads(), x.shape[1], len(x), 0, *x.shape[2:], *weight.shape[2:])
-    plan.x, plan.weight, plan.dy = x.data_ptr(), weight.data_ptr(), dy.data_ptr()
-    plan.dx, plan.dweight = (None if into is None else into.data_ptr() for into in (dx, dweight))
-    call("convolve_backward", plan, ())
+    plan.x, plan.weight, plan.dy = 1, 2, 3
+    plan.dx, plan.dweight = 4, 5
+    given = (x, weight, dy, dx, dweight)
+    call("convolve_backward", plan, [0 if tensor is None else tensor.data_ptr() for tensor in given])
     return dx, None if dweight is None else dweight.sum(0, keepdim=True)

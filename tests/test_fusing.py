@@ -267,6 +267,11 @@ def test_inplace_writes_over_the_output():
         got = net(x)
     assert torch.allclose(got, before)
     assert got.data_ptr() == pointers[-1].data_ptr() != before.data_ptr()
+    kept = []
+    handle = net[0].register_forward_hook(lambda module, args, y: kept.append(y))  # now somebody else may own it
+    with torch.no_grad():
+        assert net(x).data_ptr() != pointers[-1].data_ptr()
+    handle.remove()
     assert net(x).data_ptr() != pointers[-1].data_ptr(), "while gradients are recorded it is as ever"
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -51,20 +51,22 @@ class Inserted(nn.Module):
         self.entering: dict[tuple[str, torch.device], Tensor] = {}
         self.endings: dict[str, Ending] = {}  # by label, what follows a gate that was fused
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, owned: bool = False) -> Tensor:
         for label, mechanism in self.named_children():
             if label in self.endings and next(reversed(self._modules)) == label and undisturbed():
-                x = self._fused(label, mechanism, x)
+                x = self._fused(label, mechanism, x, owned)
                 continue
             layout = Layout(*self.records[label]["layouts"][self.records[label]["site"]])
             entered = self.entering.pop((label, x.device), None)
             x = layout.through(mechanism if entered is None else partial(mechanism, entered), x)
         return x
 
-    def _fused(self, label: str, mechanism: nn.Module, x: Tensor) -> Tensor:
+    def _fused(self, label: str, mechanism: nn.Module, x: Tensor, owned: bool) -> Tensor:
         """The mechanism's result, pending where the network goes on with an addition or a ReLU."""
         ending = self.endings[label]
-        if hooked(mechanism) or type(x) not in (Tensor, Normed) or (ending.inplace and torch.is_grad_enabled()):
+        if ending.inplace and (not owned or torch.is_grad_enabled()):
+            ending = replace(ending, inplace=False)
+        if hooked(mechanism) or type(x) not in (Tensor, Normed):
             return mechanism(x)
         mark(x, ending)
         try:
@@ -82,7 +84,9 @@ class Inserted(nn.Module):
 def _send_through(site: nn.Module, args: Any, output: Tensor) -> Tensor:
     """The one hook, at every site."""
     inserted: Any = site._modules[CHILD]
-    return inserted.forward(output) if inserted.endings and not hooked(inserted) else inserted(output)
+    if not inserted.endings or hooked(inserted):
+        return inserted(output)
+    return inserted.forward(output, owned=type(site) in OWNED and len(site._forward_hooks) == 1)
 
 
 class _Keep:
@@ -260,8 +264,10 @@ class Attached:
 
         One run of the model tells at which sites an addition of two maps, a ReLU, or both follow the mechanism's only
         gate; there the gate adds and cuts off while it writes, and the map is written and read up to twice less. The
-        results agree to rounding. Anything else that looks at the site's output still finds it; the model is fused
-        until `unfuse`, also in training, and a saved attachment is not.
+        results agree to rounding. Anything else that looks at the site's output still finds it; only the other map of
+        the addition must not be changed in place between the addition and the ReLU. The model is fused until `unfuse`,
+        also in training; a saved attachment is not. In evaluation without gradients a batch norm at the site joins the
+        pass as well, where the mechanism asks for averages alone.
 
         Args:
             example: input of the run, as in `attach`; the model is left exactly as it was.
@@ -285,16 +291,16 @@ class Attached:
         self.unfuse()
         modules = dict(self.model.named_modules())
         places = {site: modules[site] for site in self.modules if site not in self.orphans}
-        for site, module in places.items():
-            first = Layout(*self._record["layouts"][site]) == Layout("channels_first")
-            if not first or site in self._record["beside"]:
-                continue
-            if inplace and (type(module) not in OWNED or len(module._forward_hooks) > 1):
+        maps = Layout("channels_first")
+        tried = [s for s in places if Layout(*self._record["layouts"][s]) == maps and s not in self._record["beside"]]
+        for site in tried if inplace else ():
+            if type(places[site]) not in OWNED or len(places[site]._forward_hooks) > 1:
                 raise UserError(
-                    f"inplace: whether anybody else owns the output of {site!r} ({type(module).__name__}) cannot be "
-                    "known: only that of a norm or a convolution without other hooks is its own"
+                    f"inplace: whether anybody else owns the output of {site!r} ({type(places[site]).__name__}) cannot "
+                    "be known: only that of a norm or a convolution without other hooks is its own"
                 )
-            module._modules[CHILD].endings[self.label] = Ending(seen=[])
+        for site in tried:
+            places[site]._modules[CHILD].endings[self.label] = Ending(seen=[])
         try:
             with borrowed(self.model), torch.no_grad():
                 call(self.model, example)
@@ -302,7 +308,8 @@ class Attached:
             self.unfuse()
             raise
         fused, lazy = [], {}
-        for site, module in places.items():
+        for site in tried:
+            module = places[site]
             endings = module._modules[CHILD].endings
             ending = endings.pop(self.label, None)
             if ending is not None and len(ending.seen or ()) == 1 and (ending.add or ending.relu or inplace):

@@ -2,7 +2,8 @@
 
 At the end of a residual branch a network adds the other branch to what a gate gives, and cuts off what is below 0: the
 map is written and read twice more. A gate whose map is marked with an `Ending` therefore gives a `Pending` tensor, its
-result not computed yet: an addition and a ReLU join the pass, and anything else that looks at it has it computed.
+result not computed yet: an addition and a ReLU join the pass, and anything else that looks at it has it computed. What
+was added is read when the pass runs: nobody may change it in place before the ReLU.
 """
 
 from __future__ import annotations

@@ -15,7 +15,13 @@ DOCS = ROOT / "docs" / "examples"
 SECONDS = 30  # of processor time, so that a busy machine fails nothing; an idle one needs about 8
 
 EVERY = [path for path in sorted((ROOT / "examples").glob("*.py")) if path.stem != "common"]
-SLOW = {"solar_cells", "segmentation", "video", "glimpse"}  # the others say sooner whether examples still run
+SLOW = {
+    "solar_cells",
+    "segmentation",
+    "video",
+    "glimpse",
+    "pretrained",
+}  # the others say sooner whether examples still run
 UNTRAINED = {"pretrained"}
 
 

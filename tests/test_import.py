@@ -90,6 +90,7 @@ for request in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_what_is_not_installed_is_named():
     requests = [
         ("matplotlib", "compare"),

@@ -24,8 +24,8 @@ def why_not(
     weights = [weight for weight in (down, down_bias, up, up_bias) if weight is not None]
     if any(not tensor.is_cpu for tensor in (*squeezed, *weights)):
         return "needs tensors on the CPU"
-    if any(tensor.dtype != torch.float32 for tensor in (*squeezed, *weights)) or torch.is_autocast_enabled("cpu"):
-        return "needs float32"
+    if len({tensor.dtype for tensor in (*squeezed, *weights)}) > 1 or torch.is_autocast_enabled("cpu"):
+        return "needs tensors of one dtype"
     if not 1 <= len(squeezed) <= MOST:
         return f"takes up to {MOST} squeezed tensors, got {len(squeezed)}"
     hidden, channels = down.shape
@@ -50,7 +50,7 @@ class _Excite(Function):
     def forward(
         ctx: Any, down: Tensor, down_bias: Tensor | None, up: Tensor, up_bias: Tensor | None, *squeezed: Tensor
     ) -> Tensor:
-        activations = down.new_empty(len(squeezed), len(squeezed[0]), len(down))
+        activations = down.new_empty(len(squeezed), len(squeezed[0]), len(down), dtype=torch.float32)
         gate = _forward(squeezed, down, down_bias, up, up_bias, activations)
         ctx.save_for_backward(gate, activations, down, down_bias, up, up_bias, *squeezed)
         return gate
@@ -60,7 +60,8 @@ class _Excite(Function):
         gate, activations, down, down_bias, up, up_bias, *squeezed = ctx.saved_tensors
         if must_be_plain(dgate):
             return _differentiate_reference(squeezed, down, down_bias, up, up_bias, dgate)
-        needed = ctx.needs_input_grad
+        needed, dtype = ctx.needs_input_grad, gate.dtype
+        dgate, gate, down, up, *squeezed = (tensor.float() for tensor in (dgate, gate, down, up, *squeezed))
         d = torch.ops.aten.sigmoid_backward(dgate, gate)
         dup = d.t() @ activations.sum(0) if needed[2] else None
         dup_bias = d.sum(0) * len(squeezed) if needed[3] else None
@@ -69,7 +70,8 @@ class _Excite(Function):
         ddown = hidden.t() @ torch.cat(squeezed) if needed[0] else None
         ddown_bias = hidden.sum(0) if needed[1] else None
         dsqueezed = (hidden @ down).chunk(len(squeezed)) if any(needed[4:]) else [None] * len(squeezed)
-        return ddown, ddown_bias, dup, dup_bias, *dsqueezed
+        found = (ddown, ddown_bias, dup, dup_bias, *dsqueezed)
+        return found if dtype == torch.float32 else tuple(d if d is None else d.to(dtype) for d in found)
 
 
 def _differentiate_reference(
@@ -95,7 +97,7 @@ def prepare(
     squeezed: tuple[Tensor, ...], down: Tensor, down_bias: Tensor | None, up: Tensor, up_bias: Tensor | None
 ) -> Callable[..., Tensor] | None:
     given = (*squeezed, down, down_bias, up, up_bias)
-    if not all(tensor is None or tensor.is_contiguous() for tensor in given):
+    if down.dtype != torch.float32 or not all(tensor is None or tensor.is_contiguous() for tensor in given):
         return None
     plan, excite, shape = _plan(squeezed, down, down_bias, up_bias), function("excite"), tuple(squeezed[0].shape)
     address = addressof(plan)
@@ -137,12 +139,13 @@ def _forward(
     up_bias: Tensor | None,
     activations: Tensor | None,
 ) -> Tensor:
-    gate = down.new_empty(squeezed[0].shape)
-    given = [None if tensor is None else tensor.contiguous() for tensor in (*squeezed, down, down_bias, up, up_bias)]
-    present = [tensor for tensor in (gate, *given, activations) if tensor is not None]
+    gate = down.new_empty(squeezed[0].shape, dtype=torch.float32)
+    weights = (weight for weight in (down, down_bias, up, up_bias) if weight is not None)
+    given = [tensor.float().contiguous() for tensor in (*squeezed, *weights)]
+    present = [gate, *given, *(() if activations is None else (activations,))]
     plan = _plan(squeezed, down, down_bias, up_bias, activations is not None)
     call("excite", plan, [tensor.data_ptr() for tensor in present])
-    return gate
+    return gate.to(down.dtype)
 
 
 def _plan(

@@ -20,23 +20,37 @@ constexpr int FEW = 4;  // weights, and rows, whose sums share what was loaded
 
 inline float relu(float value) { return value < 0 ? 0 : value; }  // NaN passes
 
+// The sum over the lanes of each of N vectors, one in each W / N lanes: vectors are folded in pairs.
+template <int N> inline Vector sums_of(const Vector *each) {
+    if constexpr (N == 1) return *each;
+    else {
+        constexpr int GROUP = 2 * W / N, HALF = GROUP / 2;
+        const Places first = LANES / HALF * GROUP + LANES % HALF, second = first + HALF;
+        const Vector a = sums_of<N / 2>(each), b = sums_of<N / 2>(each + N / 2);
+        return (Vector)__builtin_shuffle(a, b, first) + (Vector)__builtin_shuffle(a, b, second);
+    }
+}
+
 // dot(weight[j], row[k]) of n numbers each, for a few of both; into[j][k].
 template <int WEIGHTS, int ROWS>
 inline void dots(const float *weight, const float *const *row, Index n, float (*into)[FEW]) {
-    Vector sums[WEIGHTS][ROWS] = {};
-    auto add = [&](auto at) {
+    Vector sums[WEIGHTS][ROWS];
+    auto add = [&](auto first, auto at) {
         Vector value[ROWS];
         for (int k = 0; k < ROWS; k++) value[k] = at(row[k]);
         for (int j = 0; j < WEIGHTS; j++) {
-            Vector w = at(weight + j * n);
-            for (int k = 0; k < ROWS; k++) sums[j][k] += w * value[k];
+            const Vector w = at(weight + j * n);
+            for (int k = 0; k < ROWS; k++) sums[j][k] = first() ? w * value[k] : sums[j][k] + w * value[k];
         }
     };
-    Index r = 0;
-    for (; r + W <= n; r += W) add([r](const float *from) { return load(from + r); });
-    if (int left = (int)(n - r)) add([r, left](const float *from) { return load(from + r, left); });
-    for (int j = 0; j < WEIGHTS; j++)
-        for (int k = 0; k < ROWS; k++) into[j][k] = sum(sums[j][k]);
+    const int head = n % W ? (int)(n % W) : W;
+    add([] { return true; }, [head](const float *from) { return load(from, head); });
+    for (Index r = head; r < n; r += W) add([] { return false; }, [r](const float *from) { return load(from + r); });
+    if (WEIGHTS * ROWS % W == 0)
+        for (int at = 0; at < WEIGHTS * ROWS; at += W) store(into[0] + at, sums_of<W>(sums[0] + at));
+    else
+        for (int j = 0; j < WEIGHTS; j++)
+            for (int k = 0; k < ROWS; k++) into[j][k] = sum(sums[j][k]);
 }
 
 // take(j, k, dot(weight[j], row[k])) for the weights from .. to, all of n numbers, and every row.

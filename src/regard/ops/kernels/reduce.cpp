@@ -31,7 +31,14 @@ namespace {
 
 constexpr Index LINE = 2048;   // numbers of a row of results that stay in the first cache
 constexpr Index TILE = 16384;  // numbers of the map that stay in the second while the requests take turns
+constexpr Index FAR = 8 << 20; // bytes of a map that comes from memory and not from the caches
 constexpr Index PRODUCT = 4096; // ... in the first
+
+// Where the results of one request go.
+struct Results {
+    float *sum, *max, *squares;
+    int32_t *index;
+};
 
 // One request on one tile: everything at the tile's corner, and the steps from plane to plane and from row to row.
 template <class T> struct Tile {
@@ -40,10 +47,10 @@ template <class T> struct Tile {
     Index x_step[2], other_step[2], step[2];  // step: of the results
     Index place, place_step[2], before;
     int scalars, vectors;
+    bool one_by_one;                          // short rows that come from memory
     const float *scalar[3], *vector[2];
     Index scalar_step[3][2], vector_step[2][2];
-    float *sum, *max, *squares;
-    int32_t *index;
+    Results to;
 
     float factor(Index p, Index q) const {
         float value = 1;
@@ -68,29 +75,29 @@ template <int KINDS> struct Sums {
         if (KINDS & PLACE) larger(max, index, LANES < n ? value : spread(LEAST), place);
         else if (KINDS & MAX) max = larger(max, LANES < n ? value : spread(LEAST));
     }
-    template <class T> void get(const Tile<T> &t, Index at) {
-        if (KINDS & SUM) sum = load(t.sum + at);
-        if (KINDS & SQUARES) squares = load(t.squares + at);
-        if (KINDS & MAX) max = load(t.max + at);
-        if (KINDS & PLACE) index = (Places)load((const float *)(t.index + at));
+    void get(const Results &to, Index at) {
+        if (KINDS & SUM) sum = load(to.sum + at);
+        if (KINDS & SQUARES) squares = load(to.squares + at);
+        if (KINDS & MAX) max = load(to.max + at);
+        if (KINDS & PLACE) index = (Places)load((const float *)(to.index + at));
     }
-    template <class T> void get(const Tile<T> &t, Index at, int n) {
-        if (KINDS & SUM) sum = load(t.sum + at, n);
-        if (KINDS & SQUARES) squares = load(t.squares + at, n);
-        if (KINDS & MAX) max = load(t.max + at, n);
-        if (KINDS & PLACE) index = (Places)load((const float *)(t.index + at), n);
+    void get(const Results &to, Index at, int n) {
+        if (KINDS & SUM) sum = load(to.sum + at, n);
+        if (KINDS & SQUARES) squares = load(to.squares + at, n);
+        if (KINDS & MAX) max = load(to.max + at, n);
+        if (KINDS & PLACE) index = (Places)load((const float *)(to.index + at), n);
     }
-    template <class T> void put(const Tile<T> &t, Index at) const {
-        if (KINDS & SUM) store(t.sum + at, sum);
-        if (KINDS & SQUARES) store(t.squares + at, squares);
-        if (KINDS & MAX) store(t.max + at, max);
-        if (KINDS & PLACE) store((float *)(t.index + at), (Vector)index);
+    void put(const Results &to, Index at) const {
+        if (KINDS & SUM) store(to.sum + at, sum);
+        if (KINDS & SQUARES) store(to.squares + at, squares);
+        if (KINDS & MAX) store(to.max + at, max);
+        if (KINDS & PLACE) store((float *)(to.index + at), (Vector)index);
     }
-    template <class T> void put(const Tile<T> &t, Index at, int n) const {
-        if (KINDS & SUM) store(t.sum + at, n, sum);
-        if (KINDS & SQUARES) store(t.squares + at, n, squares);
-        if (KINDS & MAX) store(t.max + at, n, max);
-        if (KINDS & PLACE) store((float *)(t.index + at), n, (Vector)index);
+    void put(const Results &to, Index at, int n) const {
+        if (KINDS & SUM) store(to.sum + at, n, sum);
+        if (KINDS & SQUARES) store(to.squares + at, n, squares);
+        if (KINDS & MAX) store(to.max + at, n, max);
+        if (KINDS & PLACE) store((float *)(to.index + at), n, (Vector)index);
     }
 };
 
@@ -134,35 +141,50 @@ template <class T, int KINDS, bool OTHER, int VECTORS> void along_rows(const Til
             if (r + W <= t.columns) even.add(row.at(r), place + (int32_t)r), r += W;
             if (int n = (int)(t.columns - r)) odd.add(row.at(r, n), place + (int32_t)r, n);
             Index at = p * t.step[0] + q * t.step[1];
-            if (KINDS & SUM) t.sum[at] += sum(even.sum + odd.sum);
-            if (KINDS & SQUARES) t.squares[at] += sum(even.squares + odd.squares);
+            if (KINDS & SUM) t.to.sum[at] += sum(even.sum + odd.sum);
+            if (KINDS & SQUARES) t.to.squares[at] += sum(even.squares + odd.squares);
             if (KINDS & MAX) {
                 float best = max(larger(even.max, odd.max));
-                if (!beats(best, t.max[at])) continue;
-                t.max[at] = best;
+                if (!beats(best, t.to.max[at])) continue;
+                t.to.max[at] = best;
                 if (KINDS & PLACE) {
                     int32_t a = first(even.index, even.max, best), b = first(odd.index, odd.max, best);
-                    t.index[at] = a < b ? a : b;
+                    t.to.index[at] = a < b ? a : b;
                 }
             }
         }
 }
 
-// Along an axis before the last: a row of numbers, which takes up the rows of the map, a few at a time.
-template <class T, int KINDS, bool OTHER, int VECTORS, int FEW>
-void add_rows(const Tile<T> &t, const Row<T, OTHER, VECTORS> *row, const Places *place, Index at) {
+// Rows are taken up a few at a time; short ones from memory one by one, as memory is fastest in its own order.
+constexpr int FEW = 8;
+constexpr Index SHORT = 512, AHEAD = 8, SOON = 128;  // memory is told of what comes so many rows, or numbers, later
+
+// Along an axis before the last: a row of numbers, which takes up the rows of the map, some at a time. All is kept in
+// local variables: for all that a compiler knows, a result may lie on what describes the tile.
+template <class T, int KINDS, bool OTHER, int VECTORS, int SOME>
+void add_rows(const Tile<T> &t, const Row<T, OTHER, VECTORS> *rows, const Places *places, Index at, int axis) {
+    const Results to = t.to;
+    const Index columns = t.columns, ahead = SOME > 1 ? SOON : AHEAD * t.x_step[axis];
+    const Index other_ahead = SOME > 1 || !OTHER ? SOON : AHEAD * t.other_step[axis];
+    Row<T, OTHER, VECTORS> row[SOME];
+    Places place[SOME];
+    for (int k = 0; k < SOME; k++) row[k] = rows[k], place[k] = places[k];
     Index r = 0;
-    for (; r + W <= t.columns; r += W) {
+    for (; r + W <= columns; r += W) {
         Sums<KINDS> sums;
-        sums.get(t, at + r);
-        for (int k = 0; k < FEW; k++) sums.add(row[k].at(r), place[k] + (int32_t)r);
-        sums.put(t, at + r);
+        sums.get(to, at + r);
+        for (int k = 0; k < SOME; k++) {
+            __builtin_prefetch(row[k].x + r + ahead);
+            if (OTHER) __builtin_prefetch(row[k].other + r + other_ahead);
+            sums.add(row[k].at(r), place[k] + (int32_t)r);
+        }
+        sums.put(to, at + r);
     }
-    if (int n = (int)(t.columns - r)) {
+    if (int n = (int)(columns - r)) {
         Sums<KINDS> sums;
-        sums.get(t, at + r, n);
-        for (int k = 0; k < FEW; k++) sums.add(row[k].at(r, n), place[k] + (int32_t)r);
-        sums.put(t, at + r, n);
+        sums.get(to, at + r, n);
+        for (int k = 0; k < SOME; k++) sums.add(row[k].at(r, n), place[k] + (int32_t)r);
+        sums.put(to, at + r, n);
     }
 }
 
@@ -172,54 +194,52 @@ template <class T, int KINDS, bool OTHER, int VECTORS> void along_columns(const 
     };
     for (Index p = 0; p < t.planes; p++) {
         Index at = p * t.step[0], q = 0;
-        if (!t.step[1] && t.columns <= 4 * W) {  // narrow: a few columns stay in registers
+        if (!t.step[1] && t.columns <= (t.one_by_one ? 2 : 4) * W) {  // narrow: a few columns stay in registers
             for (Index r = 0; r < t.columns; r += W) {
                 int n = t.columns - r < W ? (int)(t.columns - r) : W;
                 Sums<KINDS> sums;
-                n == W ? sums.get(t, at + r) : sums.get(t, at + r, n);
+                n == W ? sums.get(t.to, at + r) : sums.get(t.to, at + r, n);
                 if (n == W)
                     for (Index q = 0; q < t.rows; q++)
                         sums.add(Row<T, OTHER, VECTORS>(t, p, q).at(r), base(p, q) + (int32_t)r);
                 else
                     for (Index q = 0; q < t.rows; q++)
                         sums.add(Row<T, OTHER, VECTORS>(t, p, q).at(r, n), base(p, q) + (int32_t)r);
-                n == W ? sums.put(t, at + r) : sums.put(t, at + r, n);
+                n == W ? sums.put(t.to, at + r) : sums.put(t.to, at + r, n);
             }
             continue;
         }
-        constexpr int FEW = 4;
         Row<T, OTHER, VECTORS> row[FEW];
         Places place[FEW];
-        if (!t.step[1])
+        if (!t.step[1] && !t.one_by_one)
             for (; q + FEW <= t.rows; q += FEW) {
                 for (int k = 0; k < FEW; k++) row[k] = Row<T, OTHER, VECTORS>(t, p, q + k), place[k] = base(p, q + k);
-                add_rows<T, KINDS, OTHER, VECTORS, FEW>(t, row, place, at);
+                add_rows<T, KINDS, OTHER, VECTORS, FEW>(t, row, place, at, 1);
             }
         for (; q < t.rows; q++) {
             row[0] = Row<T, OTHER, VECTORS>(t, p, q), place[0] = base(p, q);
-            add_rows<T, KINDS, OTHER, VECTORS, 1>(t, row, place, at + q * t.step[1]);
+            add_rows<T, KINDS, OTHER, VECTORS, 1>(t, row, place, at + q * t.step[1], 1);
         }
     }
 }
 
 // Along the planes, where neither rows nor columns are reduced: as above, a few planes at a time.
 template <class T, int KINDS, bool OTHER, int VECTORS> void along_planes(const Tile<T> &t) {
-    constexpr int FEW = 4;
     Row<T, OTHER, VECTORS> row[FEW];
     Places place[FEW];
     auto base = [&](Index p, Index q) {
         return LANES + (int32_t)(t.place + p * t.place_step[0] + q * t.place_step[1]);
     };
     Index p = 0;
-    for (; p + FEW <= t.planes; p += FEW)
+    for (; !t.one_by_one && p + FEW <= t.planes; p += FEW)
         for (Index q = 0; q < t.rows; q++) {
             for (int k = 0; k < FEW; k++) row[k] = Row<T, OTHER, VECTORS>(t, p + k, q), place[k] = base(p + k, q);
-            add_rows<T, KINDS, OTHER, VECTORS, FEW>(t, row, place, q * t.step[1]);
+            add_rows<T, KINDS, OTHER, VECTORS, FEW>(t, row, place, q * t.step[1], 0);
         }
     for (; p < t.planes; p++)
         for (Index q = 0; q < t.rows; q++) {
             row[0] = Row<T, OTHER, VECTORS>(t, p, q), place[0] = base(p, q);
-            add_rows<T, KINDS, OTHER, VECTORS, 1>(t, row, place, q * t.step[1]);
+            add_rows<T, KINDS, OTHER, VECTORS, 1>(t, row, place, q * t.step[1], 0);
         }
 }
 
@@ -230,7 +250,7 @@ template <class T, bool OTHER, int VECTORS> void along_both(const Tile<T> &rows,
             Row<T, OTHER, 0> row(rows, p, q);
             const float first = rows.factor(p, q), second = other.factor(p, q);
             const float *weight = VECTORS ? rows.vector[0] + p * rows.vector_step[0][0] + q * rows.vector_step[0][1] : nullptr;
-            float *into = other.sum + p * other.step[0] + q * other.step[1];
+            float *into = other.to.sum + p * other.step[0] + q * other.step[1];
             row.factor = 1;
             Vector sums = {};
             Index r = 0;
@@ -244,7 +264,7 @@ template <class T, bool OTHER, int VECTORS> void along_both(const Tile<T> &rows,
                 sums += VECTORS ? value * load(weight + r, n) : value;
                 store(into + r, n, load(into + r, n) + value * second);
             }
-            rows.sum[p * rows.step[0] + q * rows.step[1]] += sum(sums) * first;
+            rows.to.sum[p * rows.step[0] + q * rows.step[1]] += sum(sums) * first;
         }
 }
 
@@ -267,9 +287,9 @@ template <class T> void moments_along_rows(const Tile<T> &t) {
                 Vector d = load(x + whole, n) - mean;
                 squares += LANES < n ? d * d : Vector{};
             }
-            float share = count / (count + (float)t.before), delta = mean - t.sum[at];
-            t.sum[at] += delta * share;
-            t.squares[at] += sum(squares) + delta * delta * share * (float)t.before;
+            float share = count / (count + (float)t.before), delta = mean - t.to.sum[at];
+            t.to.sum[at] += delta * share;
+            t.to.squares[at] += sum(squares) + delta * delta * share * (float)t.before;
         }
 }
 
@@ -290,11 +310,11 @@ template <class T> void moments_along_columns(const Tile<T> &t) {
                 squares += d * d;
             }
             Sums<SUM | SQUARES> sums;
-            sums.get(t, p * t.step[0] + r, n);
+            sums.get(t.to, p * t.step[0] + r, n);
             Vector delta = mean - sums.sum;
             sums.sum += delta * share;
             sums.squares += squares + delta * delta * (share * (float)t.before);
-            sums.put(t, p * t.step[0] + r, n);
+            sums.put(t.to, p * t.step[0] + r, n);
         }
 }
 
@@ -330,18 +350,18 @@ template <class T> void take(const Tile<T> &t, int kinds, Direction direction) {
 }
 
 // The same where a row is a few vectors: what goes down the columns stays in registers.
-template <class T, bool OTHER, int VECTORS, int FEW> void along_narrow(const Tile<T> &rows, const Tile<T> &other) {
-    const int n = (int)(rows.columns - (FEW - 1) * W);
-    auto at = [n](const auto *from, int k) { return k < FEW - 1 ? load(from + k * W) : load(from + k * W, n); };
+template <class T, bool OTHER, int VECTORS, int SOME> void along_narrow(const Tile<T> &rows, const Tile<T> &other) {
+    const int n = (int)(rows.columns - (SOME - 1) * W);
+    auto at = [n](const auto *from, int k) { return k < SOME - 1 ? load(from + k * W) : load(from + k * W, n); };
     for (Index p = 0; p < rows.planes; p++) {
         const T *x = rows.x + p * rows.x_step[0], *y = OTHER ? rows.other + p * rows.other_step[0] : nullptr;
         const float *weight = VECTORS ? rows.vector[0] + p * rows.vector_step[0][0] : nullptr;
-        float *into = rows.sum + p * rows.step[0];
-        Vector down[FEW] = {};
+        float *into = rows.to.sum + p * rows.step[0];
+        Vector down[SOME] = {};
         for (Index q = 0; q < rows.rows; q++) {
             const float first = rows.factor(p, q), second = other.factor(p, q);
             Vector across = {};
-            for (int k = 0; k < FEW; k++) {
+            for (int k = 0; k < SOME; k++) {
                 Vector value = OTHER ? at(x, k) * at(y, k) : at(x, k);
                 across += VECTORS ? value * at(weight, k) : value;
                 down[k] += value * second;
@@ -351,9 +371,9 @@ template <class T, bool OTHER, int VECTORS, int FEW> void along_narrow(const Til
             if (OTHER) y += rows.other_step[1];
             if (VECTORS) weight += rows.vector_step[0][1];
         }
-        float *to = other.sum + p * other.step[0];
-        for (int k = 0; k < FEW; k++)
-            if (k < FEW - 1) store(to + k * W, load(to + k * W) + down[k]);
+        float *to = other.to.sum + p * other.step[0];
+        for (int k = 0; k < SOME; k++)
+            if (k < SOME - 1) store(to + k * W, load(to + k * W) + down[k]);
             else store(to + k * W, n, load(to + k * W, n) + down[k]);
     }
 }
@@ -406,6 +426,7 @@ template <class T> Tile<T> at_corner(const Reduce &a, const Request &request, co
     copy(t.other_step, a.other.stride);
     t.place = (corner[1] * a.size[2] + corner[2]) * a.size[3] + corner[3];
     t.place_step[0] = a.size[2] * a.size[3], t.place_step[1] = a.size[3];
+    t.one_by_one = a.size[0] * a.size[1] * a.size[2] * a.size[3] * sizeof(T) >= FAR && a.size[3] < SHORT;
     t.before = request.stride[3] ? corner[2] : corner[3];
     t.scalars = t.vectors = 0;
     for (int f = 0; f < request.factors; f++) {
@@ -415,8 +436,7 @@ template <class T> Tile<T> at_corner(const Reduce &a, const Request &request, co
         else t.scalar[t.scalars] = at, copy(t.scalar_step[t.scalars++], o.stride);
     }
     const Index at = offset(request.stride);
-    t.sum = request.sum + at, t.max = request.max + at, t.squares = request.squares + at;
-    t.index = request.place + at;
+    t.to = {request.sum + at, request.max + at, request.squares + at, request.place + at};
     copy(t.step, request.stride);
     return t;
 }

@@ -215,7 +215,7 @@ def agree(x: Tensor, weight: Tensor, bias: Tensor, tap: Tap, *, unbiased: bool =
     Keeps:     reference: x and one map more, and maps of one number for each group; cpu: x, and one number for each
                channel
     Traffic:   reference: reads x three times and writes two maps; cpu: reads x once and writes y, backward reads x and
-               dy once and writes dx, where a group fits the caches; a map that is not contiguous is copied, and so is y
+               dy once and writes dx, where a group (channels last: an image) fits the caches
     Impls:     reference, cpu
     Tolerance: float32 2e-5, bfloat16 5e-2, relative to the largest value
 

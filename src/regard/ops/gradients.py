@@ -94,7 +94,10 @@ class Pieces:
             if weighted:
                 y = kernels.affine(y, out=y, **weighted)
             for term in self.terms:
-                y = kernels.affine(y, terms=[(prod(term[1:], start=term[0]),)], out=y)
+                try:
+                    y = kernels.affine(y, terms=[term], out=y)
+                except Cannot:
+                    y = kernels.affine(y, terms=[(prod(term[1:], start=term[0]),)], out=y)
         for another, factors, mean in maps:
             y = kernels.affine(kernels.affine(arrange(another, axes), factors, mean=mean), x=y, out=y)
         for places, values, factors in picks:

@@ -1,4 +1,4 @@
-"""`agree` on the CPU in C++: a group of channels is read once from memory, and then found in the caches."""
+"""`agree` on the CPU in C++: a group of channels (channels last: an image) is read once from memory."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ def run(
     epsilon: float,
     watch: Callable[[Tensor], Tensor] | None,
 ) -> Tensor:
+    x = x if x.movedim(1, -1).is_contiguous() else x.contiguous()
     tensors = (x, weight, bias, strength)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         return _Agree.apply((unbiased, epsilon), *tensors)
@@ -70,7 +71,8 @@ class _Agree(Function):
 
             return None, *differentiate(run, given, (dy,)), *[None] * (4 - len(given))
         sums = x.new_empty(3, len(x), len(weight), dtype=torch.float32)
-        found = {"means": means, "scales": scales, "dy": dy.contiguous(), "sums": sums}
+        dy = dy if dy.stride() == x.stride() else torch.empty_like(x).copy_(dy)
+        found = {"means": means, "scales": scales, "dy": dy, "sums": sums}
         dx = _call(x, weight, bias, strength, ctx.options, **found)
         dweight, dbias, dstrength = sums.sum(1)
         faded = None if strength is None else dstrength.sum().view(strength.shape).to(strength.dtype)
@@ -82,7 +84,7 @@ class _Agree(Function):
 
 class _Plan(Structure):
     _fields_ = [(name, c_int32) for name in ("bfloat16", "threads", "stream", "unbiased")]
-    _fields_ += [("epsilon", c_float), ("unused", c_float)]
+    _fields_ += [("epsilon", c_float), ("last", c_int32)]
     _fields_ += [(name, c_int64) for name in ("batch", "groups", "width", "pixels")]
     _fields_ += [(name, c_void_p) for name in ("x", "dy", "y", "weight", "bias", "strength")]
     _fields_ += [(name, c_void_p) for name in ("means", "scales", "sums")]
@@ -103,13 +105,14 @@ def _call(
     """The result, or the gradient of x, laid out as x."""
     unbiased, epsilon = options
     batch, channels, pixels = *x.shape[:2], x[0, 0].numel()
-    plan = _Plan(x.dtype == torch.bfloat16, torch.get_num_threads(), cpu.past_the_cache(x, pixels), unbiased, epsilon)
+    last = not x.is_contiguous()
+    stream = cpu.past_the_cache(x, channels if last else pixels)
+    plan = _Plan(x.dtype == torch.bfloat16, torch.get_num_threads(), stream, unbiased, epsilon, last)
     plan.batch, plan.groups, plan.width, plan.pixels = batch, len(weight), channels // len(weight), pixels
     smalls = [None if small is None else small.float().contiguous() for small in (weight, bias, strength)]
     plan.weight, plan.bias, plan.strength = (None if small is None else small.data_ptr() for small in smalls)
-    dense = x.contiguous()
-    y = torch.empty_like(dense)
-    for name, tensor in {"x": dense, "y": y, **tensors}.items():
+    y = torch.empty_like(x)
+    for name, tensor in {"x": x, "y": y, **tensors}.items():
         setattr(plan, name, tensor.data_ptr())
     library.call("agree", plan)
-    return y if y.stride() == x.stride() else torch.empty_like(x).copy_(y)
+    return y

@@ -139,9 +139,14 @@ void rows(const Affine &a, Index from, Index to) {
                 for (int k = 0, v = 0; k < a.picks; k++) {
                     const Pick &pick = a.pick[k];
                     const Index offset = plane(pick.value.stride) + q * pick.value.stride[2];
+                    // a maximum of the row's own stands at one number of it, or in another row
+                    const Index lane = pick.value.stride[3] ? 0 : pick.place[offset] - row.base;
+                    if (lane < 0 || lane >= a.size[3]) continue;
                     float scale = 1;
-                    for (int f = 0; f < pick.factors; f++)
-                        scale *= pick.factor[f].data[plane(pick.factor[f].stride) + q * pick.factor[f].stride[2]];
+                    for (int f = 0; f < pick.factors; f++) {
+                        const Operand &o = pick.factor[f];
+                        scale *= o.data[plane(o.stride) + q * o.stride[2] + lane * o.stride[3]];
+                    }
                     if (pick.value.stride[3]) {
                         row.places[v] = pick.place + offset, row.values[v] = pick.value.data + offset;
                         row.scale[v++] = scale;

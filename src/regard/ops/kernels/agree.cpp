@@ -2,14 +2,16 @@
 //
 // t = sum_c x_c mean(x_c) over the group's channels, standardised over the pixels to s;
 // y = x (1 + strength (sigmoid(weight s + bias) - 1)). Traffic: reads x once and writes y; backward reads x and dy once
-// and writes dx, as long as a group stays in the second cache. A group is taken whole by one thread.
+// and writes dx, as long as a group (channels last: an image) stays in the caches. Channels first a group is taken whole
+// by one thread; every sum is taken in an order that does not depend on the threads.
 #include <vector>
 
 #include "gate.h"
 
 struct Agree {
     int32_t bfloat16, threads, stream, unbiased;
-    float epsilon, unused;
+    float epsilon;
+    int32_t last;           // channels
     Index batch, groups, width, pixels;  // width: channels of a group
     const void *x, *dy;
     void *y;                // the result, or the gradient of x
@@ -137,9 +139,224 @@ template <class T> void differentiate_group(const Group<T> &g) {
     }
 }
 
+// --- channels last: an image is rows of pixels, each with a number of every channel ----------------------------------
+
+// How the numbers of a pixel's channels are added up by groups, and the numbers of its groups are given to channels.
+// WIDTH channels are a group; W stands for any multiple of W, 0 for any number.
+template <int WIDTH> struct Groups {
+    Index channels, width;
+    std::vector<float> turn;  // a row of channels
+
+    explicit Groups(const Agree &a) : channels(a.groups * a.width), width(a.width), turn(channels + W) {}
+
+    // sums over each group of term(place, how)
+    template <class Term> void collect(float *into, Term term) {
+        if constexpr (WIDTH == 0) {
+            each(channels, [&](Index r, auto lanes) { lanes.store(&turn[r], term(r, lanes)); });
+            for (Index g = 0; g < channels / width; g++) {
+                into[g] = 0;
+                for (Index c = g * width; c < (g + 1) * width; c++) into[g] += turn[c];
+            }
+        } else {
+            const Index step = WIDTH == W ? width : W;
+            for (Index c = 0; c < channels; c += WIDTH * step, into += W) {
+                Vector sums[WIDTH];
+                for (int k = 0; k < WIDTH; k++) {
+                    sums[k] = term(c + k * step, Whole{});
+                    for (Index more = W; more < step; more += W) sums[k] += term(c + k * step + more, Whole{});
+                }
+                store(into, fold<WIDTH, WIDTH>(sums));
+            }
+        }
+    }
+
+    // work(place, how, what its group has): `of` may be read beyond its end
+    template <class Work> void distribute(const float *of, Work work) {
+        if constexpr (WIDTH == 0) {
+            for (Index c = 0; c < channels; c++) turn[c] = of[c / width];
+            each(channels, [&](Index r, auto lanes) { work(r, lanes, lanes.load(&turn[r])); });
+        } else {
+            each(channels, [&](Index r, auto lanes) {
+                if (WIDTH == W) return work(r, lanes, spread(of[r / width]));
+                const Vector some = load(of + r / WIDTH);
+                work(r, lanes, (Vector)__builtin_shuffle(some, LANES / (WIDTH ? WIDTH : 1)));
+            });
+        }
+    }
+};
+
+// Sums over the pixels of an image: add(pixel, sums) for the pixels of each tile, joined in order.
+template <class Add>
+std::vector<float> over_pixels(const Tiles &tiles, int threads, Index count, Add add) {
+    std::vector<float> partial(tiles.count * count);
+    tiles.visit(threads, [&](Index tile, Index from, Index to) { add(from, to, &partial[tile * count]); });
+    for (Index tile = 1; tile < tiles.count; tile++)
+        for (Index r = 0; r < count; r++) partial[r] += partial[tile * count + r];
+    partial.resize(count + W);
+    return partial;
+}
+
+template <class T, int WIDTH> void gate_image(const Agree &a, Index image, int threads) {
+    const Index channels = a.groups * a.width, groups = a.groups, pixels = a.pixels;
+    const Tiles tiles(pixels, channels);
+    const T *x = (const T *)a.x + image * pixels * channels;
+    T *y = (T *)a.y + image * pixels * channels;
+    const float count = (float)pixels, strength = a.strength ? *a.strength : 1;
+    const float freedom = a.unbiased && pixels > 1 ? count - 1 : count;
+    const bool past = a.stream && channels % W == 0;  // whole lines
+    float *means = a.means + image * channels;
+    float *mean = a.scales + image * groups, *deviation = mean + a.batch * groups;
+    std::vector<float> room(pixels * groups + W);
+    float *t = room.data();
+    const auto sums = over_pixels(tiles, threads, channels, [=](Index from, Index to, float *sums) {
+        for (Index p = from; p < to; p++)
+            each(channels, [=](Index r, auto lanes) {
+                lanes.store(sums + r, lanes.load(sums + r) + lanes.load(x + p * channels + r));
+            });
+    });
+    for (Index c = 0; c < channels; c++) means[c] = sums[c] / count;
+    const auto totals = over_pixels(tiles, threads, groups, [=](Index from, Index to, float *sums) {
+        Groups<WIDTH> of(a);
+        for (Index p = from; p < to; p++) {
+            of.collect(t + p * groups, [=](Index r, auto lanes) {
+                return lanes.load(means + r) * lanes.load(x + p * channels + r);
+            });
+            each(groups, [=](Index r, auto lanes) {
+                lanes.store(sums + r, lanes.load(sums + r) + lanes.load(t + p * groups + r));
+            });
+        }
+    });
+    for (Index g = 0; g < groups; g++) mean[g] = totals[g] / count;
+    const auto squares = over_pixels(tiles, threads, groups, [=](Index from, Index to, float *sums) {
+        for (Index p = from; p < to; p++)
+            each(groups, [=](Index r, auto lanes) {
+                const Vector d = lanes.load(t + p * groups + r) - lanes.load(mean + r);
+                lanes.store(sums + r, lanes.load(sums + r) + d * d);
+            });
+    });
+    std::vector<float> tilts(groups);
+    for (Index g = 0; g < groups; g++) {
+        deviation[g] = std::sqrt(squares[g] / freedom);
+        tilts[g] = a.weight[g] / (deviation[g] + a.epsilon);
+    }
+    const float *tilt = tilts.data();
+    tiles.visit(threads, [=](Index, Index from, Index to) {
+        Groups<WIDTH> of(a);
+        std::vector<float> row(groups + W);
+        float *gate = row.data();
+        for (Index p = from; p < to; p++) {
+            each(groups, [=](Index r, auto lanes) {
+                const Vector d = lanes.load(t + p * groups + r) - lanes.load(mean + r);
+                const Vector mask = sigmoid(d * lanes.load(tilt + r) + lanes.load(a.bias + r));
+                lanes.store(gate + r, 1 - strength + strength * mask);
+            });
+            const T *from = x + p * channels;
+            T *to = y + p * channels;
+            of.distribute(gate, [=](Index r, auto lanes, Vector gate) {
+                const Vector value = lanes.load(from + r) * gate;
+                past && lanes.n == W ? stream(to + r, value) : lanes.store(to + r, value);
+            });
+        }
+        if (past) finish_streams();
+    });
+}
+
+template <class T, int WIDTH> void differentiate_image(const Agree &a, Index image, int threads) {
+    const Index channels = a.groups * a.width, groups = a.groups, pixels = a.pixels;
+    const Tiles tiles(pixels, channels);
+    const T *x = (const T *)a.x + image * pixels * channels, *dy = (const T *)a.dy + image * pixels * channels;
+    T *dx = (T *)a.y + image * pixels * channels;
+    const float count = (float)pixels, strength = a.strength ? *a.strength : 1;
+    const float freedom = a.unbiased && pixels > 1 ? count - 1 : count;
+    const bool past = a.stream && channels % W == 0;  // whole lines
+    const float *means = a.means + image * channels;
+    const float *mean = a.scales + image * groups, *deviation = mean + a.batch * groups;
+    std::vector<float> tilts(groups), rooms(3 * pixels * groups + W);
+    for (Index g = 0; g < groups; g++) tilts[g] = a.weight[g] / (deviation[g] + a.epsilon);
+    const float *tilt = tilts.data();
+    float *distances = rooms.data(), *slopes = distances + pixels * groups, *gates = slopes + pixels * groups;
+    const auto sums = over_pixels(tiles, threads, 3 * groups, [=](Index from, Index to, float *sums) {
+        Groups<WIDTH> of(a);
+        for (Index p = from; p < to; p++) {
+            const T *row = x + p * channels, *given = dy + p * channels;
+            float *d = distances + p * groups, *slope = slopes + p * groups, *gate = gates + p * groups;
+            of.collect(d, [=](Index r, auto lanes) { return lanes.load(means + r) * lanes.load(row + r); });
+            of.collect(gate, [=](Index r, auto lanes) { return lanes.load(row + r) * lanes.load(given + r); });
+            each(groups, [=](Index r, auto lanes) {
+                const Vector distance = lanes.load(d + r) - lanes.load(mean + r), given = lanes.load(gate + r);
+                const Vector mask = sigmoid(distance * lanes.load(tilt + r) + lanes.load(a.bias + r));
+                const Vector h = given * strength * mask * (1 - mask);
+                const Vector found[3] = {h, h * distance, given * (mask - 1)};
+                for (int k = 0; k < 3; k++) {
+                    float *sum = sums + k * groups + r;
+                    lanes.store(sum, lanes.load(sum) + found[k]);
+                }
+                lanes.store(d + r, distance), lanes.store(slope + r, h);
+                lanes.store(gate + r, 1 - strength + strength * mask);
+            });
+        }
+    });
+    std::vector<float> factors(groups), shares(groups);
+    for (Index g = 0; g < groups; g++) {
+        const float h = sums[g], product = sums[groups + g], scale = 1 / (deviation[g] + a.epsilon);
+        const float found[3] = {product * scale, h, sums[2 * groups + g]};
+        for (int k = 0; k < 3; k++) a.sums[(k * a.batch + image) * groups + g] = found[k];
+        shares[g] = h / count;
+        factors[g] = deviation[g] > 0 ? tilt[g] * scale * product / (deviation[g] * freedom) : 0;
+    }
+    const float *shared = shares.data(), *factor = factors.data();
+    auto through = over_pixels(tiles, threads, channels, [=](Index from, Index to, float *sums) {
+        Groups<WIDTH> of(a);
+        for (Index p = from; p < to; p++) {
+            float *dt = slopes + p * groups;
+            const float *d = distances + p * groups;
+            each(groups, [=](Index r, auto lanes) {
+                const Vector moved = lanes.load(tilt + r) * (lanes.load(dt + r) - lanes.load(shared + r));
+                lanes.store(dt + r, moved - lanes.load(factor + r) * lanes.load(d + r));
+            });
+            of.distribute(dt, [=](Index r, auto lanes, Vector dt) {
+                lanes.store(sums + r, lanes.load(sums + r) + dt * lanes.load(x + p * channels + r));
+            });
+        }
+    });
+    for (float &sum : through) sum /= count;
+    const float *constant = through.data();
+    tiles.visit(threads, [=](Index, Index from, Index to) {
+        Groups<WIDTH> of(a), also(a);
+        std::vector<float> row(channels);
+        float *kept = row.data();
+        for (Index p = from; p < to; p++) {
+            const T *given = dy + p * channels;
+            T *into = dx + p * channels;
+            of.distribute(gates + p * groups, [=](Index r, auto lanes, Vector gate) {
+                lanes.store(kept + r, lanes.load(given + r) * gate + lanes.load(constant + r));
+            });
+            also.distribute(slopes + p * groups, [=](Index r, auto lanes, Vector dt) {
+                const Vector value = lanes.load(kept + r) + lanes.load(means + r) * dt;
+                past && lanes.n == W ? stream(into + r, value) : lanes.store(into + r, value);
+            });
+        }
+        if (past) finish_streams();
+    });
+}
+
+template <class T, int WIDTH> void run_images(const Agree &a, int threads) {
+    share_images(a.batch, threads, [&](Index image, int inside) {
+        (a.dy ? differentiate_image<T, WIDTH> : gate_image<T, WIDTH>)(a, image, inside);
+    });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+
 template <class T> void run(const Agree &a) {
     const Index groups = a.batch * a.groups;
     const int threads = groups * a.width * a.pixels < LITTLE ? 1 : a.threads;
+    if (a.last) {
+        if (a.groups % W) return run_images<T, 0>(a, threads);
+        if (a.width == 4) return run_images<T, 4>(a, threads);
+        if (a.width == 8 && W > 8) return run_images<T, 8>(a, threads);
+        return a.width % W ? run_images<T, 0>(a, threads) : run_images<T, W>(a, threads);
+    }
     const Index parts = groups < 8 * threads ? groups : 8 * threads;
     share(parts, threads, [&](Index part) {
         for (Index at = groups * part / parts; at < groups * (part + 1) / parts; at++)

@@ -448,7 +448,7 @@ def _plan_affine(
         into.value = _operand(slots, next(step))
         for at in range(len(scales)):
             into.factor[at] = _operand(slots, next(step))
-            if into.factor[at].stride[3]:
+            if into.factor[at].stride[3] and into.value.stride[3]:
                 raise Cannot("maxima times a factor that varies along the fastest axis")
         own += into.value.stride[3] == 0
     if own > 1 or len(picks) - own > 2:

@@ -20,17 +20,6 @@ constexpr int FEW = 4;  // weights, and rows, whose sums share what was loaded
 
 inline float relu(float value) { return value < 0 ? 0 : value; }  // NaN passes
 
-// The sum over the lanes of each of N vectors, one in each W / N lanes: vectors are folded in pairs.
-template <int N> inline Vector sums_of(const Vector *each) {
-    if constexpr (N == 1) return *each;
-    else {
-        constexpr int GROUP = 2 * W / N, HALF = GROUP / 2;
-        const Places first = LANES / HALF * GROUP + LANES % HALF, second = first + HALF;
-        const Vector a = sums_of<N / 2>(each), b = sums_of<N / 2>(each + N / 2);
-        return (Vector)__builtin_shuffle(a, b, first) + (Vector)__builtin_shuffle(a, b, second);
-    }
-}
-
 // dot(weight[j], row[k]) of n numbers each, for a few of both; into[j][k].
 template <int WEIGHTS, int ROWS>
 inline void dots(const float *weight, const float *const *row, Index n, float (*into)[FEW]) {
@@ -47,7 +36,7 @@ inline void dots(const float *weight, const float *const *row, Index n, float (*
     add([] { return true; }, [head](const float *from) { return load(from, head); });
     for (Index r = head; r < n; r += W) add([] { return false; }, [r](const float *from) { return load(from + r); });
     if (WEIGHTS * ROWS % W == 0)
-        for (int at = 0; at < WEIGHTS * ROWS; at += W) store(into[0] + at, sums_of<W>(sums[0] + at));
+        for (int at = 0; at < WEIGHTS * ROWS; at += W) store(into[0] + at, fold<W>(sums[0] + at));
     else
         for (int j = 0; j < WEIGHTS; j++)
             for (int k = 0; k < ROWS; k++) into[j][k] = sum(sums[j][k]);

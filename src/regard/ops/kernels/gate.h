@@ -73,6 +73,38 @@ template <class T, class Work> inline void each_into(const T *to, bool past, Ind
     finish_streams();
 }
 
+// The sum of each G neighbouring lanes of N vectors, in order; of G / N of them each where N is less.
+template <int N, int G = W> inline Vector fold(const Vector *each) {
+    if constexpr (N == 1) return *each;
+    else {
+        constexpr int GROUP = 2 * G / N, HALF = GROUP / 2;
+        const Places first = LANES / HALF * GROUP + LANES % HALF, second = first + HALF;
+        const Vector a = fold<N / 2, G>(each), b = fold<N / 2, G>(each + N / 2);
+        return (Vector)__builtin_shuffle(a, b, first) + (Vector)__builtin_shuffle(a, b, second);
+    }
+}
+
+// The pixels of an image, channels last, in tiles of one size, each whole on one thread: work(number, from, to).
+struct Tiles {
+    static constexpr Index TILE = 32768;  // numbers that stay in the second cache
+    Index pixels, height, count;
+
+    Tiles(Index pixels, Index channels)
+        : pixels(pixels), height(TILE / channels > 1 ? TILE / channels : 1), count((pixels + height - 1) / height) {}
+    template <class Work> void visit(int threads, Work work) const {
+        share(count, threads, [&](Index tile) {
+            const Index from = tile * height, to = from + height < pixels ? from + height : pixels;
+            work(tile, from, to);
+        });
+    }
+};
+
+// The images of a batch, or where they are too few the tiles of one image after the other: work(image, threads inside).
+template <class Work> inline void share_images(Index batch, int threads, Work work) {
+    const bool whole = batch >= threads;
+    share(batch, whole ? threads : 1, [&](Index image) { work(image, whole ? 1 : threads); });
+}
+
 // The sum of term(place, how) over n numbers.
 template <class Term> inline float total(Index n, Term term) {
     Vector even = {}, odd = {};

@@ -21,9 +21,8 @@ struct SelfGate {
 
 namespace {
 
-constexpr Index TILE = 32768;    // numbers that stay in the second cache
-constexpr int ROWS = 4;           // at a time, channels first
-constexpr int FEW = 8;           // pixels at a time, channels last
+constexpr int ROWS = 4;  // at a time, channels first
+constexpr int FEW = 8;   // pixels at a time, channels last
 
 // What is known of one channel of one image.
 struct Channel {
@@ -166,21 +165,6 @@ template <class T> void differentiate_rows(const SelfGate &a, Index from, Index 
 
 // --- channels last: an image is rows of pixels, each with a number of every channel ----------------------------------
 
-// The pixels of an image in tiles of one size, each whole on one thread: work(number, from, to).
-struct Tiles {
-    Index pixels, height, count;
-
-    explicit Tiles(const SelfGate &a)
-        : pixels(a.pixels), height(TILE / a.channels > 1 ? TILE / a.channels : 1),
-          count((pixels + height - 1) / height) {}
-    template <class Work> void visit(int threads, Work work) const {
-        share(count, threads, [&](Index tile) {
-            const Index from = tile * height, to = from + height < pixels ? from + height : pixels;
-            work(tile, from, to);
-        });
-    }
-};
-
 // The two halves of a row taking turns, and back.
 template <class T> void interleave(T *to, const float *from, Index half) {
     const Places low = LANES / 2 + (LANES & 1) * W, high = low + W / 2;
@@ -256,7 +240,7 @@ std::vector<float> channels_of(const SelfGate &a, Index image) {
 }
 
 template <class T> void gate_image(const SelfGate &a, Index image, int threads) {
-    const Tiles tiles(a);
+    const Tiles tiles(a.pixels, a.channels);
     measure_image<T>(a, image, tiles, threads);
     const std::vector<float> channel = channels_of(a, image);
     const Index channels = a.channels;
@@ -284,7 +268,7 @@ template <class T> void gate_image(const SelfGate &a, Index image, int threads) 
 }
 
 template <class T, class D> void differentiate_image(const SelfGate &a, Index image, int threads) {
-    const Tiles tiles(a);
+    const Tiles tiles(a.pixels, a.channels);
     const std::vector<float> channel = channels_of(a, image);
     const Index channels = a.channels;
     const float *known = channel.data(), strength = a.strength ? *a.strength : 1;
@@ -347,15 +331,12 @@ template <class T, class D> void differentiate_image(const SelfGate &a, Index im
 template <class T> void run(const SelfGate &a) {
     const bool little = a.batch * a.channels * a.pixels < LITTLE;
     const int threads = little ? 1 : a.threads;
-    if (a.last) {
-        const bool whole = a.batch >= threads;  // images, or the tiles of one image after the other
-        return share(a.batch, whole ? threads : 1, [&](Index image) {
-            const int inside = whole ? 1 : threads;
+    if (a.last)
+        return share_images(a.batch, threads, [&](Index image, int inside) {
             if (!a.dy) gate_image<T>(a, image, inside);
             else if (a.shuffle) differentiate_image<T, float>(a, image, inside);
             else differentiate_image<T, T>(a, image, inside);
         });
-    }
     const Index rows = a.batch * a.channels, parts = rows < 8 * threads ? rows : 8 * threads;
     share(parts, threads, [&](Index part) {
         const Index last = rows * (part + 1) / parts;

@@ -20,6 +20,8 @@ float widened(Bfloat16 value) { return load(&value, 1)[0]; }
 void add(float *to, float value) { *to += value; }
 void add(Bfloat16 *to, float value) { store(to, 1, spread(widened(*to) + value)); }
 
+constexpr Index SOON = 32;  // maxima
+
 template <class T> void pick(const Pick &a, Index i) {
     Index kept[4];
     const uint32_t rows = (uint32_t)a.size[2], columns = (uint32_t)a.size[3];
@@ -33,6 +35,8 @@ template <class T> void pick(const Pick &a, Index i) {
                 const Index *s = a.value.stride;
                 Index at = i * s[0] + p * s[1] + q * s[2] + r * s[3];
                 const uint32_t place = (uint32_t)a.place[at];
+                if (dense && r + SOON < kept[3])  // memory cannot guess where a maximum stands
+                    __builtin_prefetch((const T *)map.data + i * map.stride[0] + a.place[at + SOON * s[3]]);
                 if (a.y.data && !a.factors && dense) {
                     add((T *)a.y.data + i * a.y.stride[0] + place, a.value.data[at]);
                     continue;

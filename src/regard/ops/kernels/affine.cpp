@@ -41,10 +41,9 @@ struct Row {
     float scale[2];
 };
 
-constexpr int NO_PICKS = -1;  // else as many as lie along another axis than the row
-
-template <int VECTORS, bool MEAN, int ADDED, int X, int PICKS> struct Formula {
+template <int VECTORS, bool MEAN, int ADDED, int X, bool PICKS> struct Formula {
     float share, least;  // of a mean's factors; what the result is cut off at
+    int picks;           // maxima along another axis than the row
 
     template <class T, class Load>
     inline Vector operator()(const Row &row, const T *map, const T *x, Index r, Load load) const {
@@ -64,10 +63,10 @@ template <int VECTORS, bool MEAN, int ADDED, int X, int PICKS> struct Formula {
         value += row.constant;
         if (X == SCALAR) value += row.weight * load(x + r);
         if (X == VECTOR) value += row.weight * load(row.weights + r) * load(x + r);
-        if (PICKS != NO_PICKS) {
+        if (PICKS) {
             const Places own = LANES + (int32_t)(row.base + r);
             value += own == row.place ? spread(row.value) : Vector{};
-            for (int k = 0; k < PICKS; k++) {
+            for (int k = 0; k < picks; k++) {
                 const Places places = (Places)load((const float *)(row.places[k] + r));
                 value += places == own ? load(row.values[k] + r) * row.scale[k] : Vector{};
             }
@@ -94,9 +93,10 @@ inline void write(const F formula, const Row row, T *y, const T *map, const T *x
 }
 
 // The rows from .. to of the map, counted over its first three axes.
-template <class T, int VECTORS, bool MEAN, int ADDED, int X, int PICKS>
+template <class T, int VECTORS, bool MEAN, int ADDED, int X, bool PICKS>
 void rows(const Affine &a, Index from, Index to) {
-    Formula<VECTORS, MEAN, ADDED, X, PICKS> formula{a.factors ? 1.0f / (float)a.factors : 1, a.relu ? 0 : LEAST};
+    Formula<VECTORS, MEAN, ADDED, X, PICKS> formula{a.factors ? 1.0f / (float)a.factors : 1, a.relu ? 0 : LEAST, 0};
+    for (int k = 0; k < a.picks; k++) formula.picks += a.pick[k].value.stride[3] != 0;
     for (Index at = from; at < to;) {
         const Index p = at / a.size[2] % a.size[1], i = at / a.size[2] / a.size[1];
         const Index last = (at / a.size[2] + 1) * a.size[2] < to ? (at / a.size[2] + 1) * a.size[2] : to;
@@ -134,7 +134,7 @@ void rows(const Affine &a, Index from, Index to) {
         const float *weight = a.weighted ? a.weight.data + plane(a.weight.stride) : &one;
         const Index weight_step = a.weighted ? a.weight.stride[2] : 0;
         for (Index q = at % a.size[2]; at < last; at++, q++) {
-            if (PICKS != NO_PICKS) {
+            if (PICKS) {
                 row.base = (int32_t)((p * a.size[2] + q) * a.size[3]), row.place = -1, row.value = 0;
                 for (int k = 0, v = 0; k < a.picks; k++) {
                     const Pick &pick = a.pick[k];
@@ -179,22 +179,13 @@ void rows(const Affine &a, Index from, Index to) {
 template <class T> using Rows = void (*)(const Affine &, Index, Index);
 
 template <class T, int V, int ADDED> Rows<T> by_x(int x) {
-    return x == NONE     ? rows<T, V, false, ADDED, NONE, NO_PICKS>
-           : x == SCALAR ? rows<T, V, false, ADDED, SCALAR, NO_PICKS>
-                         : rows<T, V, false, ADDED, VECTOR, NO_PICKS>;
-}
-template <class T, int V, int ADDED, bool MEAN> Rows<T> by_picks(int picks) {
-    switch (picks) {
-    case 0: return rows<T, V, MEAN, ADDED, NONE, 0>;
-    case 1: return rows<T, V, MEAN, ADDED, NONE, 1>;
-    default: return rows<T, V, MEAN, ADDED, NONE, 2>;
-    }
+    return x == NONE     ? rows<T, V, false, ADDED, NONE, false>
+           : x == SCALAR ? rows<T, V, false, ADDED, SCALAR, false>
+                         : rows<T, V, false, ADDED, VECTOR, false>;
 }
 template <class T, int V, int ADDED> Rows<T> by_mean(const Affine &a, int x) {
-    int picks = 0;
-    for (int k = 0; k < a.picks; k++) picks += a.pick[k].value.stride[3] != 0;
-    if (a.picks) return a.mean ? by_picks<T, V, ADDED, true>(picks) : by_picks<T, V, ADDED, false>(picks);
-    return a.mean ? rows<T, V, true, ADDED, NONE, NO_PICKS> : by_x<T, V, ADDED>(x);
+    if (a.picks) return a.mean ? rows<T, V, true, ADDED, NONE, true> : rows<T, V, false, ADDED, NONE, true>;
+    return a.mean ? rows<T, V, true, ADDED, NONE, false> : by_x<T, V, ADDED>(x);
 }
 template <class T, int V> Rows<T> by_added(const Affine &a, int added, int x) {
     switch (added) {

@@ -173,7 +173,6 @@ void rows(const Affine &a, Index from, Index to) {
                   a.size[3], a.stream);
         }
     }
-    if (a.stream) finish_streams();
 }
 
 template <class T> using Rows = void (*)(const Affine &, Index, Index);

@@ -257,7 +257,6 @@ template <class T, int WIDTH> void gate_image(const Agree &a, Index image, int t
                 past && lanes.n == W ? stream(to + r, value) : lanes.store(to + r, value);
             });
         }
-        if (past) finish_streams();
     });
 }
 
@@ -336,7 +335,6 @@ template <class T, int WIDTH> void differentiate_image(const Agree &a, Index ima
                 past && lanes.n == W ? stream(into + r, value) : lanes.store(into + r, value);
             });
         }
-        if (past) finish_streams();
     });
 }
 

@@ -70,7 +70,6 @@ template <class T, class Work> inline void each_into(const T *to, bool past, Ind
     if (r) work(0, Some{(int)r});
     for (; r + W <= n; r += W) work(r, Past{});
     if (r < n) work(r, Some{(int)(n - r)});
-    finish_streams();
 }
 
 // The sum of each G neighbouring lanes of N vectors, in order; of G / N of them each where N is less.

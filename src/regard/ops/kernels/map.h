@@ -210,5 +210,8 @@ constexpr Index LITTLE = 16384;  // steps of work for which no thread is worth w
 template <class Work>
 inline void share(Index items, int threads, Work work) {
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1 && items > 1)
-    for (Index item = 0; item < items; item++) work(item);
+    for (Index item = 0; item < items; item++) {
+        work(item);
+        finish_streams();  // once: it waits for memory
+    }
 }

@@ -23,6 +23,7 @@ namespace {
 
 constexpr int ROWS = 4;  // at a time, channels first
 constexpr int FEW = 8;   // pixels at a time, channels last
+constexpr Index SHORT = 512;  // channels below which memory is fastest in its own order, a pixel after the other
 
 // What is known of one channel of one image.
 struct Channel {
@@ -188,13 +189,14 @@ template <class T> void separate(float *to, const T *from, Index half) {
 // Mean and squared deviations of every channel, tile by tile and then joined, so that nothing cancels.
 template <class T> void measure_image(const SelfGate &a, Index image, const Tiles &tiles, int threads) {
     const Index channels = a.channels;
+    const int most = channels < SHORT ? 1 : FEW;
     const T *x = (const T *)a.x + image * a.pixels * channels;
     float *mean = a.stats + image * channels, *deviations = mean + a.batch * channels;
     std::vector<float> partial(tiles.count * 2 * channels);
     tiles.visit(threads, [&](Index tile, Index from, Index to) {
         float *m = &partial[tile * 2 * channels], *v = m + channels;
-        for (Index p = from; p < to; p += FEW) {
-            const int few = to - p < FEW ? (int)(to - p) : FEW;
+        for (Index p = from; p < to; p += most) {
+            const int few = to - p < most ? (int)(to - p) : most;
             each(channels, [&](Index r, auto lanes) {
                 Vector total = lanes.load(m + r);
                 for (int k = 0; k < few; k++) total += lanes.load(x + (p + k) * channels + r);
@@ -202,8 +204,8 @@ template <class T> void measure_image(const SelfGate &a, Index image, const Tile
             });
         }
         each(channels, [&](Index r, auto lanes) { lanes.store(m + r, lanes.load(m + r) / (float)(to - from)); });
-        for (Index p = from; p < to; p += FEW) {
-            const int few = to - p < FEW ? (int)(to - p) : FEW;
+        for (Index p = from; p < to; p += most) {
+            const int few = to - p < most ? (int)(to - p) : most;
             each(channels, [&](Index r, auto lanes) {
                 Vector squares = lanes.load(v + r), centre = lanes.load(m + r);
                 for (int k = 0; k < few; k++) {
@@ -271,6 +273,7 @@ template <class T, class D> void differentiate_image(const SelfGate &a, Index im
     const Tiles tiles(a.pixels, a.channels);
     const std::vector<float> channel = channels_of(a, image);
     const Index channels = a.channels;
+    const int most = channels < SHORT ? 1 : FEW;
     const float *known = channel.data(), strength = a.strength ? *a.strength : 1;
     const bool past = a.stream;
     const T *x = (const T *)a.x + image * a.pixels * channels, *given = (const T *)a.dy + image * a.pixels * channels;
@@ -287,8 +290,8 @@ template <class T, class D> void differentiate_image(const SelfGate &a, Index im
     tiles.visit(threads, [&](Index tile, Index from, Index to) {
         std::vector<float> turns;
         float *into = &partial[tile * 4 * channels];
-        for (Index p = from; p < to; p += FEW) {
-            const int few = to - p < FEW ? (int)(to - p) : FEW;
+        for (Index p = from; p < to; p += most) {
+            const int few = to - p < most ? (int)(to - p) : most;
             const D *dy = arranged(turns, p, few);
             each(channels, [=](Index r, auto lanes) {
                 const Gate gate(known + r, channels, lanes, strength);

@@ -1,4 +1,4 @@
-"""Overlays, sheets, and the judgement whether maps say anything."""
+"""Overlays, sheets, and maps of every kind."""
 
 import colorsys
 
@@ -7,8 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from regard.drawing import overlay, says_nothing, sheet
+from contract import MAPS
+from regard.drawing import draw, overlay, sheet
 from regard.errors import UserError
+from regard.layout import Layout
+from regard.recording import Map
 
 RAMP = np.linspace(0.2, 0.8, 64).reshape(1, 64).repeat(48, axis=0)
 
@@ -83,17 +86,97 @@ def test_sheet_is_a_grid_whose_columns_share_their_limits():
         sheet(images, {"low": maps["low"][:1]})
 
 
-def test_says_nothing():
-    random = np.random.default_rng(0)
-    noise = random.random((6, 7, 7))
-    assert says_nothing(noise) is None
-    assert says_nothing(np.full((6, 7, 7), 0.5)) == "flat: says nothing"
-    assert says_nothing(0.5 + 0.005 * noise) == "flat: says nothing"
-    assert says_nothing(0.5 + 0.05 * noise) is None
-    assert says_nothing(np.zeros((6, 7, 7))) == "flat: says nothing"
-    assert says_nothing(np.repeat(noise[:1], 6, axis=0)) == "the same for every image"
-    assert says_nothing(noise[:1] + 0.05 * noise) == "the same for every image"
-    assert says_nothing(noise[:1] + 0.2 * noise) is None
-    assert says_nothing(noise[:1]) is None  # one image cannot be compared with others
-    assert says_nothing(torch.sigmoid(torch.randn(6, 64))) is None  # channel gates
-    assert says_nothing(torch.full((6, 64), -0.3)) == "flat: says nothing"
+# --- maps of every kind ----------------------------------------------------------------------------------------------
+
+GREY = np.full((60, 80, 3), 127, np.uint8)
+
+
+def colour(picture, place, size=(60, 80)):
+    """Of a drawn map at a place (row, column), as shares of the sides."""
+    return picture.getpixel((int(place[1] * size[1]), int(place[0] * size[0])))
+
+
+def brightest(picture, rows, columns, size=(60, 80)):
+    """Which cell of a grid is drawn brightest."""
+    pixels = np.asarray(picture.convert("L"), dtype=float)[: size[0], : size[1]]
+    cells = pixels.reshape(rows, size[0] // rows, columns, size[1] // columns).mean((1, 3))
+    return divmod(int(cells.argmax()), columns)
+
+
+KINDS = {
+    "channel": torch.rand(2, 16, 1, 1),
+    "spatial": torch.rand(2, 1, 6, 8),
+    "axis": torch.rand(2, 16, 6, 1),
+    "element": torch.rand(2, 16, 6, 8),
+    "position": torch.rand(2, 2, 6, 8, 6, 8),
+    "criss-cross": torch.rand(2, 6, 8, 14),
+    "pair": torch.rand(2, 5, 5),
+    "branch": torch.rand(2, 3, 16, 1, 1),
+    "frame": torch.tensor([[0.5, 0, 0], [0, 0.5, 0.5]]).repeat(2, 1, 1),
+    "path": torch.rand(2, 4, 2) * 2 - 1,
+    "kernel": torch.rand(2, 16, 3),
+    "query": torch.rand(2, 3, 7),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_drawn(kind):
+    picture = draw(Map("here", kind, KINDS[kind]), GREY, size=80)
+    assert picture.mode == "RGB"
+    assert picture.height >= 60
+    assert len(picture.getcolors(10**6)) > 2
+    assert picture.tobytes() == draw(Map("here", kind, KINDS[kind]), GREY, size=80).tobytes()
+
+
+def test_every_kind_of_tap_is_known():
+    assert MAPS.keys() <= KINDS.keys()
+
+
+def test_the_view_from_a_place():
+    weights = torch.zeros(1, 2, 6, 8, 6, 8)
+    weights[0, 0, 4, 2, 1, 7] = 1  # who stands at (4, 2) looks at (1, 7)
+    weights[0, 1, 4, 2, 5, 0] = 1
+    found = Map("here", "position", weights)
+    at = (4.5 / 6, 2.5 / 8)
+    assert brightest(draw(found, GREY, query=at, head=0, size=80, alpha=1, smooth=False), 6, 8) == (1, 7)
+    assert brightest(draw(found, GREY, query=at, head=1, size=80, alpha=1, smooth=False), 6, 8) == (5, 0)
+    with pytest.raises(UserError, match="has 2 heads, there is no number 2"):
+        draw(found, GREY, head=2)
+    with pytest.raises(UserError, match="of 1 images, there is no number 1"):
+        draw(found, GREY, number=1)
+
+
+def test_the_view_of_a_token():
+    weights = torch.zeros(1, 1, 49, 49)
+    weights[0, 0, 1 + 4 * 8 + 2, 1 + 1 * 8 + 7] = 1
+    weights[0, 0, 0, 1 + 5 * 8] = 1  # the class token looks at (5, 0)
+    found = Map("here", "token", weights, Layout("tokens", 1, (6, 8)))
+    shown = {"size": 80, "alpha": 1, "smooth": False}
+    assert brightest(draw(found, GREY, query=(4.5 / 6, 2.5 / 8), **shown), 6, 8) == (1, 7)
+    assert brightest(draw(found, GREY, query=0, **shown), 6, 8) == (5, 0)
+    row = Map("here", "token", weights[:, :, [1 + 4 * 8 + 2]], Layout("tokens", 1, (6, 8)))
+    assert brightest(draw(row, GREY, **shown), 6, 8) == (1, 7)
+    with pytest.raises(UserError, match="windows"):
+        draw(Map("here", "token", weights), GREY)
+
+
+def test_a_row_and_a_column():
+    weights = torch.zeros(1, 6, 8, 14)
+    weights[0, 4, 2, 1] = 1  # in its column, at row 1
+    found = Map("here", "criss-cross", weights)
+    shown = draw(found, GREY, query=(4.5 / 6, 2.5 / 8), size=80, alpha=1, smooth=False)
+    assert brightest(shown, 6, 8) == (1, 2)
+    weights[0, 4, 2, 6 + 5] = 9  # in its row, at column 5
+    assert brightest(draw(found, GREY, query=(4.5 / 6, 2.5 / 8), size=80, alpha=1, smooth=False), 6, 8) == (4, 5)
+
+
+def test_a_frame_and_a_path_lie_where_they_are():
+    dark = np.zeros((80, 80, 3), np.uint8)
+    left = torch.tensor([[[0.5, 0, -0.5], [0, 0.5, 0]]])  # the left half's middle
+    pixels = np.asarray(draw(Map("here", "frame", left), dark, size=80).convert("L"))
+    rows, columns = np.nonzero(pixels)
+    assert (columns.min(), columns.max()) == (pytest.approx(0, abs=3), pytest.approx(40, abs=3))
+    assert (rows.min(), rows.max()) == (pytest.approx(20, abs=3), pytest.approx(60, abs=3))
+    pixels = np.asarray(draw(Map("here", "path", torch.tensor([[[0.0, -1.0]]])), dark, size=80).convert("L"))
+    rows, columns = np.nonzero(pixels)
+    assert (rows.max(), columns.mean()) == (pytest.approx(8, abs=2), pytest.approx(40, abs=2))

@@ -13,7 +13,7 @@ ROOT = Path(regard.__file__).parent
 # From the top. Rooms on one floor do not import each other. `regard` is the package itself: its public names.
 FLOORS = [
     "regard.cli regard.pages",
-    "regard.comparison.question",
+    "regard.comparison.question regard.looking",
     "regard.comparison.report regard.comparison.display regard.comparison.grid regard.comparison.prices",
     "regard.comparison.training",
     "regard.comparison.pictures regard.comparison.results",
@@ -22,11 +22,12 @@ FLOORS = [
     "regard.comparison",
     "regard.ticker",
     "regard.advising regard.placing regard.benchmarking",
-    "regard.costing regard.drawing regard.models regard.outline regard.entries regard.speed",
+    "regard.meaning",
+    "regard.costing regard.saliency regard.drawing regard.models regard.outline regard.entries regard.speed",
     "regard",
     "regard.insertion regard.recording regard.timing regard.diagram regard.implementations",
     "regard.site",
-    "regard.survey",
+    "regard.survey regard.watching",
     "regard.borrowing",
     "regard.mechanisms",
     "regard.mechanisms.*",

@@ -127,8 +127,9 @@ def test_nothing_is_kept_when_nobody_records():
 
 
 def test_what_cannot_be_recorded():
-    with pytest.raises(regard.UserError, match="no taps: attach a mechanism first"), regard.record(nn.Linear(2, 2)):
-        pass
+    with pytest.raises(regard.UserError, match="no taps: attach a mechanism first"):  # noqa: SIM117
+        with regard.record(nn.Linear(2, 2), every=False):
+            pass
     model = network("se")
     compiled = torch.compile(model, backend="eager")
     for refused in (compiled, nn.Sequential(compiled)):
@@ -171,3 +172,23 @@ def test_taps_are_found_in_a_whole_network():
     assert not any("strength" in key for key in model.state_dict())
     fade_in(model)
     assert sum("strength" in key for key in model.state_dict()) == 16
+
+
+@pytest.mark.parametrize("name", ["non_local", "qkv", "danet_position"])
+def test_a_few_queries_are_the_rows_of_all(name):
+    torch.manual_seed(0)
+    module = regard.create(name, 16).eval()
+    x = torch.randn(2, 16, 6, 8)
+    places = [(0.5, 0.25), 11, (1.0, 1.0)]
+    with torch.no_grad():
+        plain = module(x)
+        with regard.record(module) as whole:
+            module(x)
+        with regard.record(module, queries=places) as rows:
+            y = module(x)
+    assert module.weights.queries is None
+    full, few = (next(seen.value for seen in maps if seen.kind == "position") for maps in (whole, rows))
+    assert few.shape == (*full.shape[:2], 3, *full.shape[4:])
+    for number, (row, column) in enumerate([(3, 2), divmod(11, 8), (5, 7)]):
+        assert torch.allclose(few[:, :, number], full[:, :, row, column], atol=1e-6)
+    assert torch.allclose(y, plain, atol=1e-6)

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from regard.drawing import overlay, sheet
     from regard.errors import UserError
     from regard.insertion import Attached, attach, attached, load
+    from regard.looking import Gallery, look
     from regard.ops import use_impl
     from regard.recording import record
     from regard.registry import Info, create, info, load_official, names, register
+    from regard.saliency import Saliency, explain
     from regard.site import Site, sites
 
 __version__ = "0.1.0"
@@ -25,7 +27,9 @@ __all__ = [
     "Advice",
     "Attached",
     "Comparison",
+    "Gallery",
     "Info",
+    "Saliency",
     "Site",
     "UserError",
     "advise",
@@ -33,9 +37,11 @@ __all__ = [
     "attached",
     "compare",
     "create",
+    "explain",
     "info",
     "load",
     "load_official",
+    "look",
     "names",
     "ops",
     "overlay",
@@ -53,9 +59,11 @@ _ROOMS = {
     "regard.drawing": ("overlay", "sheet"),
     "regard.errors": ("UserError",),
     "regard.insertion": ("Attached", "attach", "attached", "load"),
+    "regard.looking": ("Gallery", "look"),
     "regard.ops": ("use_impl",),
     "regard.recording": ("record",),
     "regard.registry": ("Info", "create", "info", "load_official", "names", "register"),
+    "regard.saliency": ("Saliency", "explain"),
     "regard.site": ("Site", "sites"),
 }
 _HOME = {name: room for room, held in _ROOMS.items() for name in held}

@@ -51,6 +51,12 @@ EXAMPLES = {
   regard bench "cbam[squeeze=max]" --shapes 8x256x56x56 --impl auto,reference
   regard bench gate:channel --dtype float32,bfloat16 --pass training
   regard bench se --scaling --threads 1,2 --json""",
+    "look": """Examples:
+
+  regard look seresnet50 photos/*.jpg --weights seresnet50.safetensors
+  regard look runs/mine/weights/cbam/seed-0000.safetensors photos/
+  regard look vit_small_patch16_224 cat.jpg --pretrained --query 0.4,0.6 --head 2
+  regard look mynet.py:build photos/ --layer backbone.stage3 --json""",
     "ops": """Examples:
 
   regard ops
@@ -116,6 +122,7 @@ def _app(cyclopts: Any) -> Any:
   regard advise resnet50 se cbam
   regard compare se eca "cbam[squeeze=max]" --data photos/ --model resnet18
   regard report runs/mine
+  regard look vit_small_patch16_224 photos/ --pretrained
   regard bench se cbam --peers
 
 --debug with any command shows the traceback of an error.
@@ -128,7 +135,7 @@ the question or the files, 130 Ctrl-C.""",
         default_parameter=cyclopts.Parameter(consume_multiple=True, negative=""),
     )
     commands = {"list": list_, "info": info, "sites": sites, "advise": advise, "compare": compare, "report": report}
-    commands |= {"bench": bench, "ops": ops}
+    commands |= {"look": look, "bench": bench, "ops": ops}
     for name, command in commands.items():
         app.command(command, name=name, help_epilogue=EXAMPLES[name])
     return app
@@ -560,6 +567,99 @@ def bench(
     return int(bool(speed.wrong))
 
 
+def look(
+    model: str,
+    /,
+    *images: str,
+    weights: Path | None = None,
+    pretrained: bool = False,
+    size: int | None = None,
+    target: int | None = None,
+    method: Literal["grad-cam", "grad-cam++", "hirescam", "layercam"] = "grad-cam",
+    layer: str = "auto",
+    query: str = "0.5,0.5",
+    head: int | None = None,
+    every: bool = False,
+    quick: bool = False,
+    blocks: bool = False,
+    out: Path = Path("look"),
+    json: bool = False,
+) -> None:
+    """Show what a network's attention looks at in some pictures, and what spoke for its decisions, as a gallery.
+
+    Attention is found by itself: regard's mechanisms, and the gates and weights of other networks. Beside each map
+    stands what it is worth: flat, the same for every image, the same with random weights, edges.
+
+    Parameters
+    ----------
+    model
+        A network of timm, torchvision/NAME, file.py:function, or weights that `regard compare` kept.
+    images
+        Files, folders, or patterns; nothing is fetched from the net.
+    weights
+        A checkpoint of the network (safetensors, or a plain state dict); without one its weights are random.
+    pretrained
+        timm's pretrained weights.
+    size
+        Side of the pictures in pixels; the network's own if not said.
+    target
+        Show what spoke for this class, instead of the one that each picture is taken for.
+    method
+        By which that is computed.
+    layer
+        At which layer; found by itself if not said.
+    query
+        Of weights between places, show the view from here: row,column as shares of the picture's sides.
+    head
+        Of these weights; their mean if not said.
+    every
+        Show every place in the network, not the last of each kind and resolution.
+    quick
+        Leave out the maps of the same network with weights drawn anew, against which the others are held.
+    blocks
+        Draw each value of a map as a block, not blended.
+    out
+        Folder for gallery.html and gallery.json.
+    json
+        Print the figures as JSON instead of text.
+    """
+    _show_a_sign_of_life()
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress
+
+    from regard.looking import expand, open_subject
+    from regard.looking import look as looked
+
+    paths = expand(images)
+    place = _place(query)
+    subject = open_subject(model, weights=weights, pretrained=pretrained, size=size)
+    _check_target(out / "gallery.html")
+    with Progress(BarColumn(), MofNCompleteColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=len(paths))
+        gallery = looked(
+            subject,
+            paths,
+            target=target,
+            method=method,
+            layer=layer,
+            query=place,
+            head=head,
+            every=every,
+            sanity=not quick,
+            smooth=not blocks,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    if weights is None and not pretrained and not model.endswith(".safetensors") and ".py:" not in model:
+        gallery.notes.append("The network's weights are random: pass --weights FILE or --pretrained.")
+    with _writing(out / "gallery.html"):
+        page = gallery.save(out)
+    if json:
+        _print_json(gallery.to_json())
+    else:
+        print(gallery)
+        print(page)
+
+
 def ops(*, json: bool = False) -> None:
     """Show the implementations of every op, on how many of its cases each runs, and why not on the others.
 
@@ -621,6 +721,18 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"cannot write the picture to {path} ({error.strerror}): name another file") from error
+
+
+def _place(text: str) -> tuple[float, float]:
+    from regard.errors import UserError
+
+    try:
+        row, column = map(float, text.split(","))
+    except ValueError:
+        raise UserError(f"--query is row,column as shares of the sides, such as 0.4,0.6, got {text!r}") from None
+    if not (0 <= row <= 1 and 0 <= column <= 1):
+        raise UserError(f"--query lies between 0 and 1, got {text!r}")
+    return row, column
 
 
 def _seeds(count: int | None, listed: str | None) -> int | list[int]:

@@ -35,6 +35,19 @@ class Layout:
             return shape
         return (shape[0], shape[-1], *(self.grid if self.word == "tokens" else shape[1:-1]))
 
+    def map(self, x: Tensor) -> Tensor:
+        """The map (B, C, \\*spatial) that a tensor in this layout holds, as a view.
+
+        Raises:
+            UserError: as `through` does.
+        """
+        if self.word == "channels_first":
+            return x
+        if self.word == "channels_last":
+            return x.movedim(-1, 1)
+        pixels = x[:, self.prefix :]
+        return pixels.unflatten(1, self._sides(pixels.shape[1])).movedim(-1, 1)
+
     def through(self, mechanism: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Send the map through a mechanism; tokens that belong to no pixel pass beside it.
 
@@ -48,11 +61,9 @@ class Layout:
         if self.word == "channels_first":
             return mechanism(x)
         if self.word == "channels_last":
-            return mechanism(x.movedim(-1, 1)).movedim(1, -1)
-        others, pixels = x[:, : self.prefix], x[:, self.prefix :]
-        spread = pixels.unflatten(1, self._sides(pixels.shape[1])).movedim(-1, 1)
-        pixels = mechanism(spread).movedim(1, -1).flatten(1, -2)
-        return torch.cat([others, pixels], 1) if self.prefix else pixels
+            return mechanism(self.map(x)).movedim(1, -1)
+        pixels = mechanism(self.map(x)).movedim(1, -1).flatten(1, -2)
+        return torch.cat([x[:, : self.prefix], pixels], 1) if self.prefix else pixels
 
     def _sides(self, number: int) -> tuple[int, ...]:
         """The sides of a map of so many pixels, in the proportions of the grid."""

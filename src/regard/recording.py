@@ -1,51 +1,69 @@
-"""Maps out of taps: what the mechanisms of a model look at."""
+"""Maps: what a model's attention looks at, its own and that of mechanisms put into it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from regard.borrowing import is_compiled
 from regard.errors import UserError
+from regard.layout import Layout
 from regard.tap import Tap, taps
+from regard.watching import Query, Watch, watched
 
 
 @dataclass(frozen=True)
 class Map:
-    """What one tap saw in one call.
+    """What was looked at in one call.
 
     Attributes:
-        name: dotted name of the tap.
-        kind: what it speaks of, and with it its shape: see `regard.tap.Tap`.
-        value: detached, as the mechanism applied it.
+        name: dotted name of the tap, or of the module that applied it.
+        kind: what it speaks of, and with it its shape: see `regard.tap.Tap`; ``"token"`` (B, heads, queries, keys) for
+            weights between tokens in a network that holds its map so.
+        value: detached, as it was applied.
+        layout: how the keys of weights between tokens hold the picture's pixels; None where that is not known (windows,
+            say), or the map has pixels itself.
     """
 
     name: str
     kind: str
     value: Tensor
+    layout: Layout | None = None
 
     def __repr__(self) -> str:
         return f"Map({self.name!r}, {self.kind!r}, {tuple(self.value.shape)})"
 
 
 @contextmanager
-def record(model: nn.Module, *, kinds: Collection[str] | None = None) -> Iterator[list[Map]]:
-    """Collect the maps of every tap inside a model while the block runs.
+def record(
+    model: nn.Module,
+    *,
+    kinds: Collection[str] | None = None,
+    queries: Sequence[Query] | None = None,
+    every: bool = True,
+) -> Iterator[list[Map]]:
+    """Collect what the attention inside a model looks at while the block runs.
 
-    Afterwards the model is as it was, also after an exception.
+    Every tap of `regard`'s mechanisms is read, and besides what other modules do: a sigmoid or softmax that multiplies
+    a map is a gate (squeeze-and-excitation, ECA, CBAM, coordinate attention, selective kernels, ...), one that weighs
+    tokens, or `scaled_dot_product_attention`, gives weights between them (ViT, Swin, non-local blocks, ...).
+    Afterwards the model is as it was, also after an exception; nothing is kept without a block.
 
     Args:
-        model: with taps in it.
+        model: any network.
         kinds: collect only these, see `regard.tap.Tap`; maps between all positions are then not even built.
+        queries: of weights between tokens only the rows of these: numbers of tokens, or places (row, column) as shares
+            of the picture's height and width. The others are never built where the network does not build them itself.
+        every: whether modules without taps are looked into.
 
     Yields:
-        A list that grows by one `Map` for each tap and call, in the order of the calls.
+        A list that grows by one `Map` for each tap, gate or product and call, in the order of the calls.
 
     Raises:
-        UserError: the model has no taps, or is compiled (torch would ignore the hooks).
+        UserError: the model is compiled (torch would ignore the hooks), or has no taps and `every` is False.
 
     Example:
         >>> import regard, torch
@@ -58,9 +76,12 @@ def record(model: nn.Module, *, kinds: Collection[str] | None = None) -> Iterato
     if any(map(is_compiled, model.modules())):
         raise UserError("the model is compiled, and torch ignores hooks added after that: record on the model itself")
     found = list(taps(model))
-    if not found:
+    if not found and not every:
         raise UserError("the model has no taps: attach a mechanism first")
     maps: list[Map] = []
+    watch = Watch(
+        lambda *seen: maps.append(Map(*seen)), queries=queries, kinds=None if kinds is None else frozenset(kinds)
+    )
     handles = []
     try:
         for name, tap in found:
@@ -68,10 +89,16 @@ def record(model: nn.Module, *, kinds: Collection[str] | None = None) -> Iterato
                 continue
 
             def keep(tap: Tap, args: tuple[Tensor], value: Tensor, name: str = name) -> None:
+                watch.forget(value)
                 maps.append(Map(name, tap.kind, value.detach()))
 
             handles.append(tap.register_forward_hook(keep))
-        yield maps
+            if queries is not None:
+                tap.queries = queries
+        with watched(model, watch) if every else nullcontext():
+            yield maps
     finally:
         for handle in handles:
             handle.remove()
+        for _, tap in found:
+            tap.__dict__.pop("queries", None)

@@ -1,6 +1,6 @@
 """Tap: an identity inside a mechanism that marks a map, so that it can be read. Blend: fades a whole mechanism in."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +20,17 @@ class Tap(nn.Module):
         kind: what the map speaks of; with *spatial* as in the mechanism's input:
             ``"channel"`` (B, C, 1, ...); ``"spatial"`` (B, 1 or groups, \\*spatial); ``"axis"`` (B, C or 1, each axis
             whole or 1); ``"element"`` (B, C, \\*spatial); ``"position"`` (B, heads, \\*spatial of the queries,
-            \\*spatial of the keys); ``"criss-cross"`` (B, H, W, H + W): a pixel's column, then its row;
-            ``"pair"`` (B, N, N): of channels or layers; ``"branch"`` (B, branches, C, 1, ...); ``"frame"``
-            (B, d, d + 1): an affine transform; ``"path"`` (B, T, 2): places x, y in -1..1; ``"kernel"`` (B, C, k):
-            weights over time; ``"query"`` (B, Q, K): of queries over keys.
+            \\*spatial of the keys), or (B, heads, Q, \\*spatial of the keys) where Q queries were asked for;
+            ``"criss-cross"`` (B, H, W, H + W): a pixel's column, then its row; ``"pair"`` (B, N, N): of channels or
+            layers; ``"branch"`` (B, branches, C, 1, ...); ``"frame"`` (B, d, d + 1): an affine transform; ``"path"``
+            (B, T, 2): places x, y in -1..1; ``"kernel"`` (B, C, k): weights over time; ``"query"`` (B, Q, K): of
+            queries over keys.
         low, high: the values the map can take before it is faded in.
         rest: the gate that leaves the map as it is; None for a map that multiplies nothing and is never faded in.
     """
 
     strength: nn.Parameter | None
+    queries: Sequence[int | tuple[float, float]] | None = None  # of weights between positions only these are shown
 
     def __init__(self, kind: str, *, low: float = 0.0, high: float = 1.0, rest: float | None = 1.0) -> None:
         super().__init__()

@@ -115,7 +115,7 @@ def build(
     finally:
         torch.set_rng_state(state)
     if weights is not None:
-        _load(host, weights, classes)
+        load(host, weights, classes)
     return host
 
 
@@ -183,7 +183,17 @@ def _timm(
     return host
 
 
-def _load(host: nn.Module, path: Path, classes: int) -> None:
+def load(host: nn.Module, path: Path, classes: int | None = None) -> None:
+    """Load a checkpoint, safetensors or what ``torch.load(weights_only=True)`` reads.
+
+    Args:
+        host: the network.
+        path: of the file.
+        classes: of a classifier that may differ from the file's, and then starts at 0.
+
+    Raises:
+        UserError: there is no such file, it holds no plain state dict, or it does not fit.
+    """
     try:
         if path.suffix == ".safetensors":
             tensors = safetensors.torch.load_file(path)

@@ -38,7 +38,7 @@ def write(
     device = next(model.parameters()).device
     x = prepare(data.centre(pixels.to(device), question["size"]))
     model.eval()
-    with torch.inference_mode(), record(model, kinds=DRAWN) as maps:
+    with torch.inference_mode(), record(model, kinds=DRAWN, every=False) as maps:
         predictions = model(x).argmax(1)
     arrays: dict[str, np.ndarray] = {}
     described: list[dict[str, Any]] = []

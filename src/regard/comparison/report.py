@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
 import re
@@ -21,6 +19,7 @@ from regard import drawing
 from regard.comparison.results import Comparison, counted, interval, points
 from regard.comparison.statistics import Verdict
 from regard.files import slug, write_text
+from regard.meaning import judge
 
 PICTURE = 112  # pixels of a picture in the sheet of maps
 PICTURES = 8  # images in that sheet
@@ -280,7 +279,7 @@ def _gallery(folder: Path, arm: str) -> dict[str, Any] | None:
         "files": [str(file) for file in kept["files"]],
         "labels": [int(label) for label in kept["labels"]],
         "predictions": [int(label) for label in kept["predictions"]],
-        "images": [_data_uri(picture) for picture in pictures],
+        "images": [drawing.data_uri(picture) for picture in pictures],
         "rows": [_map_row(tap, kept[tap["key"]], pictures, kept.get("masks")) for tap in _chosen(taps, kept)],
         "taps": len(taps),
     }
@@ -297,7 +296,7 @@ def _map_row(
 ) -> dict[str, Any]:
     """One tap on every image: overlays of a spatial map or bars of a channel gate, and in words what they show."""
     site, _, rest = tap["name"].partition(".regard.")
-    empty = drawing.says_nothing(maps)
+    empty = "; ".join(judge(maps).words) or None
     low, high = float(maps.min()), float(maps.max())
     limits = low, high
     if tap["kind"] == "channel" or (empty and empty.startswith("flat")):
@@ -317,7 +316,8 @@ def _map_row(
     return row | {
         "size": "{} × {}".format(*maps.shape[1:]),
         "cells": [
-            _data_uri(drawing.overlay(picture, map, limits=limits)) for picture, map in zip(pictures, maps, strict=True)
+            drawing.data_uri(drawing.overlay(picture, map, limits=limits))
+            for picture, map in zip(pictures, maps, strict=True)
         ],
         "object": None if masks is None else _share_on(maps, masks),
     }
@@ -386,9 +386,3 @@ def _typeset(text: str) -> str:
 
 def _ordinal(number: int) -> str:
     return {2: "second", 3: "third"}.get(number, f"{number}th")
-
-
-def _data_uri(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=82)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -257,7 +257,28 @@ def attend(
         watch: sees the weights, and what it returns is applied: a `Tap` that is watched. Without it they are never
             built.
     """
+    if isinstance(watch, Tap) and watch.queries is not None:
+        with torch.no_grad():
+            watch(_views(query, key, scale, bias, watch.queries))
+        watch = None
     return attending(query, key, value, scale, bias, watch)
+
+
+def _views(
+    query: Tensor, key: Tensor, scale: float, bias: Tensor | None, places: Sequence[int | tuple[float, float]]
+) -> Tensor:
+    """The weights of a few queries: (B, heads, Q, *keys)."""
+    sides = query.shape[3:]
+    numbers = []
+    for place in places:
+        number = 0
+        for at, side in zip((place,) if isinstance(place, int) else place, sides, strict=False):
+            number = number * side + min(side - 1, int(at * side))
+        numbers.append(place if isinstance(place, int) else number)
+    logits = query.flatten(3)[..., numbers].transpose(2, 3) @ key.flatten(3) * scale
+    if bias is not None:
+        logits = logits + (bias[..., numbers, :] if bias.shape[-2] > 1 else bias)
+    return logits.softmax(-1).unflatten(3, key.shape[3:])
 
 
 def cross(query: Tensor, key: Tensor, value: Tensor, *, watch: Callable[[Tensor], Tensor] | None = None) -> Tensor:

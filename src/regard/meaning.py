@@ -1,0 +1,268 @@
+"""Whether a map means anything: what it varies with, what the network loses with it, whether it finds the object."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from regard.borrowing import borrowed, call, same_randomness
+from regard.drawing import array
+from regard.errors import UserError
+from regard.saliency import Target, explain, find_layer
+
+FLAT = 0.02  # of the mean value
+SAME = 0.01  # of the variance over pixels
+EDGES = 0.7  # rank correlation with the picture's edges from which on a map follows them
+STAYS = 0.8  # rank correlation with the map of a network whose weights were drawn anew
+STEPS = 20  # of insertion and deletion
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """Figures of the maps of one place in a network, on several images; what cannot be told is None.
+
+    Attributes:
+        spread: 95th less 5th percentile over the mean absolute value, of the median image.
+        entropy: of a map taken as shares of its sum, over that of an even map: 1 says nothing of where, near 0 one
+            place; of the median image.
+        depends: share of the maps' variance that is between images: 0 where every image has the same map.
+        edges: rank correlation with the strength of the picture's edges, median.
+        pointing: share of the images whose highest value lies on the object.
+        energy: share of the maps' sum that lies on the object, mean; chance is the object's share of the picture.
+        area: the object's share of the picture, mean.
+        stays: rank correlation with the maps of the same network with weights drawn anew, median.
+    """
+
+    spread: float
+    entropy: float
+    depends: float | None = None
+    edges: float | None = None
+    pointing: float | None = None
+    energy: float | None = None
+    area: float | None = None
+    stays: float | None = None
+
+    @property
+    def words(self) -> list[str]:
+        """What a reader must know before reading anything into the colours; empty where there is nothing."""
+        found = []
+        if self.spread <= FLAT:
+            return ["flat: says nothing"]
+        if self.depends is not None and self.depends <= SAME / (1 + SAME):
+            found.append("the same for every image")
+        if self.stays is not None and self.stays >= STAYS:
+            found.append("the same with random weights: shows the picture, not what was learnt")
+        if self.edges is not None and self.edges >= EDGES:
+            found.append("follows edges, not the class")
+        return found
+
+
+def judge(maps: Any, images: Any = None, *, masks: Any = None, random: Any = None) -> Meaning:
+    """Say in figures whether maps carry information, before anybody reads a meaning into their colours.
+
+    Args:
+        maps: (K, ...): one map for each of K images, of pixels or of channels.
+        images: (K, C, H, W) of any range, for `edges`; only for maps of pixels (K, h, w).
+        masks: (K, H, W), true on the object, for `pointing`, `energy` and `area`; likewise.
+        random: maps of the same place with other weights, see `randomised`.
+
+    Raises:
+        UserError: the numbers of maps, images and masks differ, or a map holds NaN or infinity.
+    """
+    values = array(maps).astype(np.float64)
+    for what, given in (("images", images), ("masks", masks), ("random", random)):
+        if given is not None and len(given) != len(values):
+            raise UserError(f"judge: there are {len(values)} maps and {len(given)} {what}; give one for each map")
+    if not np.isfinite(values).all():
+        raise UserError("judge: a map holds NaN or infinity; look at the network that made it")
+    flat = values.reshape(len(values), -1)
+    low, high = np.percentile(flat, (5, 95), axis=1)
+    size = np.abs(flat).mean(axis=1)
+    spread = float(np.median(np.divide(high - low, size, out=np.zeros_like(size), where=size > 0)))
+    found: dict[str, float] = {"spread": spread, "entropy": float(np.median([_entropy(row) for row in flat]))}
+    if len(flat) > 1:
+        between, within = flat.var(axis=0).mean(), flat.mean(axis=0).var()
+        found["depends"] = float(between / (between + within)) if between + within > 0 else 0.0
+    if images is not None and values.ndim == 3:
+        pairs = zip(flat, _edges(images, values.shape[1:]), strict=True)
+        found["edges"] = float(np.median([_correlation(row, edges.ravel()) for row, edges in pairs]))
+    if masks is not None and values.ndim == 3:
+        found |= _found(values, array(masks) > 0)
+    if random is not None:
+        pairs = zip(flat, array(random).reshape(flat.shape), strict=True)
+        found["stays"] = float(np.median([_correlation(*pair) for pair in pairs]))
+    return Meaning(**found)
+
+
+def _entropy(row: np.ndarray) -> float:
+    row = row - min(0.0, float(row.min()))
+    if len(row) < 2 or row.sum() <= 0:
+        return 1.0
+    shares = row[row > 0] / row.sum()
+    return float(-(shares * np.log(shares)).sum() / math.log(len(row)))
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Of the ranks; 0 where one of them is constant."""
+    from scipy.stats import rankdata
+
+    a, b = rankdata(a), rankdata(b)
+    return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else 0.0
+
+
+def _edges(images: Any, sides: tuple[int, ...]) -> np.ndarray:
+    """(K, h, w): how strong the edges of the picture are, on the pixels of a map."""
+    grey = torch.as_tensor(array(images)).mean(1, keepdim=True)
+    smooth, steps = torch.tensor([1.0, 2, 1], dtype=grey.dtype), torch.tensor([-1.0, 0, 1], dtype=grey.dtype)
+    kernels = torch.stack([torch.outer(smooth, steps), torch.outer(steps, smooth)]).unsqueeze(1)
+    strength = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), kernels).norm(dim=1, keepdim=True)
+    return F.adaptive_avg_pool2d(strength, (sides[0], sides[1])).squeeze(1).numpy()
+
+
+def _found(values: np.ndarray, masks: np.ndarray) -> dict[str, float]:
+    """The pointing game (Zhang et al. 2018) and the energy on the object (Wang et al. 2020)."""
+    large = F.interpolate(torch.as_tensor(values).unsqueeze(1), masks.shape[1:], mode="bilinear").squeeze(1).numpy()
+    peaks = large.reshape(len(large), -1).argmax(1)
+    large = large - np.minimum(0, large.min((1, 2), keepdims=True))
+    total = large.sum((1, 2))
+    shares = np.divide((large * masks).sum((1, 2)), total, out=masks.mean((1, 2)), where=total > 0)
+    return {
+        "pointing": float(masks.reshape(len(masks), -1)[np.arange(len(masks)), peaks].mean()),
+        "energy": float(shares.mean()),
+        "area": float(masks.mean()),
+    }
+
+
+# --- what the network loses ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The share of the first score that is left while pixels are taken away or put in, best first.
+
+    Attributes:
+        deletion, insertion: (B, STEPS + 1), from no pixel to all.
+        chance: (2, B, STEPS + 1), the same for pixels in random order.
+    """
+
+    deletion: np.ndarray
+    insertion: np.ndarray
+    chance: np.ndarray
+
+    @property
+    def areas(self) -> dict[str, float]:
+        """Under each curve, mean over the images: deletion is good when low, insertion when high."""
+        both = {"deletion": self.deletion, "insertion": self.insertion}
+        both |= {f"random {name}": curve for name, curve in zip(both, self.chance, strict=True)}
+        return {name: float(((curve[:, 1:] + curve[:, :-1]) / 2).mean()) for name, curve in both.items()}
+
+
+def erase(
+    model: nn.Module, images: Tensor, maps: Tensor, target: Target = None, *, steps: int = STEPS, batch: int = 32
+) -> Curves:
+    """Take away what a map shows, or put in nothing else, and see what becomes of the score.
+
+    Deletion and insertion (Petsiuk et al. 2018, RISE, arXiv 1806.07421): the pixels go in the order of the map, and
+    what is not there is a blurred picture, which looks less strange to a network than grey.
+
+    Args:
+        model: gives (B, classes).
+        images: (B, C, H, W), as the model takes them.
+        maps: (B, h, w) or (B, 1, h, w).
+        target: a class, or one for each image; None takes the class that each image is given.
+        steps: at which the score is read.
+        batch: images at a time.
+    """
+    maps = maps.reshape(len(images), 1, *maps.shape[-2:]).float()
+    sides = images.shape[2:]
+    values = F.interpolate(maps, sides, mode="bilinear").flatten(1)
+    generator = torch.Generator().manual_seed(0)
+    shuffled = torch.stack([torch.randperm(values.shape[1], generator=generator) for _ in images]).to(values.device)
+    # equal values in random order: not all of them from the upper left
+    order = shuffled.gather(1, values.gather(1, shuffled).argsort(dim=1, descending=True, stable=True))
+    size = max(3, min(sides) // 4 | 1)
+    blurred = images
+    for _ in range(3):  # nearly a Gaussian
+        padded = F.pad(blurred, [size // 2] * 4, mode="replicate")
+        blurred = F.avg_pool2d(padded, size, stride=1)
+    curves = []
+    with torch.inference_mode(), borrowed(model):
+        full = torch.cat([model(part).softmax(1) for part in images.split(batch)])
+        classes = full.argmax(1) if target is None else torch.as_tensor(target, device=full.device).expand(len(full))
+        first = full.gather(1, classes.unsqueeze(1))
+        for ranks in (order.argsort(1), shuffled.argsort(1)):
+            for there, away in ((blurred, images), (images, blurred)):
+                shares = []
+                for step in range(steps + 1):
+                    chosen = (ranks < round(step / steps * ranks.shape[1])).view(len(images), 1, *sides)
+                    mixed = torch.where(chosen, there, away)
+                    scores = torch.cat([model(part).softmax(1) for part in mixed.split(batch)])
+                    shares.append((scores.gather(1, classes.unsqueeze(1)) / first).squeeze(1))
+                curves.append(torch.stack(shares, 1).cpu().numpy())
+    return Curves(curves[0], curves[1], np.stack(curves[2:]))
+
+
+# --- whether it is learnt --------------------------------------------------------------------------------------------
+
+
+def randomised(model: nn.Module, example: Any, *, seed: int = 0) -> Iterator[tuple[str, nn.Module]]:
+    """Copies of a network whose weights are drawn anew, layer by layer from the output on: Adebayo et al. 2018,
+    arXiv 1810.03292. A map that hardly changes shows the picture, not what was learnt.
+
+    Args:
+        model: any network.
+        example: what it is called with, to know the order of the layers.
+        seed: of the weights.
+
+    Yields:
+        The last layer that was drawn anew, and one copy for all, which goes on being changed.
+    """
+    copy = deepcopy(model)
+    modules = dict(copy.named_modules())
+    order: list[str] = []
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: order.append(name))
+        for name, module in modules.items()
+        if hasattr(module, "reset_parameters")
+    ]
+    with torch.no_grad(), borrowed(copy):
+        call(copy, example)
+    for handle in handles:
+        handle.remove()
+    unseen = [name for name in modules if hasattr(modules[name], "reset_parameters") and name not in order]
+    with same_randomness():
+        torch.manual_seed(seed)
+        for name in (*dict.fromkeys(reversed(order)), *unseen):  # ops may read a layer's weights without calling it
+            with torch.no_grad():
+                modules[name].reset_parameters()
+            yield name, copy
+
+
+def stays(
+    model: nn.Module, images: Tensor, target: Target = None, *, layer: str = "auto", **options: Any
+) -> Mapping[str, float]:
+    """How much of `explain`'s map is left when the network's weights are drawn anew, layer by layer from the output on.
+
+    Args:
+        model, images, target, layer, options: as in `regard.explain`.
+
+    Returns:
+        Median rank correlation with the map of the trained network, by the last layer that was drawn anew.
+    """
+    layer, _ = find_layer(model, images, layer)
+    trained = explain(model, images, target, layer=layer, **options)
+    classes = trained.classes if target is None else target
+    found = {}
+    for name, copy in randomised(model, images[:1]):
+        maps = explain(copy, images, classes, layer=layer, **options).value
+        pairs = zip(array(trained.value.flatten(1)), array(maps.flatten(1)), strict=True)
+        found[name] = float(np.median([_correlation(*pair) for pair in pairs]))
+    return found

@@ -1,0 +1,350 @@
+"""Attention in modules that nobody prepared: gates that multiply a map, weights between tokens, seen while they work.
+
+No class is known by name. A gate is what a sigmoid or a softmax made and what then multiplies a map; weights are what a
+softmax made and what then weighs tokens, or what `scaled_dot_product_attention` would have made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from regard.layout import Layout
+
+Query = int | tuple[float, float]
+Tell = Callable[[str, str, Tensor, Layout | None], None]
+
+SQUASHES = {"sigmoid", "hardsigmoid", "softmax", "tanh", "relu6", "hardtanh", "clamp", "clip"}
+# what changes the form of a gate, or moves it by a number, and leaves it a gate
+FORMS = {
+    "view", "reshape", "expand", "expand_as", "unsqueeze", "squeeze", "permute", "transpose", "movedim", "flatten",
+    "unflatten", "contiguous", "clone", "to", "type_as", "float", "half", "bfloat16", "getitem", "chunk", "split",
+    "unbind", "interpolate", "dropout", "add", "radd", "sub", "rsub", "mul", "rmul", "div", "truediv", "mT", "T",
+}  # fmt: skip
+PRODUCTS = {"mul", "rmul", "imul", "multiply"}
+MATRICES = {"matmul", "rmatmul", "bmm"}
+REGISTERS = (0, 1, 2, 4, 5, 8)  # tokens in front of those of the pixels: class, distillation, registers
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """What a squashed tensor is: made by what, along which axis, and of what.
+
+    Attributes:
+        by: ``"softmax"`` or ``"bound"``.
+        dim: of a softmax, counted from the end.
+        roots: ids of the tensors it is an elementwise function of: x sigmoid(x) is an activation, no gate.
+    """
+
+    by: str
+    dim: int | None
+    roots: frozenset[int]
+
+
+class Watch(TorchFunctionMode):
+    """While it is entered, tells of every gate and of all weights between tokens.
+
+    Args:
+        tell: called with the dotted name of the module that applies it, the kind (see `regard.tap.Tap`; ``"token"``
+            (B, heads, queries, keys) for weights between tokens), the values, and how the keys hold the picture's
+            pixels, where that is known.
+        queries: of weights only these, so that the others are never built: numbers of tokens, or places
+            (row, column) as shares of the picture's height and width. None is all.
+        kinds: tell of these only; None is all.
+    """
+
+    def __init__(
+        self, tell: Tell, *, queries: Sequence[Query] | None = None, kinds: frozenset[str] | None = None
+    ) -> None:
+        super().__init__()
+        self.tell, self.queries, self.kinds = tell, queries, kinds
+        self.stack: list[str] = []
+        self.marks: Any = WeakIdKeyDictionary()
+        self.shifted: Any = WeakIdKeyDictionary()  # tensor -> roots of what it is moved by a number from
+        self.batch, self.sides = 0, (1, 1)  # of the pictures that came in
+
+    def enter(self, name: str, inputs: Any) -> None:
+        if not self.stack:
+            picture = next((t for t in _tensors(inputs) if t.dim() == 4), None)
+            if picture is not None:
+                self.batch, self.sides = len(picture), (picture.shape[2], picture.shape[3])
+        self.stack.append(name)
+
+    def leave(self) -> None:
+        self.stack.pop()
+
+    def forget(self, value: Any) -> None:
+        """A gate that a tap has told of already."""
+        for tensor in _tensors(value):
+            self.marks.pop(tensor, None)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = _word(func)
+        if name == "scaled_dot_product_attention":
+            self._attend(*args, **kwargs)
+        elif name == "multi_head_attention_forward":
+            self._attend_heads(*args, **kwargs)
+        elif name in PRODUCTS and len(args) > 1:
+            self._multiply(args[0], args[1])
+        elif name in MATRICES and len(args) > 1:
+            self._weigh(args[0], args[1])
+        result = func(*args, **kwargs)
+        if name in SQUASHES:
+            self._mark(name, args, kwargs, result)
+        elif name in FORMS and self.marks:
+            self._follow(name, args, result)
+        elif name in ("add", "radd") and isinstance(result, Tensor):
+            self._shift(args, result)
+        return result
+
+    # --- which tensors are gates
+
+    def _roots(self, tensor: Tensor) -> frozenset[int]:
+        return self.shifted.get(tensor, frozenset({id(tensor)}))
+
+    def _mark(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
+        if not isinstance(result, Tensor) or not args or not isinstance(args[0], Tensor):
+            return
+        bounds = [bound for bound in (*args[1:], *kwargs.values()) if bound is not None]
+        if name in ("clamp", "clip") and len(bounds) < 2:
+            return  # bounded on one side
+        dim = None
+        if name == "softmax":
+            dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)
+            dim = dim - result.dim() if dim is not None and dim >= 0 else dim
+        self.marks[result] = _Mark("softmax" if name == "softmax" else "bound", dim, self._roots(args[0]))
+
+    def _follow(self, name: str, args: Any, result: Any) -> None:
+        given = [arg for arg in args if isinstance(arg, Tensor)]
+        marks = [self.marks[tensor] for tensor in given if tensor in self.marks]
+        # with another tensor it is a gate no more, but for expand_as
+        if len(marks) != 1 or (len(given) > 1 and name != "expand_as"):
+            if name in ("add", "radd") and isinstance(result, Tensor):
+                self._shift(args, result)
+            return
+        for tensor in _tensors(result):
+            mark = marks[0]
+            if mark.by == "softmax" and tensor.dim() != given[0].dim() and name not in ("dropout",):
+                mark = _Mark(mark.by, _moved(name, mark.dim, given[0], tensor), mark.roots)
+            self.marks[tensor] = mark
+
+    def _shift(self, args: Any, result: Tensor) -> None:
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        if len(tensors) == 1:
+            self.shifted[result] = self._roots(tensors[0])
+
+    # --- what they are applied to
+
+    def _multiply(self, left: Any, right: Any) -> None:
+        if not (isinstance(left, Tensor) and isinstance(right, Tensor)):
+            return
+        if left.numel() == right.numel() and left in self.marks and right in self.marks:
+            return  # neither is the gate of the other
+        gate, x = (left, right) if left in self.marks else (right, left)
+        if left in self.marks and right in self.marks:  # a bounded activation may well be weighed
+            gate, x = sorted((left, right), key=Tensor.numel)
+        mark = self.marks.get(gate)
+        if mark is not None and gate.dim() <= x.dim() and id(x) not in mark.roots:
+            kind = _kind(gate, x, mark)
+            if kind:
+                self._tell(kind, _plain(gate, x))
+
+    def _weigh(self, left: Any, right: Any) -> None:
+        """A product of weights and values; of which the queries are the rows, or the columns."""
+        if not (isinstance(left, Tensor) and isinstance(right, Tensor)):
+            return None
+        mark = self.marks.get(left)
+        if mark and mark.by == "softmax" and mark.dim == -1:
+            return self._tell_weights(left)
+        mark = self.marks.get(right)
+        if mark and mark.by == "softmax" and mark.dim == -2:
+            self._tell_weights(right.transpose(-1, -2))
+        return None
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        *,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> None:
+        if self.kinds is not None and "token" not in self.kinds:
+            return
+        with torch.no_grad(), torch._C.DisableTorchFunction():
+            rows = self._rows(query.shape[-2], query.shape[0], query.dim())
+            bias = attn_mask
+            if is_causal:
+                bias = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+            if rows is not None:
+                query = query[..., rows, :]
+                bias = bias[..., rows, :] if bias is not None and bias.shape[-2] > 1 else bias
+            if enable_gqa:
+                key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+            logits = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
+            if bias is not None:
+                logits = logits.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else logits + bias
+            self._tell_weights(logits.float().softmax(-1), chosen=True)
+
+    def _attend_heads(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        width: int,
+        heads: int,
+        weight: Any,
+        bias: Any,
+        *others: Any,
+        **named: Any,
+    ) -> None:
+        """`torch.nn.MultiheadAttention`, which is one function for a mode; (tokens, B, width)."""
+        if weight is None or others[:3] != (None, None, False) or query.dim() != 3:
+            return  # keys of other widths, or keys and values that it adds
+        mask, padding = named.get("attn_mask"), named.get("key_padding_mask")
+        with torch.no_grad(), torch._C.DisableTorchFunction():
+            weights, biases = weight.chunk(3), (None,) * 3 if bias is None else bias.chunk(3)
+            q, k = (
+                nn.functional.linear(x, w, b).unflatten(2, (heads, -1)).permute(1, 2, 0, 3)
+                for x, w, b in zip((query, key), weights, biases, strict=False)
+            )
+            if mask is not None and mask.dim() == 3:
+                mask = mask.unflatten(0, (-1, heads))
+            total = q.new_zeros(q.shape[2], k.shape[2])
+            for hidden in (mask, None if padding is None else padding[:, None, None]):
+                if hidden is not None:
+                    true = hidden.dtype == torch.bool
+                    total = total.masked_fill(hidden, -math.inf) if true else total + hidden
+            self._attend(q, k, k, total)
+
+    # --- telling
+
+    def _tell(self, kind: str, value: Tensor, layout: Layout | None = None) -> None:
+        if self.stack and (self.kinds is None or kind in self.kinds):  # else it is another network that runs
+            with torch._C.DisableTorchFunction():
+                self.tell(self.stack[-1], kind, value.detach(), layout)
+
+    def _tell_weights(self, weights: Tensor, chosen: bool = False) -> None:
+        if self.kinds is not None and "token" not in self.kinds:
+            return
+        with torch._C.DisableTorchFunction():
+            if weights.dim() == 3 and self.batch and len(weights) % self.batch == 0:
+                weights = weights.unflatten(0, (self.batch, -1))
+            if weights.dim() != 4:
+                return
+            rows = None if chosen else self._rows(weights.shape[2], len(weights), 4)
+            weights = weights if rows is None else weights[:, :, rows]
+            self._tell("token", weights, self._grid(weights.shape[3]) if len(weights) == self.batch else None)
+
+    def _grid(self, tokens: int) -> Layout | None:
+        """How so many tokens hold the pictures that came in."""
+        height, width = self.sides
+        for prefix in REGISTERS:
+            rows = round(math.sqrt(max(0, tokens - prefix) * height / width))
+            columns = round(rows * width / height)
+            if rows > 1 and columns > 1 and rows * columns == tokens - prefix:
+                return Layout("tokens", prefix, (rows, columns))
+        return None
+
+    def _rows(self, tokens: int, batch: int, dims: int) -> list[int] | None:
+        """Numbers of the queries that are asked for."""
+        if self.queries is None:
+            return None
+        layout = self._grid(tokens)
+        found = []
+        for query in self.queries:
+            if isinstance(query, int):
+                found.append(min(query, tokens - 1))
+            elif layout:
+                (rows, columns), (row, column) = layout.grid, query
+                found.append(
+                    layout.prefix + min(rows - 1, int(row * rows)) * columns + min(columns - 1, int(column * columns))
+                )
+        return found or None
+
+
+@contextmanager
+def watched(model: nn.Module, watch: Watch) -> Iterator[None]:
+    """Enter a watch, and let it know which module is running; afterwards the model is as it was."""
+    handles = []
+    native = torch.backends.mha.get_fastpath_enabled()
+    try:
+        if any(isinstance(module, nn.MultiheadAttention) for module in model.modules()):
+            torch.backends.mha.set_fastpath_enabled(False)  # one native call, in which no weights are seen
+        for name, module in model.named_modules():
+            if type(module).__module__.startswith("torch.nn") and not module._modules:
+                continue  # a layer, which applies no attention; a hook would keep ops from fusing it
+            enter = lambda _, args, kwargs, name=name: watch.enter(name, (args, kwargs))  # noqa: E731
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(lambda *_: watch.leave(), always_call=True))
+        with watch:
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(native)
+        for handle in handles:
+            handle.remove()
+
+
+def _word(func: Any) -> str:
+    name = getattr(func, "__name__", "")
+    name = func.__self__.__name__ if name == "__get__" else name
+    return name.strip("_")
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _moved(name: str, dim: int | None, before: Tensor, after: Tensor) -> int | None:
+    """Where the axis of a softmax is in another form of it, counted from the end; None where that is not known."""
+    if dim is None:
+        return None
+    if before.shape[dim:] == after.shape[dim:] and after.dim() >= -dim:
+        return dim
+    # an axis of one was added behind, or taken away
+    if name == "unsqueeze" and before.shape[dim:] == after.shape[dim - 1 : -1] and after.shape[-1] == 1:
+        return dim - 1
+    return None
+
+
+def _plain(gate: Tensor, x: Tensor) -> Tensor:
+    """A gate without the axes along which it was expanded."""
+    gate = gate.view(*[1] * (x.dim() - gate.dim()), *gate.shape) if gate.dim() < x.dim() else gate
+    for axis, stride in enumerate(gate.stride()):
+        if stride == 0 and axis and gate.shape[axis] > 1:
+            gate = gate.narrow(axis, 0, 1)
+    return gate
+
+
+def _kind(gate: Tensor, x: Tensor, mark: _Mark) -> str:
+    """What a gate speaks of when it multiplies a map; empty where that is no attention to a map."""
+    if x.dim() < 3 or gate.numel() == 1:
+        return ""
+    gate = _plain(gate, x)
+    whole = tuple(side == full for side, full in zip(gate.shape, x.shape, strict=True))
+    if any(side not in (1, full) for side, full in zip(gate.shape, x.shape, strict=True)):
+        return ""
+    channels, spatial = whole[1], [w for w, full in zip(whole[2:], x.shape[2:], strict=True) if full > 1]
+    if mark.by == "softmax" and x.dim() == 5 and gate.shape[1] > 1:
+        return "branch"
+    if not any(spatial):
+        return "channel" if channels and gate.shape[1] > 1 else ""
+    if x.dim() < 4:
+        return ""
+    if all(spatial):
+        return "element" if channels and gate.shape[1] > 1 else "spatial"
+    return "axis"

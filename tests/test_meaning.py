@@ -1,0 +1,154 @@
+"""Whether a map means anything: figures with known answers, and networks whose maps mean nothing."""
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from scipy.stats import spearmanr
+from torch import nn
+
+import regard
+from regard.meaning import erase, judge, randomised, stays
+
+GENERATOR = np.random.default_rng(0)
+
+
+def words(maps):
+    return "; ".join(judge(maps).words)
+
+
+def test_flat_and_same():
+    noise = GENERATOR.random((6, 7, 7)) + 0.5
+    assert words(noise) == ""
+    assert words(np.full((6, 7, 7), 0.5)) == "flat: says nothing"
+    assert words(0.5 + 0.005 * noise) == "flat: says nothing"
+    assert words(0.5 + 0.05 * noise) == ""
+    assert words(np.zeros((6, 7, 7))) == "flat: says nothing"
+    assert words(np.repeat(noise[:1], 6, axis=0)) == "the same for every image"
+    assert words(noise[:1] + 0.05 * noise) == "the same for every image"
+    assert words(noise[:1] + 0.3 * noise) == ""
+    assert words(noise[:1]) == ""  # one image cannot be compared with others
+    assert words(torch.sigmoid(torch.randn(6, 64))) == ""  # channel gates
+    assert words(torch.full((6, 64), -0.3)) == "flat: says nothing"
+    assert judge(np.repeat(noise[:1], 6, 0)).depends == pytest.approx(0, abs=1e-20)
+    assert judge(noise).depends == pytest.approx(6 / 7, abs=0.1)  # independent: the mean of six keeps a sixth
+    assert judge(noise[:1]).depends is None
+
+
+def test_entropy():
+    one = np.zeros((1, 4, 4))
+    one[0, 1, 2] = 3
+    assert judge(one).entropy == pytest.approx(0)
+    assert judge(np.ones((1, 4, 4))).entropy == pytest.approx(1)
+    half = np.zeros((1, 4, 4))
+    half[0, :2] = 1
+    assert judge(half).entropy == pytest.approx(np.log(8) / np.log(16))
+
+
+def test_the_object():
+    masks = np.zeros((2, 32, 32), bool)
+    masks[:, :16, :16] = True
+    maps = np.zeros((2, 4, 4))
+    maps[0, 0, 0] = 1  # on the object
+    maps[1, 3, 3] = 1  # beside it
+    found = judge(maps, masks=masks)
+    assert (found.pointing, found.area) == (0.5, 0.25)
+    assert found.energy == pytest.approx(0.5, abs=0.01)
+    assert judge(np.ones((2, 4, 4)), masks=masks).energy == pytest.approx(0.25)
+
+
+def test_edges():
+    images = torch.zeros(3, 3, 64, 64)
+    for at, image in enumerate(images):
+        image[:, 8 + 8 * at : 40, 16:48] = 1
+    from regard.meaning import _edges
+
+    edges = _edges(images, (16, 16))
+    found = judge(edges + 0.01 * GENERATOR.random(edges.shape), images)
+    assert found.edges > 0.5
+    assert judge(edges, images).words == ["follows edges, not the class"]
+    assert judge(edges.max() - edges, images).edges == pytest.approx(-1)
+    ours = judge(GENERATOR.random((3, 16, 16)), images)
+    assert abs(ours.edges) < 0.3
+    assert ours.words == []
+
+
+def test_rank_correlation_is_scipys():
+    a, b = GENERATOR.random((2, 3, 5, 5)).round(1)
+    expected = np.median([spearmanr(x.ravel(), y.ravel()).statistic for x, y in zip(a, b, strict=True)])
+    assert judge(a, random=b).stays == pytest.approx(expected)
+
+
+class Corner(nn.Module):
+    """Its class 1 is how bright the upper left corner is."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1)
+        nn.init.ones_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x):
+        corner = self.conv(x)[:, 0, :8, :8].mean((1, 2))
+        return torch.stack([torch.zeros_like(corner), 8 * corner - 4], 1)
+
+
+def test_erasing_what_matters():
+    images = torch.zeros(2, 1, 32, 32)
+    images[:, :, :8, :8] = 1
+    right, wrong = images[:, 0], images[:, 0].flip(1, 2)
+    good, bad = (erase(Corner(), images, maps, 1).areas for maps in (right, wrong))
+    assert good["deletion"] < good["random deletion"] < bad["deletion"]
+    assert good["insertion"] > good["random insertion"] > bad["insertion"]
+    curves = erase(Corner(), images, right)  # the class that it is given
+    assert curves.deletion.shape == (2, 21)
+    assert np.allclose(curves.deletion[:, 0], 1)
+    assert np.allclose(curves.insertion[:, -1], 1)
+
+
+def test_weights_are_drawn_anew_from_the_output_on():
+    model = torchvision.models.resnet18()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x = torch.randn(1, 3, 64, 64)
+    state = torch.get_rng_state()
+    names, left = [], []
+    for name, copy in randomised(model, x):
+        names.append(name)
+        left.append(sum(torch.equal(before[key], value) for key, value in copy.state_dict().items() if "conv" in key))
+    assert (names[0], names[-1]) == ("fc", "conv1")
+    assert left == sorted(left, reverse=True)
+    assert (left[0], left[-1]) == (16 + 1, 0)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_attached_mechanisms_are_drawn_anew_too():
+    model = torchvision.models.resnet18()
+    x = torch.randn(1, 3, 64, 64)
+    regard.attach(model, "se", example=x, start="paper")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    *_, (_, copy) = randomised(model, x)
+    added = {name: value for name, value in copy.state_dict().items() if ".regard." in name}
+    assert len(added) == 8 * 4
+    assert not any(torch.equal(before[name], value) for name, value in added.items())
+
+
+def test_a_map_that_stays_shows_the_picture():
+    """The layer's map is the picture itself, whatever the classifier has learnt."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 1, 1, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2)
+    )
+    net[4].weight.data = torch.tensor([[1.0], [-1.0]])
+    net[0].weight.data.fill_(1)
+    images = torch.rand(4, 1, 16, 16)
+    found = stays(net, images, 0, layer="1", relu=False)
+    assert list(found) == ["4", "0"]
+    assert all(abs(value) > 0.99 or value == 0 for value in found.values())
+
+
+def test_what_does_not_fit_is_said():
+    with pytest.raises(regard.UserError, match="there are 3 maps and 2 masks"):
+        judge(np.ones((3, 4, 4)), masks=np.ones((2, 8, 8)))
+    with pytest.raises(regard.UserError, match="NaN or infinity"):
+        judge(np.full((1, 4, 4), np.nan))

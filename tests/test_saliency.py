@@ -1,0 +1,213 @@
+"""Grad-CAM and its relatives: against formulas, captum and pytorch-grad-cam; the layer found; the model left alone."""
+
+import copy
+
+import captum.attr
+import pytest
+import pytorch_grad_cam
+import timm
+import torch
+import torchvision
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import nn
+
+import regard
+from regard.saliency import METHODS, box, find_layer, pixel, rollout
+
+THEIRS = {
+    "grad-cam": pytorch_grad_cam.GradCAM,
+    "grad-cam++": pytorch_grad_cam.GradCAMPlusPlus,
+    "hirescam": pytorch_grad_cam.HiResCAM,
+    "layercam": pytorch_grad_cam.LayerCAM,
+}
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    torch.manual_seed(0)
+    return torchvision.models.resnet18().eval()
+
+
+@pytest.fixture
+def images():
+    return torch.randn(3, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("layer", ["layer4", "layer2.0.conv1"])
+def test_equals_pytorch_grad_cam(resnet, images, method, layer):
+    resnet, images = copy.deepcopy(resnet).double(), images.double()
+    if method == "grad-cam++" and layer != "layer4":
+        layer = "layer2"  # where sums may be negative its denominator may be 0, and their 1e-6 in it counts
+    with torch.no_grad():
+        resnet.fc.weight *= 1e4  # beside such gradients their 1e-6 in a denominator is nothing
+    found = regard.explain(resnet, images, [5, 5, 9], method=method, layer=layer)
+    module = resnet.get_submodule(layer)
+    with THEIRS[method](resnet, [module]) as theirs:
+        targets = [ClassifierOutputTarget(number) for number in (5, 5, 9)]
+        theirs(images, targets)
+        kept = theirs.activations_and_grads
+        activations, gradients = kept.activations[0].numpy(), kept.gradients[0].numpy()
+        expected = theirs.get_cam_image(images, module, targets, activations, gradients, False)
+    expected = torch.as_tensor(expected).clamp(min=0)
+    assert torch.allclose(found.value.squeeze(1), expected, rtol=1e-4, atol=1e-7 * float(expected.max()))
+
+
+@pytest.mark.parametrize("layer", ["layer4", "layer3", "layer1.1.bn2"])
+def test_equals_captum(resnet, images, layer):
+    found = regard.explain(resnet, images, 7, layer=layer, relu=False)
+    expected = captum.attr.LayerGradCam(resnet, resnet.get_submodule(layer)).attribute(images, 7)
+    assert torch.allclose(found.value, expected.detach(), rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_the_formula_where_it_can_be_done_by_hand():
+    """One convolution, the mean over pixels, one linear layer: the map is the weighted sum of the features."""
+    net = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))
+    net[0].weight.data = torch.tensor([1.0, -2]).view(2, 1, 1, 1)
+    net[3].weight.data = torch.tensor([[3.0, 1], [0, 1]])
+    x = torch.arange(6.0).view(1, 1, 2, 3) - 2
+    for method in ("grad-cam", "hirescam"):
+        found = regard.explain(net, x, 0, method=method, relu=False)
+        assert found.name == "0"
+        assert torch.allclose(found.value, (3 * x - 2 * x) / 6)
+        assert torch.equal(regard.explain(net, x, 0, method=method).value, found.value.relu())
+    assert regard.explain(net, x).classes.tolist() == net(x).argmax(1).tolist()
+
+
+def torchvision_vit():
+    model = torchvision.models.vit_b_16(image_size=96)
+    nn.init.normal_(model.heads.head.weight)  # it starts at 0, and then nothing speaks for anything
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "layer", "sides"),
+    [
+        (lambda: timm.create_model("resnet50"), "layer4", (3, 4)),
+        (lambda: timm.create_model("efficientnet_b0"), "bn2", (3, 4)),
+        (lambda: timm.create_model("convnext_atto"), "norm_pre", (3, 4)),
+        (lambda: timm.create_model("vit_tiny_patch16_224", img_size=(96, 128)), "blocks.11.norm1", (6, 8)),
+        (torchvision_vit, "encoder.layers.encoder_layer_11.ln_1", (6, 6)),
+        (lambda: torchvision.models.swin_t(), "permute", (3, 4)),
+        (lambda: timm.create_model("seresnet18"), "layer4", (3, 4)),
+    ],
+    ids=["resnet", "efficientnet", "convnext", "vit", "torchvision_vit", "swin", "seresnet"],
+)
+def test_the_layer_is_found(build, layer, sides):
+    model = build()
+    images = torch.randn(2, 3, 96, 96 if sides == (6, 6) else 128)
+    found = regard.explain(model, images, 3)
+    assert (found.name, found.value.shape) == (layer, (2, 1, *sides))
+    assert found.value.isfinite().all()
+
+
+def test_what_follows_may_write_over_the_layer(images):
+    """A ReLU in place behind the layer."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    )
+    apart = nn.Sequential(net[0], nn.ReLU(), *net[2:])
+    assert torch.equal(
+        regard.explain(net, images, 1, layer="0").value, regard.explain(apart, images, 1, layer="0").value
+    )
+
+
+def test_attached_mechanisms_are_part_of_the_network(images):
+    net = torchvision.models.resnet18()
+    regard.attach(net, "cbam", example=images[:1], start="paper")
+    assert regard.explain(net, images, 1).value.shape == (3, 1, 3, 4)
+
+
+def test_images_do_not_mix(resnet, images):
+    together = regard.explain(resnet, images, [1, 2, 3])
+    for at, number in enumerate((1, 2, 3)):
+        alone = regard.explain(resnet, images[at : at + 1], number)
+        assert torch.allclose(together.value[at], alone.value[0], rtol=1e-3, atol=1e-6)
+        assert together.scores[at] == pytest.approx(float(alone.scores[0]), rel=1e-4)
+
+
+@pytest.mark.parametrize("surrounding", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_the_model_is_as_it_was(images, surrounding):
+    net = torchvision.models.resnet18().train()
+    for parameter in net.layer1.parameters():
+        parameter.requires_grad_(False)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    state = torch.get_rng_state()
+    with surrounding():
+        regard.explain(net, images, 1)
+        with pytest.raises(RuntimeError, match="on purpose"):
+            regard.explain(net, images, lambda output: (_ for _ in ()).throw(RuntimeError("on purpose")))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in net.modules())
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert all(parameter.grad is None for parameter in net.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+def test_other_targets(images):
+    segmenter = torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights_backbone=None, num_classes=4)
+    at = regard.explain(segmenter, images, pixel(2, 10, 20))
+    assert at.classes is None
+    assert at.value.shape[:2] == (3, 1)
+    output = segmenter.eval()(images)["out"]
+    assert torch.allclose(at.scores, output[:, 2, 10, 20], rtol=1e-3, atol=1e-5)
+
+    detector = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(weights_backbone=None, num_classes=3)
+    detector.roi_heads.score_thresh = 0.0
+    found = regard.explain(detector, ([torch.rand(3, 64, 64)],), box(0))
+    assert found.value.dim() == 4
+    assert found.value.isfinite().all()
+
+
+def test_what_cannot_be_explained_is_said(resnet, images):
+    for options, words in (
+        ({"method": "gradcam"}, r"no method 'gradcam'.*did you mean 'grad-cam'"),
+        ({"layer": "layer5"}, r"no layer 'layer5' that is run; did you mean 'layer"),
+        ({"layer": "fc"}, r"the layer 'fc' gives .*no map of pixels"),
+        ({"target": 1000}, r"knows classes 0 to 999, got 1000"),
+        ({"target": [1, 2]}, r"one for each of 3 images, got \[1, 2\]"),
+        ({"target": lambda output: output}, r"returns one score for each image"),
+        ({"target": lambda output: torch.zeros(3)}, r"does not depend on the layer 'layer4'"),
+        ({"target": pixel(1, 2, 3)}, r"needs an output of \(B, classes, H, W\), got \(3, 1000\)"),
+        ({"target": box(0)}, r"a box needs a detector"),
+    ):
+        with pytest.raises(regard.UserError, match=words):
+            regard.explain(resnet, images, **options)
+    with pytest.raises(regard.UserError, match="no layer gives a map of more than one pixel"):
+        regard.explain(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.randn(2, 3, 2, 2))
+    segmenter = torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights_backbone=None, num_classes=4)
+    with pytest.raises(regard.UserError, match=r"pass a function.*regard.saliency.pixel"):
+        regard.explain(segmenter, images, 1)
+
+
+def test_the_layer_is_remembered_until_the_network_changes(resnet, images, monkeypatch):
+    import regard.saliency
+
+    first = find_layer(resnet, images)
+    with monkeypatch.context() as patch:
+        patch.setattr(regard.saliency, "dry_run", None)
+        assert find_layer(resnet, images) == first
+    net = torchvision.models.resnet18()
+    assert find_layer(net, images)[0] == "layer4"
+    net.layer4 = nn.Identity()
+    net.fc = nn.Linear(256, 5)
+    assert find_layer(net, images)[0] == "layer4"  # the identity passes layer3's map on
+    del net.layer4
+    net.layer4 = nn.Conv2d(256, 256, 1)
+    assert find_layer(net, images)[0] == "layer4"
+
+
+def test_rollout_is_the_product_of_the_layers():
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=(64, 96), depth=3).eval()
+    x = torch.randn(2, 3, 64, 96)
+    with torch.no_grad(), regard.record(model) as maps:
+        model(x)
+    a, b, c = (torch.eye(25) / 2 + found.value.mean(1) / 2 for found in maps)
+    found = rollout(model, x)
+    assert found.value.shape == (2, 1, 4, 6)
+    assert torch.allclose(found.value.flatten(1), (c @ b @ a)[:, 0, 1:], atol=1e-6)
+    with pytest.raises(regard.UserError, match="rollout needs layers"):
+        rollout(torchvision.models.resnet18(), x)
+    with pytest.raises(regard.UserError, match="rollout needs layers"):
+        rollout(torchvision.models.swin_t(), torch.randn(1, 3, 224, 224))

@@ -1,0 +1,269 @@
+"""Attention in modules that nobody prepared, against what hooks on those very classes see."""
+
+import pytest
+import timm
+import torch
+import torchvision
+from timm.layers import Attention, CecaModule, EcaModule, GlobalContext, NonLocalAttn, SEModule
+from timm.layers.cbam import CbamModule, ChannelAttn, SpatialAttn
+from torch import nn
+from torch.nn import functional as F
+
+import regard
+from regard.tap import Tap
+
+
+def of(maps, kind):
+    return [found for found in maps if found.kind == kind]
+
+
+def hooked(model, kinds, read):
+    """What hooks on modules of a class see: name -> value."""
+    seen = {}
+    for name, module in model.named_modules():
+        if isinstance(module, kinds):
+            module.register_forward_hook(lambda module, args, y, name=name: seen.update({name: read(module, args, y)}))
+    return seen
+
+
+def applied(module, args, y):
+    """The gate, out of what a module that multiplies by it takes and gives."""
+    x = args[0]
+    gate = torch.where(x.abs() > 1e-3, y / x, torch.nan)
+    axes = [axis for axis in range(1, 4) if axis != (1 if gate.shape[1] > 1 else 0)]
+    return gate, axes
+
+
+GATES = {
+    "seresnet18": (lambda: timm.create_model("seresnet18"), SEModule, "channel"),
+    "se in torchvision": (
+        lambda: torchvision.models.mobilenet_v3_small(),
+        torchvision.ops.SqueezeExcitation,
+        "channel",
+    ),
+    "regnet": (lambda: torchvision.models.regnet_y_400mf(), torchvision.ops.SqueezeExcitation, "channel"),
+    "efficientnet": (
+        lambda: timm.create_model("efficientnet_b0"),
+        timm.models._efficientnet_blocks.SqueezeExcite,
+        "channel",
+    ),
+    "mobilenetv3": (
+        lambda: timm.create_model("mobilenetv3_small_100"),
+        timm.models._efficientnet_blocks.SqueezeExcite,
+        "channel",
+    ),
+    "eca": (lambda: timm.create_model("resnet18", block_args={"attn_layer": "eca"}), EcaModule, "channel"),
+    "ceca": (lambda: timm.create_model("resnet18", block_args={"attn_layer": "ceca"}), CecaModule, "channel"),
+    "cbam, channels": (
+        lambda: timm.create_model("resnet18", block_args={"attn_layer": "cbam"}),
+        ChannelAttn,
+        "channel",
+    ),
+    "cbam, pixels": (lambda: timm.create_model("resnet18", block_args={"attn_layer": "cbam"}), SpatialAttn, "spatial"),
+    "gc": (lambda: timm.create_model("resnet18", block_args={"attn_layer": "gc"}), GlobalContext, "channel"),
+}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_gates_are_those_that_are_applied(name):
+    build, kinds, kind = GATES[name]
+    torch.manual_seed(0)
+    model = build().eval()
+    x = torch.randn(2, 3, 64, 96)
+    seen = hooked(model, kinds, lambda module, args, y: (args[0].clone(), y.clone()))
+    with torch.no_grad(), regard.record(model) as maps:
+        model(x)
+    found = {found.name: found.value for found in of(maps, kind)}
+    assert found.keys() == seen.keys()
+    assert seen
+    for where, (entered, left) in seen.items():
+        gate = found[where]
+        expected = (2, entered.shape[1], 1, 1) if kind == "channel" else (2, 1, *entered.shape[2:])
+        assert gate.shape == expected
+        assert torch.allclose(entered * gate, left, rtol=1e-4, atol=1e-5)
+
+
+def test_coordinate_attention_has_two_gates():
+    model = timm.create_model("resnet18", block_args={"attn_layer": "coord"}).eval()
+    with torch.no_grad(), regard.record(model, kinds={"axis"}) as maps:
+        model(torch.randn(2, 3, 64, 96))
+    first = [tuple(found.value.shape) for found in maps if found.name == "layer1.0.se"]
+    assert sorted(first) == [(2, 64, 1, 24), (2, 64, 16, 1)]
+
+
+@pytest.mark.parametrize("name", ["skresnet18", "resnest14d"])
+def test_branches(name):
+    model = timm.create_model(name).eval()
+    with torch.no_grad(), regard.record(model, kinds={"branch"}) as maps:
+        model(torch.randn(2, 3, 64, 64))
+    assert len(maps) >= 4
+    assert all(torch.allclose(found.value.sum(1), torch.ones(())) for found in maps)
+
+
+WEIGHTS = {
+    "vit": (lambda: timm.create_model("vit_tiny_patch16_224", img_size=64), 12, (2, 3, 17, 17), (1, (4, 4))),
+    "vit with registers": (
+        lambda: timm.create_model("vit_tiny_patch16_224", img_size=64, reg_tokens=4),
+        12,
+        (2, 3, 21, 21),
+        (5, (4, 4)),
+    ),
+    "torchvision's vit": (lambda: torchvision.models.vit_b_32(image_size=64), 12, (2, 12, 5, 5), (1, (2, 2))),
+    "bottleneck": (
+        lambda: timm.create_model("botnet26t_256", img_size=128),
+        None,
+        None,
+        None,
+    ),
+    "non-local": (
+        lambda: timm.create_model("resnet18", block_args={"attn_layer": "nl"}),
+        8,
+        (2, 1, 256, 256),
+        (0, (16, 16)),
+    ),
+    "swin": (lambda: timm.create_model("swin_tiny_patch4_window7_224"), 12, None, None),
+    "torchvision's swin": (lambda: torchvision.models.swin_t(), 12, None, None),
+}
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_between_tokens(name, fused):
+    build, count, shape, grid = WEIGHTS[name]
+    model = build().eval()
+    side = {"swin": 224, "torchvision's swin": 224, "bottleneck": 128}.get(name, 64)
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = fused
+    with torch.no_grad(), regard.record(model, kinds={"token"}) as maps:
+        model(torch.randn(2, 3, side, side))
+    assert len(maps) == (count or len(maps))
+    assert maps
+    for found in maps:
+        assert found.value.dim() == 4
+        assert torch.allclose(found.value.sum(-1), torch.ones(()), atol=1e-5)
+    if shape:
+        assert tuple(maps[0].value.shape) == shape
+        assert (maps[0].layout.prefix, maps[0].layout.grid) == grid
+
+
+def test_weights_are_those_of_the_formula():
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64).eval()
+    attention: Attention = model.blocks[3].attn
+    seen = hooked(attention, nn.Linear, lambda module, args, y: y)
+    with torch.no_grad(), regard.record(model) as maps:
+        model(torch.randn(2, 3, 64, 64))
+    q, k, _ = seen["qkv"].reshape(2, 17, 3, 3, 64).permute(2, 0, 3, 1, 4)
+    expected = (q @ k.transpose(-1, -2) / 8).softmax(-1)
+    found = next(found for found in maps if found.name == "blocks.3.attn")
+    assert torch.allclose(found.value, expected, atol=1e-6)
+    chosen = [0, (0.6, 0.3)]
+    with torch.no_grad(), regard.record(model, queries=chosen) as fewer:
+        model(torch.randn(2, 3, 64, 64))
+    assert fewer[3].value.shape == (2, 3, 2, 17)
+
+
+def test_the_row_of_a_query_is_the_row_of_the_whole():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 64, 96)
+    for build in (
+        lambda: timm.create_model("vit_tiny_patch16_224", img_size=(64, 96)),
+        lambda: timm.create_model("resnet18", block_args={"attn_layer": "nl"}),
+    ):
+        model = build().eval()
+        with torch.no_grad(), regard.record(model) as whole:
+            model(x)
+        with torch.no_grad(), regard.record(model, queries=[(0.6, 0.3)]) as rows:
+            model(x)
+        for full, row in zip(of(whole, "token"), of(rows, "token"), strict=True):
+            prefix, (height, width) = full.layout.prefix, full.layout.grid
+            at = prefix + int(0.6 * height) * width + int(0.3 * width)
+            assert torch.allclose(row.value[:, :, 0], full.value[:, :, at], atol=1e-6)
+
+
+def test_multi_head_attention_with_masks():
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(16, 2, batch_first=True).eval()
+    x = torch.randn(3, 5, 16)
+    causal = torch.ones(5, 5, dtype=torch.bool).triu(1)
+    padding = torch.tensor([[False] * 5, [False] * 4 + [True], [False] * 5])
+    for masks in ({}, {"attn_mask": causal}, {"key_padding_mask": padding}, {"attn_mask": torch.randn(6, 5, 5)}):
+        with torch.no_grad():
+            _, expected = attention(x, x, x, average_attn_weights=False, **masks)
+            with regard.record(attention) as maps:
+                attention(x, x, x, need_weights=False, **masks)
+        assert torch.allclose(maps[0].value, expected, atol=1e-6), masks
+
+
+def test_what_is_no_attention_is_passed_over():
+    """Activations written out, convolution by sigmoid of itself, scalars, loss weights."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, padding=1)
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            x = self.conv(x)
+            x = x * torch.sigmoid(x)  # swish
+            x = x * F.relu6(x + 3) / 6  # hard swish
+            x = F.hardtanh(x) * self.scale.sigmoid()
+            x = x * torch.tanh(F.softplus(x))
+            return x.mean((2, 3)).softmax(1)
+
+    net = Net()
+    with regard.record(net) as maps:
+        net(torch.randn(2, 3, 8, 8))
+    assert [(found.kind, found.name) for found in maps if found.kind != "element"] == []
+    for name in ("resnet18", "mobilenetv2_100", "convnext_atto", "mobilenetv1_100", "repvgg_a0"):
+        model = timm.create_model(name).eval()
+        with torch.no_grad(), regard.record(model) as maps:
+            model(torch.randn(1, 3, 64, 64))
+        assert maps == [], name
+
+
+def test_a_tap_is_told_of_once():
+    for name in ("se", "eca", "cbam", "coordinate", "gc", "non_local", "scse", "shuffle", "simam", "sge", "qkv"):
+        module = regard.create(name, 16).eval()
+        taps = sum(isinstance(child, Tap) for child in module.modules())
+        for impl in ("auto", "reference"):
+            with torch.no_grad(), regard.use_impl(impl), regard.record(module) as maps:
+                module(torch.randn(2, 16, 8, 8))
+            assert len(maps) == taps, (name, impl, maps)
+
+
+def test_the_network_is_as_it_was_and_gives_what_it_gave():
+    for build in (lambda: timm.create_model("seresnet18"), lambda: timm.create_model("vit_tiny_patch16_224")):
+        model = build().eval()
+        x = torch.randn(1, 3, 224, 224)
+        with torch.no_grad():
+            before = model(x)
+            with regard.record(model):
+                during = model(x)
+            with pytest.raises(ValueError, match="on purpose"), regard.record(model):
+                raise ValueError("on purpose")
+            assert torch.equal(before, during)
+            assert torch.equal(before, model(x))
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_in_training_and_after_an_error_inside():
+    model = timm.create_model("seresnet18").train()
+    x = torch.randn(2, 3, 64, 64)
+    with regard.record(model, kinds={"channel"}) as maps:
+        with pytest.raises(RuntimeError):
+            model(x[:, :1])
+        model(x).sum().backward()
+    assert [found.name for found in maps[-8:]] == [f"layer{n}.{k}.se" for n in range(1, 5) for k in range(2)]
+    assert not maps[-1].value.requires_grad
+    assert model.conv1.weight.grad is not None
+
+
+def test_cbam_modules_alone():
+    for kinds in (CbamModule, NonLocalAttn):
+        module = kinds(32).eval()
+        with torch.no_grad(), regard.record(module) as maps:
+            module(torch.randn(1, 32, 8, 8))
+        assert maps

@@ -13,7 +13,7 @@ from torch import nn
 
 import regard
 from regard.cli import main
-from regard.looking import expand, open_subject
+from regard.looking import Subject, expand, open_subject
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +76,10 @@ def test_own_mechanisms_and_models_without_a_config(folder, tmp_path):
         nn.Linear(16, 4),
     )
     for name in ("cbam", "coordinate", "non_local", "criss_cross"):
-        regard.attach(net, name, at="2", example=torch.randn(1, 3, 224, 224), start="paper")
+        regard.attach(net, name, at="2", example=torch.randn(1, 3, 64, 64), start="paper")
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    gallery = regard.look(net, [folder / "astronaut.png", Image.open(folder / "coffee.png")], every=True)
+    subject = Subject(net, "own", (64, 64))
+    gallery = regard.look(subject, [folder / "astronaut.png", Image.open(folder / "coffee.png")], every=True)
     kinds = [column.kind for column in gallery.columns]
     assert {"channel", "spatial", "axis", "token", "criss-cross", "grad-cam"} <= set(kinds)
     assert gallery.images == ["astronaut.png", "picture 2"]

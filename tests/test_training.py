@@ -235,7 +235,7 @@ def test_grey_images_take_the_average_of_a_models_normalisation(tmp_path):
 def frozen(asked, tmp_path, request):
     """A question about a network that has learnt: weights of another seed, norms that have seen something."""
     host = hosts.build(request.param, 7, 3, seed=41)
-    torch.manual_seed(0)  # a single hidden unit may well be dead
+    torch.manual_seed(2)  # with others a single hidden unit may be dead
     for module in host.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-0.1, 0.1)

@@ -62,7 +62,7 @@ def test_a_mechanism_draws_its_weights_from_its_seed_alone(asked):
         return torch.cat([value.flatten() for key, value in state.items() if ".regard." in key and "weight" in key])
 
     first = drawn(0)
-    torch.manual_seed(0)
+    torch.manual_seed(1234)
     assert torch.equal(drawn(0), first)
     assert torch.equal(drawn(0, classes=["a", "b", "c", "d"]), first), "it depends on the trunk"
     assert not torch.equal(drawn(1), first)
@@ -326,7 +326,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(asked, place, arm, model)
     for epochs in (0, 1, 0, 1):  # the second and the last of them get on by one epoch
         with pytest.raises(Stopped):
             train(host, arm, 1, place, stop_after(epochs))
-    torch.manual_seed(0)
+    torch.manual_seed(5)
     resumed = train(host, arm, 1, place)
     assert resumed["weights_sha256"] == whole["weights_sha256"]
     assert resumed["top1"] == whole["top1"]

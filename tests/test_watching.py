@@ -26,14 +26,6 @@ def hooked(model, kinds, read):
     return seen
 
 
-def applied(module, args, y):
-    """The gate, out of what a module that multiplies by it takes and gives."""
-    x = args[0]
-    gate = torch.where(x.abs() > 1e-3, y / x, torch.nan)
-    axes = [axis for axis in range(1, 4) if axis != (1 if gate.shape[1] > 1 else 0)]
-    return gate, axes
-
-
 GATES = {
     "seresnet18": (lambda: timm.create_model("seresnet18"), SEModule, "channel"),
     "se in torchvision": (

@@ -21,6 +21,7 @@ from regard import cli
 from regard.comparison import grid, hosts, prices, question, report, training
 from regard.comparison.results import Comparison
 from regard.errors import UserError
+from regard.looking import open_subjects
 from stored import _price
 
 
@@ -139,6 +140,19 @@ def test_the_stored_command_asks_the_same_question(out, photos, finished, monkey
     monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("it is another question"))
     assert cli._run(words, debug=True) == 0
     assert len(Comparison.load(out).asked) == 1
+
+
+def test_its_arms_can_be_looked_into(finished, photos):
+    none, se, cbam = open_subjects(str(finished))
+    gallery = regard.look([none, se, cbam], sorted(photos.rglob("*.png"))[:3], checks=False)
+    assert [view.name for view in gallery.views] == [
+        f"{arm} in small_resnet[width=4]" for arm in ("none", "se", "cbam[squeeze=max]")
+    ]
+    kinds = [{column.kind for column in view.columns} for view in gallery.views]
+    assert kinds == [{"grad-cam"}, {"channel", "grad-cam"}, {"channel", "spatial", "grad-cam"}]
+    assert all(word.split(",")[0] in ("dark", "light") for view in gallery.views for word in view.classes)
+    with pytest.raises(regard.UserError):
+        open_subjects(str(photos))
 
 
 def test_weights_are_kept_of_the_seeds_asked_for(photos, tmp_path):

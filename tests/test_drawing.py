@@ -98,7 +98,7 @@ def colour(picture, place, size=(60, 80)):
 
 def brightest(picture, rows, columns, size=(60, 80)):
     """Which cell of a grid is drawn brightest."""
-    pixels = np.asarray(picture.convert("L"), dtype=float)[: size[0], : size[1]]
+    pixels = np.asarray(picture.image().convert("L"), dtype=float)[: size[0], : size[1]]
     cells = pixels.reshape(rows, size[0] // rows, columns, size[1] // columns).mean((1, 3))
     return divmod(int(cells.argmax()), columns)
 
@@ -121,11 +121,14 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_drawn(kind):
-    picture = draw(Map("here", kind, KINDS[kind]), GREY, size=80)
+    drawn = draw(Map("here", kind, KINDS[kind]), GREY, size=80)
+    picture = drawn.image()
     assert picture.mode == "RGB"
     assert picture.height >= 60
     assert len(picture.getcolors(10**6)) > 2
-    assert picture.tobytes() == draw(Map("here", kind, KINDS[kind]), GREY, size=80).tobytes()
+    again = draw(Map("here", kind, KINDS[kind]), GREY, size=80)
+    assert picture.tobytes() == again.image().tobytes()
+    assert drawn.svg() == again.svg()
 
 
 def test_every_kind_of_tap_is_known():
@@ -173,10 +176,10 @@ def test_a_row_and_a_column():
 def test_a_frame_and_a_path_lie_where_they_are():
     dark = np.zeros((80, 80, 3), np.uint8)
     left = torch.tensor([[[0.5, 0, -0.5], [0, 0.5, 0]]])  # the left half's middle
-    pixels = np.asarray(draw(Map("here", "frame", left), dark, size=80).convert("L"))
+    pixels = np.asarray(draw(Map("here", "frame", left), dark, size=80).image().convert("L"))
     rows, columns = np.nonzero(pixels)
     assert (columns.min(), columns.max()) == (pytest.approx(0, abs=3), pytest.approx(40, abs=3))
     assert (rows.min(), rows.max()) == (pytest.approx(20, abs=3), pytest.approx(60, abs=3))
-    pixels = np.asarray(draw(Map("here", "path", torch.tensor([[[0.0, -1.0]]])), dark, size=80).convert("L"))
+    pixels = np.asarray(draw(Map("here", "path", torch.tensor([[[0.0, -1.0]]])), dark, size=80).image().convert("L"))
     rows, columns = np.nonzero(pixels)
     assert (rows.max(), columns.mean()) == (pytest.approx(8, abs=2), pytest.approx(40, abs=2))

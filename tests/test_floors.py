@@ -25,7 +25,7 @@ FLOORS = [
     "regard.meaning",
     "regard.costing regard.saliency regard.drawing regard.models regard.outline regard.entries regard.speed",
     "regard",
-    "regard.insertion regard.recording regard.timing regard.diagram regard.implementations",
+    "regard.insertion regard.recording regard.timing regard.diagram regard.implementations regard.charts",
     "regard.site",
     "regard.survey regard.watching",
     "regard.borrowing",

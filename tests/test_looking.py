@@ -2,6 +2,7 @@
 
 import json
 import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -39,14 +40,17 @@ def test_from_the_command_line(folder, tmp_path, monkeypatch, capsys):
     assert code == 0, err
     found = json.loads(out)
     assert found == json.loads((tmp_path / "gallery.json").read_text())
-    assert [image["name"] for image in found["images"]] == ["astronaut.png", "chelsea.png", "coffee.png"]
-    kinds = [one["kind"] for one in found["maps"]]
+    assert found["images"] == ["astronaut.png", "chelsea.png", "coffee.png"]
+    (network,) = found["networks"]
+    kinds = [one["kind"] for one in network["maps"]]
     assert kinds == ["channel"] * 4 + ["grad-cam"]
-    assert found["maps"][-1]["name"] == "layer4"
-    assert "random: pass --weights" in " ".join(found["notes"])
+    assert network["maps"][-1]["name"] == "layer4"
+    assert "random: pass --weights" in " ".join(network["notes"])
     assert any("broken.jpg was left out" in note for note in found["notes"])
     page = (tmp_path / "gallery.html").read_text()
-    assert page.count("<img") == 3 * (1 + 5)
+    charts = page.count("<figure>")
+    assert charts >= 5 + 1  # random weights for every column, places taken away for Grad-CAM
+    assert page.count("<img") == 3 * (1 + 5) + charts
     assert not re.search(r"https?://", page)
 
 
@@ -60,9 +64,11 @@ def test_a_gallery_of_every_host(folder):
             subject = regard.looking._subject(model, "nl", (3, size, size))
         else:
             subject = open_subject(name, size=size)
-        gallery = regard.look(subject, [folder / "astronaut.png", folder / "coffee.png"], query=(0.3, 0.5))
-        assert kinds <= {column.kind for column in gallery.columns}
-        assert all(len(column.pictures) == 2 for column in gallery.columns)
+        gallery = regard.look(
+            subject, [folder / "astronaut.png", folder / "coffee.png"], query=(0.3, 0.5), checks=False
+        )
+        assert kinds <= {column.kind for column in gallery.views[0].columns}
+        assert all(len(column.pictures) == 2 for column in gallery.views[0].columns)
 
 
 def test_own_mechanisms_and_models_without_a_config(folder, tmp_path):
@@ -80,7 +86,7 @@ def test_own_mechanisms_and_models_without_a_config(folder, tmp_path):
     before = {key: value.clone() for key, value in net.state_dict().items()}
     subject = Subject(net, "own", (64, 64))
     gallery = regard.look(subject, [folder / "astronaut.png", Image.open(folder / "coffee.png")], every=True)
-    kinds = [column.kind for column in gallery.columns]
+    kinds = [column.kind for column in gallery.views[0].columns]
     assert {"channel", "spatial", "axis", "token", "criss-cross", "grad-cam"} <= set(kinds)
     assert gallery.images == ["astronaut.png", "picture 2"]
     assert gallery.save(tmp_path).is_file()
@@ -97,24 +103,27 @@ def test_what_is_written_is_escaped(folder, tmp_path):
 
 def test_a_network_without_attention_says_so(folder):
     gallery = regard.look(open_subject("resnet18", size=64), [folder / "coffee.png"])
-    assert [column.kind for column in gallery.columns] == ["grad-cam"]
-    assert any("No attention was found" in note for note in gallery.notes)
+    assert [column.kind for column in gallery.views[0].columns] == ["grad-cam"]
+    assert any("No attention was found" in note for note in gallery.views[0].notes)
 
 
 def test_a_network_without_classes(folder):
     net = nn.Sequential(nn.Conv2d(3, 8, 3), regard.create("cbam", 8))
     gallery = regard.look(net, [folder / "coffee.png"])
-    assert {column.kind for column in gallery.columns} == {"channel", "spatial"}
-    assert any("gives no classes" in note for note in gallery.notes)
+    assert {column.kind for column in gallery.views[0].columns} == {"channel", "spatial"}
+    assert any("gives no classes" in note for note in gallery.views[0].notes)
 
 
 def test_random_weights_tell_learnt_from_unlearnt(folder):
     """Against itself drawn anew, a network that learnt nothing is compared with its like."""
     gallery = regard.look(open_subject("seresnet18", size=64), sorted(folder.glob("*.png")))
-    assert all(column.meaning.stays is not None for column in gallery.columns)
-    quick = regard.look(open_subject("seresnet18", size=64), sorted(folder.glob("*.png")), sanity=False)
-    assert all(column.meaning.stays is None for column in quick.columns)
-    assert all(np.array_equal(a.values, b.values) for a, b in zip(gallery.columns, quick.columns, strict=True))
+    assert all(column.meaning.stays is not None for column in gallery.views[0].columns)
+    quick = regard.look(open_subject("seresnet18", size=64), sorted(folder.glob("*.png")), checks=False)
+    assert all(column.meaning.stays is None for column in quick.views[0].columns)
+    assert all(
+        np.array_equal(a.values, b.values)
+        for a, b in zip(gallery.views[0].columns, quick.views[0].columns, strict=True)
+    )
 
 
 def test_pictures_are_found(folder, tmp_path, monkeypatch):
@@ -147,3 +156,96 @@ def test_bad_input_gets_a_sentence(folder, tmp_path, monkeypatch, capsys):
         assert (code, len(err.strip().splitlines())) == (2, 1), err
         assert sentence in err
     assert not list(tmp_path.rglob("gallery.*"))
+
+
+def little(classes=4):
+    """A network that takes no time."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), regard.create("cbam", 8), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU()
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+
+
+def test_networks_side_by_side(folder, tmp_path):
+    subjects = [Subject(little(), "one", (32, 32)), Subject(little(), "two & three", (32, 32), classes=["a"] * 4)]
+    said = []
+    gallery = regard.look(
+        subjects, sorted(folder.glob("*.png")), progress=lambda what, done, total: said.append((what, done, total))
+    )
+    assert [view.name for view in gallery.views] == ["one", "two & three"]
+    assert [column.kind for column in gallery.views[1].columns] == ["channel", "spatial", "grad-cam"]
+    assert gallery.views[0].columns[1].meaning == gallery.views[1].columns[1].meaning  # the same weights
+    assert {what for what, _, _ in said} >= {"one: looking", "two & three: taking places away"}
+    assert all(done <= total for _, done, total in said)
+    page = gallery.save(tmp_path, pictures="svg").read_text()
+    assert "two &amp; three" in page
+    files = sorted((tmp_path / "pictures").rglob("*.svg"))
+    assert len(files) == 2 * 3 * 3
+    for file in files:
+        assert ElementTree.parse(file).getroot().tag.endswith("svg")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 7 * 160
+    gallery.save(tmp_path / "again", pictures="png")
+    assert len(list((tmp_path / "again" / "pictures").rglob("*.png"))) == 2 * 3 * 3
+
+
+def test_the_checks_run_the_network_again(folder):
+    model = little()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    pictures = [Image.open(path) for path in sorted(folder.glob("*.png"))] * 4  # twelve, of which eight are checked
+    channel, spatial, reasons = regard.look(Subject(model, "little", (32, 32)), pictures).views[0].columns
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert channel.meaning.matters is None  # channels have no places
+    for column in (spatial, reasons):
+        left = column.figures["score left"]
+        assert set(left) == {"deletion", "insertion", "random deletion", "random insertion"}
+        assert all(len(curve) == 11 for curve in left.values())
+        areas = {name: np.mean(np.add(curve[1:], curve[:-1]) / 2) for name, curve in left.items()}
+        gained = areas["insertion"] - areas["deletion"]
+        assert column.meaning.matters == pytest.approx(
+            gained - areas["random insertion"] + areas["random deletion"], abs=1e-5
+        )
+    for column in (channel, spatial, reasons):
+        likeness = column.figures["likeness with random weights"]
+        assert likeness[0] == 1
+        assert likeness[-1] == column.meaning.stays
+    # drawn anew from the output on: the classifier is not seen by what comes before it
+    assert spatial.figures["likeness with random weights"][1] == pytest.approx(1)
+
+
+def test_channels_and_their_classes(folder):
+    """Gates that are the brightness of a picture follow a class that is nothing else."""
+    model = little(2)
+    for weight in model[2].parameters():
+        weight.data.mul_(20)  # gates that differ
+    pictures = [Image.new("RGB", (32, 32), (grey,) * 3) for grey in (0, 5, 10, 245, 250, 255)]
+    with torch.no_grad():
+        model[-1].weight[1] = 0
+        model[-1].bias.zero_()
+        scores = model(Subject(model, "grey", (32, 32)).prepare(pictures))[:, 0]
+        model[-1].bias[1] = (scores[:3].mean() + scores[3:].mean()) / 2
+    if scores[0] > scores[-1]:
+        model[-1].weight.data, model[-1].bias.data = model[-1].weight.data.flip(0), model[-1].bias.data.flip(0)
+    gallery = regard.look(Subject(model, "grey", (32, 32), classes=["light", "dark"]), pictures, checks=False)
+    (channel, *_) = gallery.views[0].columns
+    assert len({word.split(",")[0] for word in gallery.views[0].classes}) == 2
+    assert channel.meaning.classes > 0.9
+    best = channel.figures["channels that follow the class"][0]
+    assert best["share"] > 0.9
+    light = channel.values[[word.startswith("light") for word in gallery.views[0].classes]].mean(0)
+    dark = channel.values[[word.startswith("dark") for word in gallery.views[0].classes]].mean(0)
+    assert best["highest"] == ("light" if light[best["channel"]] > dark[best["channel"]] else "dark")
+
+
+def test_masks(folder, tmp_path):
+    for name in ("astronaut", "chelsea", "coffee"):
+        mask = np.zeros((60, 90), np.uint8)
+        mask[:30] = 255
+        Image.fromarray(mask).save(tmp_path / f"{name}.png")
+    subject = Subject(little(), "little", (32, 32))
+    gallery = regard.look(subject, sorted(folder.glob("*.png")), masks=tmp_path, checks=False)
+    spatial, reasons = gallery.views[0].columns[1:]
+    assert spatial.meaning.area == reasons.meaning.area == 0.5
+    assert 0 < spatial.meaning.energy < 1
+    (tmp_path / "coffee.png").unlink()
+    with pytest.raises(regard.UserError, match=r"no mask for coffee\.png"):
+        regard.look(subject, sorted(folder.glob("*.png")), masks=tmp_path)

@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 import regard
-from regard.meaning import erase, judge, randomised, stays
+from regard.meaning import erase, judge, likeness, moved_by, randomised, stays
 
 GENERATOR = np.random.default_rng(0)
 
@@ -77,6 +77,7 @@ def test_rank_correlation_is_scipys():
     a, b = GENERATOR.random((2, 3, 5, 5)).round(1)
     expected = np.median([spearmanr(x.ravel(), y.ravel()).statistic for x, y in zip(a, b, strict=True)])
     assert judge(a, random=b).stays == pytest.approx(expected)
+    assert judge(a, random=b[:2]).stays == likeness(a[:2], b[:2])  # of the first images
 
 
 class Corner(nn.Module):
@@ -100,10 +101,35 @@ def test_erasing_what_matters():
     good, bad = (erase(Corner(), images, maps, 1).areas for maps in (right, wrong))
     assert good["deletion"] < good["random deletion"] < bad["deletion"]
     assert good["insertion"] > good["random insertion"] > bad["insertion"]
+    for maps, sign in ((right, 1), (wrong, -1)):
+        found = judge(maps, curves=erase(Corner(), images, maps, 1))
+        assert found.matters * sign > 0
+        assert ("no more than random ones" in " ".join(found.words)) == (sign < 0)
     curves = erase(Corner(), images, right)  # the class that it is given
     assert curves.deletion.shape == (2, 21)
     assert np.allclose(curves.deletion[:, 0], 1)
     assert np.allclose(curves.insertion[:, -1], 1)
+    again = erase(Corner(), images, right, chance=curves.chance)
+    assert all(np.array_equal(again.all[name], curve) for name, curve in curves.all.items())
+
+
+def test_channels_that_follow_the_class():
+    classes = [4, 4, 4, 7, 7, 7]
+    noise = GENERATOR.random((6, 300))
+    share, each = moved_by(noise, classes)
+    assert share == pytest.approx(0, abs=0.05)  # what chance gives is taken off
+    noise[:, 5] = [0, 0, 0, 1, 1, 1]
+    noise[:, 6] = 0.5
+    _, each = moved_by(noise, classes)
+    assert (int(each.argmax()), each[5], each[6]) == (5, pytest.approx(1), 0)
+    assert judge(noise, classes=classes).classes == pytest.approx(moved_by(noise, classes)[0])
+    assert moved_by(noise, [1] * 6) is None  # one class
+    assert moved_by(noise, range(6)) is None  # nothing to tell chance by
+    from scipy.stats import f_oneway
+
+    f = f_oneway(noise[:3, 0], noise[3:, 0]).statistic
+    eta = f / (f + 4)  # one degree of freedom between, four inside
+    assert each[0] == pytest.approx(1 - (1 - eta) * 5 / 4)
 
 
 def test_weights_are_drawn_anew_from_the_output_on():
@@ -150,5 +176,7 @@ def test_a_map_that_stays_shows_the_picture():
 def test_what_does_not_fit_is_said():
     with pytest.raises(regard.UserError, match="there are 3 maps and 2 masks"):
         judge(np.ones((3, 4, 4)), masks=np.ones((2, 8, 8)))
+    with pytest.raises(regard.UserError, match="3 maps, and 4 of random weights"):
+        judge(np.ones((3, 4, 4)), random=np.ones((4, 4, 4)))
     with pytest.raises(regard.UserError, match="NaN or infinity"):
         judge(np.full((1, 4, 4), np.nan))

@@ -55,7 +55,9 @@ EXAMPLES = {
 
   regard look seresnet50 photos/*.jpg --weights seresnet50.safetensors
   regard look runs/mine/weights/cbam/seed-0000.safetensors photos/
+  regard look runs/mine photos/ --pictures svg
   regard look vit_small_patch16_224 cat.jpg --pretrained --query 0.4,0.6 --head 2
+  regard look seresnet50 --beside resnet50 --pretrained photos/ --masks objects/
   regard look mynet.py:build photos/ --layer backbone.stage3 --json""",
     "ops": """Examples:
 
@@ -581,19 +583,24 @@ def look(
     head: int | None = None,
     every: bool = False,
     quick: bool = False,
+    masks: Path | None = None,
     blocks: bool = False,
+    beside: list[str] | None = None,
+    pictures: Literal["png", "svg", "webp"] | None = None,
     out: Path = Path("look"),
     json: bool = False,
 ) -> None:
     """Show what a network's attention looks at in some pictures, and what spoke for its decisions, as a gallery.
 
     Attention is found by itself: regard's mechanisms, and the gates and weights of other networks. Beside each map
-    stands what it is worth: flat, the same for every image, the same with random weights, edges.
+    stands what it is worth: flat, the same for every image, the same with random weights, edges, needed no more than
+    random places.
 
     Parameters
     ----------
     model
-        A network of timm, torchvision/NAME, file.py:function, or weights that `regard compare` kept.
+        A network of timm, torchvision/NAME, file.py:function, weights that `regard compare` kept, or its folder for
+        all arms side by side.
     images
         Files, folders, or patterns; nothing is fetched from the net.
     weights
@@ -615,9 +622,16 @@ def look(
     every
         Show every place in the network, not the last of each kind and resolution.
     quick
-        Leave out the maps of the same network with weights drawn anew, against which the others are held.
+        Leave out the checks that run the network again: with weights drawn anew layer by layer, and without the
+        places that a map shows.
+    masks
+        A folder with a picture of the same name for each, white on the object: does a map find it?
     blocks
         Draw each value of a map as a block, not blended.
+    beside
+        More networks, to be shown beside the first.
+    pictures
+        Also write every picture as a file of its own, and a sheet of all.
     out
         Folder for gallery.html and gallery.json.
     json
@@ -625,19 +639,23 @@ def look(
     """
     _show_a_sign_of_life()
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from regard.looking import expand, open_subject
+    from regard.looking import expand, open_subjects
     from regard.looking import look as looked
 
     paths = expand(images)
     place = _place(query)
-    subject = open_subject(model, weights=weights, pretrained=pretrained, size=size)
+    words = [model, *(beside or [])]
+    subjects = open_subjects(model, weights=weights, pretrained=pretrained, size=size)
+    for word in words[1:]:
+        subjects += open_subjects(word, pretrained=pretrained, size=size)
     _check_target(out / "gallery.html")
-    with Progress(BarColumn(), MofNCompleteColumn(), console=Console(stderr=True), transient=True) as bar:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=len(paths))
         gallery = looked(
-            subject,
+            subjects,
             paths,
             target=target,
             method=method,
@@ -645,14 +663,17 @@ def look(
             query=place,
             head=head,
             every=every,
-            sanity=not quick,
+            checks=not quick,
+            masks=masks,
             smooth=not blocks,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
         )
-    if weights is None and not pretrained and not model.endswith(".safetensors") and ".py:" not in model:
-        gallery.notes.append("The network's weights are random: pass --weights FILE or --pretrained.")
+    learnt = weights is not None or pretrained
+    for view in gallery.views:
+        if not learnt and view.name in words and not view.name.endswith(".safetensors") and ".py:" not in view.name:
+            view.notes.append("The network's weights are random: pass --weights FILE or --pretrained.")
     with _writing(out / "gallery.html"):
-        page = gallery.save(out)
+        page = gallery.save(out, pictures=pictures)
     if json:
         _print_json(gallery.to_json())
     else:

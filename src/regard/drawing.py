@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,16 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from regard import charts
+from regard.charts import Chart, Picture
 from regard.errors import UserError
 from regard.recording import Map
 
 PALETTE = "viridis"  # light grows evenly along it, so it reads in grey and with any kind of colour vision
 INK = (40, 40, 40)
+BESIDE = 70  # pixels for a scale
+
+Point = tuple[float, float]
 
 
 def overlay(
@@ -80,29 +86,104 @@ def sheet(
     for name, entries in [("labels", words), *maps.items()]:
         if len(entries) != len(images):
             raise UserError(f"sheet: {name!r} has {len(entries)} entries for {len(images)} images; give one for each.")
-    pictures = [resize(image, size) for image in images]
-    columns = [("image", pictures)]
+    columns = {"image": [resize(image, size) for image in images]}
     for name, entries in maps.items():
         values = [_values(map) for map in entries]
         shared = limits or (min(v.min() for v in values), max(v.max() for v in values))
-        drawn = [
-            overlay(*pair, alpha=alpha, smooth=smooth, limits=shared) for pair in zip(pictures, values, strict=True)
+        columns[name] = [
+            overlay(*pair, alpha=alpha, smooth=smooth, limits=shared)
+            for pair in zip(columns["image"], values, strict=True)
         ]
-        columns.append((name, drawn))
+    return grid(columns, words)
 
-    font = _font(13)
-    gap, head = 8, 26
-    side = max(int(font.getlength(word)) for word in words) + 2 * gap
-    page = Image.new("RGB", (side + len(columns) * (size + gap), head + len(images) * (size + gap)), "white")
+
+def grid(columns: Mapping[str, Sequence[Image.Image]], labels: Sequence[str]) -> Image.Image:
+    """Pictures in columns with a head each, and words for the rows."""
+    font, gap, head = _font(13), 8, 26
+    left = max(int(font.getlength(word)) for word in labels) + 2 * gap
+    tall = [max(column[row].height for column in columns.values()) for row in range(len(labels))]
+    wide = [max(picture.width for picture in column) for column in columns.values()]
+    page = Image.new("RGB", (left + sum(wide) + gap * len(wide), head + sum(tall) + gap * len(tall)), "white")
     pen = ImageDraw.Draw(page)
-    for row, word in enumerate(words):
-        pen.text((gap, head + row * (size + gap) + size // 2), word, fill=INK, font=font, anchor="lm")
-    for column, (name, cells) in enumerate(columns):
-        left = side + column * (size + gap)
-        pen.text((left, head // 2), _cut(name, font, size), fill=INK, font=font, anchor="lm")
-        for row, cell in enumerate(cells):
-            page.paste(cell, (left, head + row * (size + gap)))
+    tops = [head + sum(tall[:row]) + gap * row for row in range(len(tall))]
+    for word, top, height in zip(labels, tops, tall, strict=True):
+        pen.text((gap, top + height // 2), word, fill=INK, font=font, anchor="lm")
+    for (name, column), width in zip(columns.items(), wide, strict=True):
+        pen.text((left, head // 2), _cut(name, font, width), fill=INK, font=font, anchor="lm")
+        for picture, top in zip(column, tops, strict=True):
+            page.paste(picture, (left, top))
+        left += width + gap
     return page
+
+
+@dataclass(frozen=True)
+class Drawing(Picture):
+    """A picture and what is drawn over it, as pixels or as SVG, in which lines and words stay sharp at any size.
+
+    Attributes:
+        picture: RGB.
+        lines: points (x, y) in pixels, and how wide.
+        steps: places (x, y), numbered from 1.
+        scale: the values of the darkest and the brightest colour.
+    """
+
+    picture: Image.Image
+    lines: tuple[tuple[tuple[Point, ...], int], ...] = ()
+    steps: tuple[Point, ...] = ()
+    scale: tuple[float, float] | None = None
+
+    def image(self) -> Image.Image:
+        page = self.picture
+        if self.scale:
+            page = Image.new("RGB", (self.picture.width + BESIDE, self.picture.height), "white")
+            page.paste(self.picture)
+            page.paste(_ramp(self.picture.height), (self.picture.width + 6, 0))
+        elif self.lines or self.steps:
+            page = self.picture.copy()
+        pen, font = ImageDraw.Draw(page), _font(10)
+        for value, top, anchor in self._ends("la", "ld"):
+            pen.text((self.picture.width + 19, top), value, fill=INK, font=font, anchor=anchor)
+        for points, width in self.lines:  # white on black, so that it is seen on any picture
+            pen.line(points, fill="black", width=width + 2, joint="curve")
+            pen.line(points, fill="white", width=width, joint="curve")
+        for step, (x, y) in enumerate(self.steps, start=1):
+            pen.ellipse((x - 8, y - 8, x + 8, y + 8), fill="white", outline="black")
+            pen.text((x, y), str(step), fill=INK, font=font, anchor="mm")
+        return page
+
+    def svg(self) -> str:
+        width, height = self.picture.size
+        wide = width + (BESIDE if self.scale else 0)
+        parts = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{height}" viewBox="0 0 {wide} {height}">',
+            f"<style>text{{font:10px Helvetica,Arial,sans-serif;fill:rgb{INK}}}</style>",
+            f'<image width="{width}" height="{height}" href="{data_uri(self.picture, "PNG")}"/>',
+        ]
+        if self.scale:
+            ramp = data_uri(_ramp(height), "PNG")
+            parts.append(f'<rect x="{width}" width="{BESIDE}" height="{height}" fill="white"/>')
+            parts.append(f'<image x="{width + 6}" width="10" height="{height}" href="{ramp}"/>')
+        for value, top, base in self._ends("hanging", "auto"):
+            parts.append(f'<text x="{width + 19}" y="{top}" dominant-baseline="{base}">{value}</text>')
+        for points, thick in self.lines:
+            along = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+            for colour, more in (("black", 2), ("white", 0)):
+                parts.append(
+                    f'<polyline points="{along}" fill="none" stroke="{colour}" stroke-width="{thick + more}" '
+                    'stroke-linejoin="round"/>'
+                )
+        for step, (x, y) in enumerate(self.steps, start=1):
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="8" fill="white" stroke="black"/>')
+            parts.append(
+                f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle" dominant-baseline="central">{step}</text>'
+            )
+        return "\n".join([*parts, "</svg>\n"])
+
+    def _ends(self, upper: str, lower: str) -> list[tuple[str, int, str]]:
+        if not self.scale:
+            return []
+        low, high = self.scale
+        return [(f"{high:.3g}", 0, upper), (f"{low:.3g}", self.picture.height, lower)]
 
 
 def draw(
@@ -116,7 +197,8 @@ def draw(
     alpha: float = 0.5,
     smooth: bool = True,
     limits: tuple[float, float] | None = None,
-) -> Image.Image:
+    usual: Any = None,
+) -> Picture:
     """Draw a map of any kind, on its image where it has places there, with a scale.
 
     Of pixels: laid over the image (groups, channels and the gates of an axis as their mean). Between positions: where
@@ -132,6 +214,10 @@ def draw(
         head: of these weights; None is the mean of the heads.
         size: the longer side of the picture in pixels.
         alpha, smooth, limits: as in `overlay`.
+        usual: of channels, the mean gates of many images, drawn beside these.
+
+    Returns:
+        What has ``.image()`` (a PIL image), ``.svg()`` and ``.save(path)``.
 
     Raises:
         UserError: the map has no such image, head or query, or as `overlay` raises.
@@ -140,11 +226,13 @@ def draw(
         raise UserError(f"draw: the map is of {len(found.value)} images, there is no number {number}")
     values = array(found.value[number])
     picture = resize(image, size)
+    if found.kind == "channel":
+        return charts.gates(values, size, usual=None if usual is None else array(usual))
     if found.kind in CHARTS:
-        return _chart(found.kind, values, size)
+        return CHARTS[found.kind](values, size)
     if found.kind in ("pair", "query"):
         low, high = limits or (float(values.min()), float(values.max()))
-        return _with_scale(_coloured(values, (size, size), low, high, smooth=False), low, high)
+        return Drawing(_coloured(values, (size, size), low, high, smooth=False), scale=(low, high))
     if found.kind == "frame":
         return _framed(picture, values)
     if found.kind == "path":
@@ -156,42 +244,31 @@ def draw(
         places = values.mean(0)
     low, high = limits or (float(places.min()), float(places.max()))
     drawn = overlay(picture, places, alpha=alpha, smooth=smooth, limits=(low, high))
-    return _with_scale(drawn if place is None else _crossed(drawn, place), low, high)
+    return Drawing(drawn, lines=() if place is None else _cross(drawn, place), scale=(low, high))
 
 
-CHARTS = {
-    "channel": "channels, by their gate",
-    "branch": "branches, mean of their channels",
-    "kernel": "time, mean of the channels",
+CAPTIONS = {
+    "channel": "How much each channel is let through.",
+    "spatial": "How much each place is let through",
+    "axis": "How much each row and column is let through, their product",
+    "element": "How much each place is let through, mean of the channels",
+    "token": "Where the place with the cross looks",
+    "criss-cross": "Where the place with the cross looks, in its row and column",
+    "branch": "How much each branch counts, mean of the channels.",
+    "kernel": "How much each moment counts, mean of the channels.",
+    "pair": "What each channel or layer (row) takes from the others (column).",
+    "query": "What each query (row) takes from the keys (column).",
+    "frame": "The part of the picture that is taken; the thick edge becomes the upper one.",
+    "path": "The places that were looked at, in their order.",
 }
 
 
-def _chart(kind: str, values: np.ndarray, size: int) -> Image.Image:
-    """Channels sorted by their gate; the branches' shares; weights over time."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def can_draw(found: Map) -> bool:
+    """Whether `draw` knows its kind, and where on a picture it lies; windows are on none."""
+    return found.kind in CAPTIONS and not (found.kind == "token" and found.layout is None)
 
-    figure = Figure(figsize=(1.25 * size / 100, size / 100), dpi=100, layout="constrained")
-    axes = figure.add_subplot()
-    if kind == "channel":
-        line = np.sort(values.ravel())[::-1]
-        axes.fill_between(range(len(line)), line, step="mid", color="0.8")
-        axes.step(range(len(line)), line, where="mid", color="black", linewidth=1)
-        axes.set_ylim(min(0, line.min()), max(1, line.max()))
-    elif kind == "branch":
-        shares = values.reshape(len(values), -1).mean(1)
-        axes.bar(range(len(shares)), shares, color="0.6", edgecolor="black")
-        axes.set_xticks(range(len(shares)))
-    else:
-        weights = values.mean(0)
-        axes.plot(range(len(weights)), weights, "o-", color="black", linewidth=1, markersize=3)
-        axes.set_xticks(range(len(weights)))
-    axes.set_xlabel(CHARTS[kind], fontsize=7)
-    axes.tick_params(labelsize=7)
-    axes.spines[["top", "right"]].set_visible(False)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+
+CHARTS: dict[str, Callable[[np.ndarray, int], Chart]] = {"branch": charts.shares, "kernel": charts.moments}
 
 
 def _looked_at(
@@ -248,54 +325,34 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), size)
 
 
-def _with_scale(picture: Image.Image, low: float, high: float) -> Image.Image:
-    """The picture with the colours' values beside it."""
-    page = Image.new("RGB", (picture.width + 70, picture.height), "white")
-    page.paste(picture)
-    ramp = np.linspace(high, low, picture.height).reshape(-1, 1)
-    page.paste(_coloured(ramp, (10, picture.height), low, high, smooth=True), (picture.width + 6, 0))
-    pen, font = ImageDraw.Draw(page), _font(10)
-    for value, y, anchor in ((high, 0, "la"), (low, picture.height, "ld")):
-        pen.text((picture.width + 19, y), f"{value:.3g}", fill=INK, font=font, anchor=anchor)
-    return page
+def _ramp(height: int) -> Image.Image:
+    return _coloured(np.linspace(1, 0, height).reshape(-1, 1), (10, height), 0, 1, smooth=True)
 
 
-def _lines(picture: Image.Image, points: list[tuple[float, float]], width: int = 2) -> None:
-    """White on black, so that it is seen on any picture."""
-    pen = ImageDraw.Draw(picture)
-    pen.line(points, fill="black", width=width + 2, joint="curve")
-    pen.line(points, fill="white", width=width, joint="curve")
-
-
-def _crossed(picture: Image.Image, place: tuple[float, float]) -> Image.Image:
+def _cross(picture: Image.Image, place: Point) -> tuple[tuple[tuple[Point, ...], int], ...]:
     y, x = place[0] * picture.height, place[1] * picture.width
     arm = max(5, min(picture.size) // 24)
-    _lines(picture, [(x - arm, y), (x + arm, y)])
-    _lines(picture, [(x, y - arm), (x, y + arm)])
-    return picture
+    return (((x - arm, y), (x + arm, y)), 2), (((x, y - arm), (x, y + arm)), 2)
 
 
-def _framed(picture: Image.Image, frame: np.ndarray) -> Image.Image:
+def _framed(picture: Image.Image, frame: np.ndarray) -> Drawing:
     """The part of the picture that a spatial transformer takes: its upper edge is the thick one."""
     if frame.shape != (2, 3):
         raise UserError(f"draw: a frame on a picture is (2, 3), got {frame.shape}")
     corners = frame @ np.array([[-1, 1, 1, -1], [-1, -1, 1, 1], [1, 1, 1, 1]])
-    points = [((x + 1) / 2 * picture.width, (y + 1) / 2 * picture.height) for x, y in corners.T]
-    _lines(picture, [*points, points[0]])
-    _lines(picture, points[:2], width=5)
-    return picture
+    points = _on(picture, corners.T)
+    return Drawing(picture, lines=(((*points, points[0]), 2), (points[:2], 5)))
 
 
-def _trodden(picture: Image.Image, path: np.ndarray) -> Image.Image:
+def _trodden(picture: Image.Image, path: np.ndarray) -> Drawing:
     """The places of a path, numbered in their order."""
-    points = [((x + 1) / 2 * picture.width, (y + 1) / 2 * picture.height) for x, y in path]
-    if len(points) > 1:
-        _lines(picture, points)
-    pen, font = ImageDraw.Draw(picture), _font(10)
-    for step, (x, y) in enumerate(points, start=1):
-        pen.ellipse((x - 8, y - 8, x + 8, y + 8), fill="white", outline="black")
-        pen.text((x, y), str(step), fill=INK, font=font, anchor="mm")
-    return picture
+    points = _on(picture, path)
+    return Drawing(picture, lines=((points, 2),) if len(points) > 1 else (), steps=points)
+
+
+def _on(picture: Image.Image, places: np.ndarray) -> tuple[Point, ...]:
+    """Places of -1..1 in pixels."""
+    return tuple((float(x + 1) / 2 * picture.width, float(y + 1) / 2 * picture.height) for x, y in places)
 
 
 def resize(image: Any, size: int) -> Image.Image:
@@ -306,11 +363,11 @@ def resize(image: Any, size: int) -> Image.Image:
     return picture.resize((wide, tall), Image.Resampling.BICUBIC)
 
 
-def data_uri(picture: Image.Image) -> str:
-    """A picture inside a page: WebP, as text."""
+def data_uri(picture: Image.Image, kind: str = "WEBP") -> str:
+    """A picture inside a page, as text."""
     buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=82)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    picture.save(buffer, kind, quality=82)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def array(values: Any) -> np.ndarray:

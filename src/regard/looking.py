@@ -3,9 +3,11 @@ worth, as a gallery."""
 
 from __future__ import annotations
 
+import base64
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,15 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
+from regard import charts
 from regard.borrowing import borrowed
-from regard.drawing import data_uri, draw, resize
+from regard.charts import Chart, Picture
+from regard.drawing import CAPTIONS, can_draw, data_uri, draw, grid, resize
 from regard.errors import UserError
-from regard.files import write_text
-from regard.layout import Layout
-from regard.meaning import Meaning, judge, randomised
+from regard.files import slug, whole, write_text
+from regard.meaning import Curves, Meaning, erase, judge, likeness, moved_by, randomised
 from regard.models import open_model, timm_model
-from regard.recording import Map, record
+from regard.recording import Map, record, views
 from regard.registry import parse
 from regard.saliency import METHODS, explain, find_layer
 
@@ -29,7 +32,14 @@ IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 PIXELS = 100_000_000  # of a picture, at most
 MAPS = 6  # columns, unless more are asked for
 SIDE = 224
+CHECKED = 8  # pictures, when the network is run again and again
+STAGES = 6  # of drawing its weights anew
+STEPS = 10  # of taking places away
+CHART = 150  # pixels high
+FOLLOWS = 0.5  # of a channel's variance is between classes: it is named
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what networks for photos are trained with
+
+Key = tuple[str, str, int]  # name, kind and call
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Column:
-    """One place in the network, on every picture.
+    """One place in a network, on every picture.
 
     Attributes:
         name: of the tap, module or layer.
@@ -79,14 +89,39 @@ class Column:
         pictures: one for each image.
         values: (K, ...) what is judged: of pixels (K, h, w), else (K, n).
         meaning: of these.
+        charts: what each shows -> the chart: gates by class, the curves of the checks.
+        figures: the numbers behind the charts.
     """
 
     name: str
     kind: str
     caption: str
-    pictures: list[Image.Image] = field(repr=False)
+    pictures: list[Picture] = field(repr=False)
     values: np.ndarray = field(repr=False)
     meaning: Meaning
+    charts: dict[str, Picture] = field(default_factory=dict, repr=False)
+    figures: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        named = {"name": self.name, "kind": self.kind, "caption": self.caption, "words": self.meaning.words}
+        return named | asdict(self.meaning) | self.figures
+
+
+@dataclass(frozen=True)
+class View:
+    """What one network looks at.
+
+    Attributes:
+        name: of the network.
+        classes: what each picture is taken for, in words with its share.
+        columns: places in the network, first layers first.
+        notes: what a reader must know.
+    """
+
+    name: str
+    classes: list[str]
+    columns: list[Column]
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -94,55 +129,95 @@ class Gallery:
     """Pictures and figures; `save` writes them.
 
     Attributes:
-        name: of the network.
         images: names of the pictures.
         pictures: as they came, small.
-        classes: what each is taken for, in words with its share.
-        columns: places in the network.
-        notes: what a reader must know.
+        views: of each network.
+        notes: what a reader must know about the pictures.
     """
 
-    name: str
     images: list[str]
     pictures: list[Image.Image] = field(repr=False)
-    classes: list[str]
-    columns: list[Column]
+    views: list[View]
     notes: list[str]
+
+    @property
+    def name(self) -> str:
+        return " and ".join(view.name for view in self.views)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the pictures."""
         return {
-            "model": self.name,
-            "images": [{"name": name, "class": word} for name, word in zip(self.images, self.classes, strict=True)],
-            "maps": [
-                {"name": c.name, "kind": c.kind, "caption": c.caption, "words": c.meaning.words, **asdict(c.meaning)}
-                for c in self.columns
+            "images": self.images,
+            "networks": [
+                {
+                    "model": view.name,
+                    "classes": view.classes,
+                    "maps": [column.to_json() for column in view.columns],
+                    "notes": view.notes,
+                }
+                for view in self.views
             ],
             "notes": self.notes,
         }
 
-    def save(self, folder: str | Path) -> Path:
-        """Write gallery.html, one file without anything from elsewhere, and gallery.json; gives the page's path."""
+    def sheet(self) -> Image.Image:
+        """All in one picture: a row for each image, a column for each place in each network."""
+        columns = {"": self.pictures}
+        for view in self.views:
+            for column in view.columns:
+                name = column.name if len(self.views) == 1 else f"{view.name}: {column.name}"
+                while name in columns:  # the same place, once more
+                    name += " "
+                columns[name] = [picture.image() for picture in column.pictures]
+        return grid(columns, self.images)
+
+    def save(self, folder: str | Path, *, pictures: str | None = None) -> Path:
+        """Write gallery.html, one file without anything from elsewhere, and gallery.json; gives the page's path.
+
+        Args:
+            folder: is made.
+            pictures: ``"png"``, ``"svg"``, ...: also every picture as a file of its own, in pictures/, and all of them
+                in sheet.png.
+        """
         import jinja2
 
+        folder = Path(folder)
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader("regard", "."), autoescape=True, undefined=jinja2.StrictUndefined
         )
-        page = environment.get_template("gallery.html.jinja").render(gallery=self, data_uri=data_uri, words=_words)
-        write_text(Path(folder) / "gallery.json", json.dumps(self.to_json(), indent=1) + "\n")
-        return write_text(Path(folder) / "gallery.html", page)
+        page = environment.get_template("gallery.html.jinja").render(
+            gallery=self,
+            uri=_uri,
+            words=_words,
+            checked=CHECKED,
+            charts=any(column.charts for view in self.views for column in view.columns),
+        )
+        if pictures:
+            with whole(folder / "sheet.png") as path:
+                self.sheet().save(path, "PNG")
+            for number, view in enumerate(self.views):
+                place = (
+                    folder / "pictures" / (slug(view.name) if len(self.views) == 1 else f"{number}-{slug(view.name)}")
+                )
+                for column in view.columns:
+                    for row, picture in enumerate(column.pictures):
+                        picture.save(place / f"{row:03}-{slug(column.name)}-{slug(column.kind)}.{pictures}")
+        write_text(folder / "gallery.json", json.dumps(self.to_json(), indent=1) + "\n")
+        return write_text(folder / "gallery.html", page)
 
     def __str__(self) -> str:
-        rows = [f"{self.name}, {len(self.images)} pictures"]
-        for column in self.columns:
-            rows.append(
-                f"  {column.kind:12} {column.name}: {'; '.join(column.meaning.words) or _words(column.meaning)}"
-            )
+        rows = [f"{len(self.images)} pictures"]
+        for view in self.views:
+            rows.append(view.name)
+            for column in view.columns:
+                said = "; ".join(column.meaning.words) or _words(column.meaning)
+                rows.append(f"  {column.kind:12} {column.name}: {said}")
+            rows += view.notes
         return "\n".join([*rows, *self.notes])
 
 
 def look(
-    model: nn.Module | Subject,
+    model: nn.Module | Subject | Sequence[nn.Module | Subject],
     paths: Sequence[str | Path | Image.Image],
     *,
     target: int | None = None,
@@ -151,72 +226,65 @@ def look(
     query: tuple[float, float] = (0.5, 0.5),
     head: int | None = None,
     every: bool = False,
-    sanity: bool = True,
+    checks: bool = True,
+    masks: str | Path | None = None,
     smooth: bool = True,
     size: int = 160,
     batch: int = 8,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Gallery:
     """Show what a network's attention looks at in some pictures, what spoke for its decision, and what that is worth.
 
     Args:
-        model: the network; its pictures are prepared as timm says where it comes from there, else as ImageNet's
-            usually are. A `Subject` says it itself.
+        model: the network, or several to be seen side by side; its pictures are prepared as timm says where it comes
+            from there, else as ImageNet's usually are. A `Subject` says it itself.
         paths: of the pictures, or the pictures.
         target: the class whose reasons are shown; None is the one that each picture is taken for.
         method, layer: see `regard.explain`.
         query: the place (row, column) whose view is shown of weights between positions, as shares of the sides.
         head: of these weights; None is their mean.
         every: whether all places are shown, or the last of each kind and resolution.
-        sanity: whether the maps are held against those of the same network with its weights drawn anew.
+        checks: whether the network is run again to see if the maps mean anything: with its weights drawn anew, layer by
+            layer, and without the places that they show; both on the first few pictures.
+        masks: a folder with a picture of the same name for each, white on the object.
         smooth: whether a map's values are blended or drawn as blocks.
         size: the longer side of a picture in the gallery.
         batch: pictures at a time.
-        progress: called with pictures done and pictures in all.
+        progress: called with what is done, how much of it, and of how much.
 
     Raises:
-        UserError: there is no picture, one is too large, or none can be read.
+        UserError: there is no picture, one is too large, or none can be read, or a mask is missing.
     """
-    subject = model if isinstance(model, Subject) else _subject(model, type(model).__name__)
+    given = model if isinstance(model, Sequence) else [model]
+    subjects = [one if isinstance(one, Subject) else _subject(one, type(one).__name__) for one in given]
     names, pictures, notes = _read(paths)
-    found = _Found()
-    where: str | None = None
-    for at in range(0, len(pictures), batch):
-        part = subject.prepare(pictures[at : at + batch])
-        _record(subject.model, part, query, found)
-        if at == 0:
-            where = _layer(subject.model, part, layer, notes)
-        if where is not None:
-            found.add(Map(where, method, explain(subject.model, part, target, method=method, layer=where).value))
-        if progress:
-            progress(min(len(pictures), at + batch), len(pictures))
-    random = _again(subject, pictures, query, target, method, where, batch) if sanity else None
-    inputs = subject.prepare(pictures)
-    columns = []
-    for key in found.chosen(every):
-        maps = found.maps[key]
-        values = np.concatenate([_judged(one, head) for one in maps])
-        drawn_anew = None
-        if random is not None and key in random.maps:
-            drawn_anew = np.concatenate([_judged(one, head) for one in random.maps[key]])
-        columns.append(
-            Column(
-                key[0],
-                key[1],
-                _caption(maps[0], key[1], head, smooth),
-                list(_drawn(maps, key[1], pictures, values, query, head, size, smooth)),
-                values,
-                judge(values, inputs, random=drawn_anew),
-            )
-        )
-    if not any(column.kind not in METHODS for column in columns):
-        notes.append("No attention was found in this network: there are only the reasons for its decisions.")
-    classes = [
-        "" if score is None else f"{subject.called(number)}, {100 * score:.{1 if score < 0.01 else 0}f} %"
-        for number, score in found.classes
-    ]
-    small = [resize(picture, size) for picture in pictures]
-    return Gallery(subject.name, names, small, classes, columns, notes)
+    objects = None if masks is None else _masks(Path(masks), names)
+    asked = _Asked(target, method, layer, query, head, every, checks, smooth, size, batch)
+    shown = []
+    for subject in subjects:
+
+        def tell(what: str, done: int, total: int, name: str = subject.name) -> None:
+            if progress:
+                progress(f"{name}: {what}", done, total)
+
+        shown.append(_view(subject, pictures, objects, asked, tell))
+    return Gallery(names, [resize(picture, size) for picture in pictures], shown, notes)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """How to look; see `look`."""
+
+    target: int | None
+    method: str
+    layer: str
+    query: tuple[float, float]
+    head: int | None
+    every: bool
+    checks: bool
+    smooth: bool
+    size: int
+    batch: int
 
 
 # --- the pictures ----------------------------------------------------------------------------------------------------
@@ -270,20 +338,55 @@ def _read(paths: Sequence[str | Path | Image.Image]) -> tuple[list[str], list[Im
     return names, pictures, notes
 
 
+def _masks(folder: Path, names: Sequence[str]) -> list[Image.Image]:
+    """The object in each picture, from the file of the same name."""
+    found = {path.stem: path for path in sorted(folder.glob("*")) if path.suffix.lower() in IMAGES}
+    missing = [name for name in names if Path(name).stem not in found]
+    if missing:
+        raise UserError(f"{folder} holds no mask for {missing[0]}: a picture of the same name, white on the object")
+    return [Image.open(found[Path(name).stem]).convert("L") for name in names]
+
+
+def _on_grid(masks: Sequence[Image.Image], size: tuple[int, int]) -> np.ndarray:
+    """(K, height, width), true on the object."""
+    return np.stack([np.asarray(mask.resize(size[::-1], Image.Resampling.NEAREST)) > 127 for mask in masks])
+
+
 # --- the maps --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a network's attention looks at in some pictures.
+
+    Attributes:
+        maps: in the order of the calls; the gates along the axes of one mechanism are one map, and of weights between
+            positions there is one query. All on the CPU.
+        classes: of each picture, the number of the class that it is taken for and its share; None without classes.
+    """
+
+    maps: list[Map]
+    classes: list[tuple[int, float | None]]
 
 
 class _Found:
     """The maps of each place, batch by batch."""
 
     def __init__(self) -> None:
-        self.maps: dict[tuple[str, str, int], list[Map]] = {}  # (name, kind, call)
+        self.maps: dict[Key, list[Map]] = {}
         self.classes: list[tuple[int, float | None]] = []
 
     def add(self, found: Map, call: int = 0) -> None:
         self.maps.setdefault((found.name, found.kind, call), []).append(found)
 
-    def chosen(self, every: bool) -> list[tuple[str, str, int]]:
+    def take(self, seen: Seen) -> None:
+        self.classes += seen.classes
+        calls: dict[tuple[str, str], int] = {}
+        for found in seen.maps:
+            call = calls[found.name, found.kind] = calls.get((found.name, found.kind), -1) + 1
+            self.add(found, call)
+
+    def chosen(self, every: bool) -> list[Key]:
         """All, or the last of each kind and resolution and of these the deepest few; what spoke comes last."""
         reasons = [key for key in self.maps if key[1] in METHODS]
         places = [key for key in self.maps if key[1] not in METHODS]
@@ -297,68 +400,89 @@ def _sides(found: Map) -> tuple[int, ...]:
     return tuple(found.value.shape[2:]) if found.kind not in ("channel", "axis") else tuple(found.value.shape[1:2])
 
 
-def _record(model: nn.Module, images: Tensor, query: tuple[float, float], into: _Found) -> None:
-    """What the attention looks at, and what the pictures are taken for."""
-    with torch.inference_mode(), borrowed(model), record(model, queries=[query]) as maps:
-        output = model(images)
+def see(subject: Subject, images: Tensor, query: tuple[float, float] = (0.5, 0.5)) -> Seen:
+    """What the attention looks at, as maps that `regard.drawing.draw` takes.
+
+    Args:
+        subject: the network.
+        images: as `Subject.prepare` gives them.
+        query: the place (row, column) whose view is taken of weights between positions, as shares of the sides.
+    """
+    with torch.inference_mode(), borrowed(subject.model), record(subject.model, queries=[query]) as maps:
+        output = subject.model(images)
+    classes: list[tuple[int, float | None]] = [(0, None)] * len(images)
     if isinstance(output, Tensor) and output.dim() == 2:
         shares = output.softmax(1).max(1)
-        into.classes += list(zip(shares.indices.tolist(), shares.values.tolist(), strict=True))
-    else:
-        into.classes += [(0, None)] * len(images)
-    calls: dict[tuple[str, str], int] = {}
-    for found in (_view(found, query) for found in _joined(maps)):
-        if len(found.value) != len(images) or found.kind not in DRAWN:
-            continue
-        if found.kind == "token" and found.layout is None:  # windows
-            continue
-        call = calls[found.name, found.kind] = calls.get((found.name, found.kind), -1) + 1
-        into.add(found, call=call)
+        classes = list(zip(shares.indices.tolist(), shares.values.tolist(), strict=True))
+    kept = [found for found in views(maps, query) if len(found.value) == len(images) and can_draw(found)]
+    return Seen(kept, classes)
 
 
-def _view(found: Map, query: tuple[float, float]) -> Map:
-    """A map on the CPU; the view from one place is the same whether pixels or tokens are weighed."""
-    value = found.value
-    if found.kind == "position" and value.dim() == 6:  # a mechanism that builds all of them anyway
-        row, column = (min(side - 1, int(at * side)) for at, side in zip(query, value.shape[2:4], strict=True))
-        value = value[:, :, row, column].unsqueeze(2)
-    value = value.float().cpu()
-    if found.kind == "position" and value.dim() == 5:
-        return Map(found.name, "token", value.flatten(3), Layout("tokens", 0, tuple(value.shape[3:])))
-    return Map(found.name, found.kind, value, found.layout)
-
-
-DRAWN = {
-    "channel": "How much each channel is let through, sorted.",
-    "spatial": "How much each place is let through",
-    "axis": "How much each row and column is let through, their product",
-    "element": "How much each place is let through, mean of the channels",
-    "token": "Where the place with the cross looks",
-    "criss-cross": "Where the place with the cross looks, in its row and column",
-    "branch": "How much each branch counts, mean of the channels.",
-    "kernel": "How much each moment counts, mean of the channels.",
-    "pair": "What each channel or layer takes from the others.",
-    "query": "What each query takes from the keys.",
-    "frame": "The part of the picture that is taken; the thick edge becomes the upper one.",
-    "path": "The places that were looked at, in their order.",
-}
-
-
-def _joined(maps: Sequence[Map]) -> Iterator[Map]:
-    """The gates along the axes of one mechanism multiply, so they are one map."""
-    axes: dict[str, Map] = {}
-    for found in maps:
-        if found.kind != "axis":
-            yield found
-            continue
-        where = found.name.rpartition(".")[0] if found.name.rpartition(".")[2].isdigit() else found.name
-        before = axes.get(where)
-        sides = [i for i in range(2, found.value.dim()) if found.value.shape[i] > 1]
-        if before is None or (sides and all(before.value.shape[i] > 1 for i in sides)):
-            axes[where] = Map(where, "axis", found.value)
-        else:
-            axes[where] = Map(where, "axis", before.value * found.value)
-    yield from axes.values()
+def _view(
+    subject: Subject,
+    pictures: Sequence[Image.Image],
+    masks: Sequence[Image.Image] | None,
+    asked: _Asked,
+    tell: Callable[[str, int, int], None],
+) -> View:
+    """One network on every picture."""
+    notes: list[str] = []
+    images = subject.prepare(pictures).to(next((one.device for one in subject.model.parameters()), None))
+    where = _layer(subject.model, images, asked.layer, notes)
+    found = _maps(subject, images, asked, where, asked.target, lambda done: tell("looking", done, len(images)))
+    known = where is not None
+    classes = [number for number, _ in found.classes]
+    keys = found.chosen(asked.every)
+    values = {key: np.concatenate([_judged(one, asked.head) for one in found.maps[key]]) for key in keys}
+    anew: dict[Key, list[float]] = {}
+    last: dict[Key, np.ndarray] = {}
+    curves: dict[Key, Curves] = {}
+    if asked.checks:
+        few = images[:CHECKED]
+        targets = classes[:CHECKED] if asked.target is None else [asked.target] * len(few)
+        anew, last = _drawn_anew(subject, few, asked, where, targets, values, tell)
+        if known:
+            curves = _erased(subject.model, few, targets, values, asked.batch, tell)
+    columns = []
+    for key in keys:
+        channels = key[1] == "channel"
+        meaning = judge(
+            values[key],
+            images,
+            masks=None if masks is None else _on_grid(masks, subject.size),
+            random=last.get(key),
+            classes=classes if channels and known else None,
+            curves=curves.get(key),
+        )
+        column = Column(
+            key[0],
+            key[1],
+            _caption(found.maps[key][0], key[1], asked),
+            list(_drawn(found.maps[key], key[1], pictures, values[key], asked)),
+            values[key],
+            meaning,
+        )
+        if channels and known:
+            _by_class(column, classes, subject)
+        if key in curves:
+            left = {name: curve.mean(0).tolist() for name, curve in curves[key].all.items()}
+            column.figures["score left"] = left
+            column.charts["what is left of the class without its places, and with them alone"] = charts.curves(
+                left, CHART, over="share of the pixels"
+            )
+        if key in anew:
+            column.figures["likeness with random weights"] = anew[key]
+            column.charts["likeness to its map with random weights, layer by layer from the output on"] = charts.curves(
+                {"": anew[key]}, CHART, over="layers drawn anew", ends=("none", "all")
+            )
+        columns.append(column)
+    if not any(column.kind not in METHODS for column in columns):
+        notes.append("No attention was found in this network: there are only the reasons for its decisions.")
+    words = [
+        "" if score is None else f"{subject.called(number)}, {100 * score:.{1 if score < 0.01 else 0}f} %"
+        for number, score in found.classes
+    ]
+    return View(subject.name, words, columns, notes)
 
 
 def _layer(model: nn.Module, images: Tensor, layer: str, notes: list[str]) -> str | None:
@@ -371,28 +495,90 @@ def _layer(model: nn.Module, images: Tensor, layer: str, notes: list[str]) -> st
     return find_layer(model, images, layer)[0]
 
 
-def _again(
+def _maps(
     subject: Subject,
-    pictures: Sequence[Image.Image],
-    query: tuple[float, float],
-    target: int | None,
-    method: str,
+    images: Tensor,
+    asked: _Asked,
     layer: str | None,
-    batch: int,
+    target: int | Sequence[int] | None,
+    tell: Callable[[int], None] = lambda _: None,
 ) -> _Found:
-    """The maps of the same network with all of its weights drawn anew."""
+    """What a network's attention looks at, and what spoke for its decisions."""
     found = _Found()
-    *_, (_, copy) = randomised(subject.model, subject.prepare(pictures[:1]))
-    for at in range(0, len(pictures), batch):
-        part = subject.prepare(pictures[at : at + batch])
-        _record(copy, part, query, found)
+    for at in range(0, len(images), asked.batch):
+        part = images[at : at + asked.batch]
+        found.take(see(subject, part, asked.query))
         if layer is not None:
-            given: Any = target
-            if given is None:
-                with torch.no_grad(), borrowed(subject.model):
-                    given = subject.model(part).argmax(1)
-            found.add(Map(layer, method, explain(copy, part, given, method=method, layer=layer).value))
+            of = target[at : at + asked.batch] if isinstance(target, Sequence) else target
+            value = explain(subject.model, part, of, method=asked.method, layer=layer).value
+            found.add(Map(layer, asked.method, value.cpu()))
+        tell(at + len(part))
     return found
+
+
+def _drawn_anew(
+    subject: Subject,
+    images: Tensor,
+    asked: _Asked,
+    layer: str | None,
+    targets: Sequence[int],
+    values: dict[Key, np.ndarray],
+    tell: Callable[[str, int, int], None],
+) -> tuple[dict[Key, list[float]], dict[Key, np.ndarray]]:
+    """How like their maps with random weights the maps are, from no layer drawn anew to all; and the last of these."""
+    likenesses = {key: [1.0] for key in values}
+    last: dict[Key, np.ndarray] = {}
+    layers = sum(hasattr(module, "reset_parameters") for module in subject.model.modules())
+    stages = sorted({round(layers * stage / STAGES) for stage in range(1, STAGES + 1)} - {0})
+    for number, (_, copy) in enumerate(randomised(subject.model, images[:1]), start=1):
+        if number not in stages:
+            continue
+        found = _maps(replace(subject, model=copy), images, asked, layer, targets)
+        for key in values.keys() & found.maps.keys():
+            last[key] = np.concatenate([_judged(one, asked.head) for one in found.maps[key]])
+            likenesses[key].append(likeness(values[key][: len(images)], last[key]))
+        tell("drawing weights anew", stages.index(number) + 1, len(stages))
+    return {key: one for key, one in likenesses.items() if len(one) > 1}, last
+
+
+def _erased(
+    model: nn.Module,
+    images: Tensor,
+    targets: Sequence[int],
+    values: dict[Key, np.ndarray],
+    batch: int,
+    tell: Callable[[str, int, int], None],
+) -> dict[Key, Curves]:
+    """What the network loses with the places that a map shows, where the map is one of the whole picture."""
+    curves: dict[Key, Curves] = {}
+    keys = [key for key, value in values.items() if value.ndim == 3 and key[1] not in ("token", "criss-cross")]
+    for number, key in enumerate(keys, start=1):
+        maps = torch.from_numpy(values[key][: len(images)]).to(images.device)
+        chance = next((curve.chance for curve in curves.values()), None)
+        curves[key] = erase(model, images, maps, targets, steps=STEPS, batch=batch, chance=chance)
+        tell("taking places away", number, len(keys))
+    return curves
+
+
+def _by_class(column: Column, classes: Sequence[int], subject: Subject) -> None:
+    """The gates of each class, and which channels follow it."""
+    common = [number for number, _ in Counter(classes).most_common(len(charts.STYLES))]
+    if len(common) < 2:
+        return
+    means = {number: column.values[np.asarray(classes) == number].mean(0) for number in common}
+    chart = charts.by_class({subject.called(number): mean for number, mean in means.items()}, CHART)
+    column.charts["gates of each class that the pictures are taken for"] = chart
+    moved = moved_by(column.values, classes)
+    if moved is not None and not column.meaning.words:
+        highest = {
+            c: max(means, key=lambda number: means[number][c])
+            for c in np.argsort(moved[1])[::-1][:5]
+            if moved[1][c] > FOLLOWS
+        }
+        column.figures["channels that follow the class"] = [
+            {"channel": int(c), "share": float(moved[1][c]), "highest": subject.called(number)}
+            for c, number in highest.items()
+        ]
 
 
 def _judged(found: Map, head: int | None) -> np.ndarray:
@@ -401,54 +587,80 @@ def _judged(found: Map, head: int | None) -> np.ndarray:
     if found.kind in ("spatial", "element", "axis", *METHODS) and value.dim() == 4:
         return np.asarray(value.mean(1))
     if found.kind == "token" and found.layout:
+        if head is not None and head >= value.shape[1]:
+            raise UserError(f"the weights of {found.name} have {value.shape[1]} heads, there is no number {head}")
         weights = (value.mean(1) if head is None else value[:, head])[:, 0, found.layout.prefix :]
         return np.asarray(weights.unflatten(1, found.layout.grid))
     return np.asarray(value.flatten(1))
 
 
 def _drawn(
-    maps: Sequence[Map],
-    kind: str,
-    pictures: Sequence[Image.Image],
-    values: np.ndarray,
-    query: tuple[float, float],
-    head: int | None,
-    size: int,
-    smooth: bool,
-) -> Iterator[Image.Image]:
+    maps: Sequence[Map], kind: str, pictures: Sequence[Image.Image], values: np.ndarray, asked: _Asked
+) -> Iterator[Picture]:
     """A column shares its scale, so that its pictures can be compared."""
     limits = (float(values.min()), float(values.max())) if values.ndim == 3 else None
+    usual = values.mean(0) if kind == "channel" and len(values) > 1 else None
     at = 0
     for found in maps:
         for number in range(len(found.value)):
             if kind in METHODS:
                 found = Map(found.name, "spatial", found.value)
             yield draw(
-                found, pictures[at], number=number, query=query, head=head, size=size, smooth=smooth, limits=limits
+                found,
+                pictures[at],
+                number=number,
+                query=asked.query,
+                head=asked.head,
+                size=asked.size,
+                smooth=asked.smooth,
+                limits=limits,
+                usual=usual,
             )
             at += 1
 
 
-def _caption(found: Map, kind: str, head: int | None, smooth: bool) -> str:
-    words = f"What spoke for the class ({kind})" if kind in METHODS else DRAWN[kind]
+def _caption(found: Map, kind: str, asked: _Asked) -> str:
+    words = f"What spoke for the class ({kind})" if kind in METHODS else CAPTIONS[kind]
     if words.endswith("."):
         return words
     if kind == "token":
-        words += f", {'mean of the heads' if head is None else f'head {head}'}"
+        words += f", {'mean of the heads' if asked.head is None else f'head {asked.head}'}"
     sides = found.layout.grid if found.layout else found.value.shape[-2:]
-    return f"{words}. {' x '.join(map(str, sides))} places, {'blended' if smooth else 'as blocks'}."
+    return f"{words}. {' x '.join(map(str, sides))} places, {'blended' if asked.smooth else 'as blocks'}."
 
 
 def _words(meaning: Meaning) -> str:
     """The figures in a line."""
     parts = [f"spread {meaning.spread:.2g}", f"entropy {meaning.entropy:.2f}"]
-    for name, value in (("between images", meaning.depends), ("edges", meaning.edges), ("random", meaning.stays)):
-        if value is not None:
-            parts.append(f"{name} {value:.2f}")
+    named = {"between images": meaning.depends, "by class": meaning.classes, "edges": meaning.edges}
+    named |= {"random": meaning.stays, "matters": meaning.matters, "pointing": meaning.pointing}
+    parts += [f"{name} {value:.2f}" for name, value in named.items() if value is not None]
+    if meaning.energy is not None and meaning.area is not None:
+        parts.append(f"on the object {meaning.energy:.2f} (even map {meaning.area:.2f})")
     return ", ".join(parts)
 
 
+def _uri(picture: Image.Image | Picture) -> str:
+    """A picture inside the page."""
+    if isinstance(picture, Chart):
+        return "data:image/svg+xml;base64," + base64.b64encode(picture.svg().encode()).decode()
+    return data_uri(picture if isinstance(picture, Image.Image) else picture.image())
+
+
 # --- the network -----------------------------------------------------------------------------------------------------
+
+
+def open_subjects(text: str, **options: Any) -> list[Subject]:
+    """As `open_subject`; of the folder of a comparison, every arm that kept weights, with its first seed."""
+    if not Path(text).is_dir():
+        return [open_subject(text, **options)]
+    from regard.comparison.results import Comparison
+
+    arms = [Path(text, "weights", slug(arm)) for arm in Comparison.load(Path(text)).arms]
+    found = [min(arm.glob("seed-*.safetensors")) for arm in arms if any(arm.glob("seed-*.safetensors"))]
+    if not found:
+        raise UserError(f"the comparison in {text} kept no weights to look into")
+    return [open_subject(str(path)) for path in found]
 
 
 def open_subject(

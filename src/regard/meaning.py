@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +39,9 @@ class Meaning:
         energy: share of the maps' sum that lies on the object, mean; chance is the object's share of the picture.
         area: the object's share of the picture, mean.
         stays: rank correlation with the maps of the same network with weights drawn anew, median.
+        classes: of channels, the share of the variance between images that is between their classes; 0 is chance.
+        matters: how much more the network loses with the places that a map shows, and gains, than with random ones:
+            insertion less deletion, both as areas, over the same for pixels in random order.
     """
 
     spread: float
@@ -49,6 +52,8 @@ class Meaning:
     energy: float | None = None
     area: float | None = None
     stays: float | None = None
+    classes: float | None = None
+    matters: float | None = None
 
     @property
     def words(self) -> list[str]:
@@ -62,25 +67,39 @@ class Meaning:
             found.append("the same with random weights: shows the picture, not what was learnt")
         if self.edges is not None and self.edges >= EDGES:
             found.append("follows edges, not the class")
+        if self.matters is not None and self.matters <= 0:
+            found.append("the network needs these places no more than random ones")
         return found
 
 
-def judge(maps: Any, images: Any = None, *, masks: Any = None, random: Any = None) -> Meaning:
+def judge(
+    maps: Any,
+    images: Any = None,
+    *,
+    masks: Any = None,
+    random: Any = None,
+    classes: Sequence[int] | None = None,
+    curves: Curves | None = None,
+) -> Meaning:
     """Say in figures whether maps carry information, before anybody reads a meaning into their colours.
 
     Args:
         maps: (K, ...): one map for each of K images, of pixels or of channels.
         images: (K, C, H, W) of any range, for `edges`; only for maps of pixels (K, h, w).
         masks: (K, H, W), true on the object, for `pointing`, `energy` and `area`; likewise.
-        random: maps of the same place with other weights, see `randomised`.
+        random: maps of the first images, or all, at the same place with other weights, see `randomised`.
+        classes: (K,) of the images; only for channels (K, n).
+        curves: of the same maps, from `erase`.
 
     Raises:
         UserError: the numbers of maps, images and masks differ, or a map holds NaN or infinity.
     """
     values = array(maps).astype(np.float64)
-    for what, given in (("images", images), ("masks", masks), ("random", random)):
+    for what, given in (("images", images), ("masks", masks), ("classes", classes)):
         if given is not None and len(given) != len(values):
             raise UserError(f"judge: there are {len(values)} maps and {len(given)} {what}; give one for each map")
+    if random is not None and len(random) > len(values):
+        raise UserError(f"judge: there are {len(values)} maps, and {len(random)} of random weights")
     if not np.isfinite(values).all():
         raise UserError("judge: a map holds NaN or infinity; look at the network that made it")
     flat = values.reshape(len(values), -1)
@@ -97,9 +116,42 @@ def judge(maps: Any, images: Any = None, *, masks: Any = None, random: Any = Non
     if masks is not None and values.ndim == 3:
         found |= _found(values, array(masks) > 0)
     if random is not None:
-        pairs = zip(flat, array(random).reshape(flat.shape), strict=True)
-        found["stays"] = float(np.median([_correlation(*pair) for pair in pairs]))
+        found["stays"] = likeness(values[: len(random)], random)
+    if classes is not None and values.ndim == 2 and (moved := moved_by(values, classes)):
+        found["classes"] = moved[0]
+    if curves is not None:
+        areas = curves.areas
+        gained = areas["insertion"] - areas["deletion"]
+        found["matters"] = gained - (areas["random insertion"] - areas["random deletion"])
     return Meaning(**found)
+
+
+def likeness(maps: Any, others: Any) -> float:
+    """Rank correlation of maps with others of the same images, median."""
+    pairs = zip(array(maps), array(others), strict=True)
+    return float(np.median([_correlation(one.ravel(), other.ravel()) for one, other in pairs]))
+
+
+def moved_by(values: np.ndarray, classes: Sequence[int]) -> tuple[float, np.ndarray] | None:
+    """How much channel gates follow the class: the share of the variance over images that is between classes, less
+    what chance gives (epsilon squared), of all channels together and of each.
+
+    Args:
+        values: (K, C).
+        classes: (K,).
+
+    Returns:
+        The share and the shares (C,); None unless there are two classes, and two images of one of them.
+    """
+    known, which = np.unique(np.asarray(classes), return_inverse=True)
+    free = len(values) - len(known)
+    if len(known) < 2 or free < 1:
+        return None
+    means = np.stack([values[which == number].mean(0) for number in range(len(known))])
+    inside = ((values - means[which]) ** 2).sum(0) / free
+    total = ((values - values.mean(0)) ** 2).sum(0) / (len(values) - 1)
+    shares = 1 - np.divide(inside, total, out=np.ones_like(inside), where=total > 0)
+    return (float(1 - inside.sum() / total.sum()) if total.sum() > 0 else 0.0), shares
 
 
 def _entropy(row: np.ndarray) -> float:
@@ -158,15 +210,26 @@ class Curves:
     chance: np.ndarray
 
     @property
+    def all(self) -> dict[str, np.ndarray]:
+        """The four by their names."""
+        both = {"deletion": self.deletion, "insertion": self.insertion}
+        return both | {f"random {name}": curve for name, curve in zip(both, self.chance, strict=True)}
+
+    @property
     def areas(self) -> dict[str, float]:
         """Under each curve, mean over the images: deletion is good when low, insertion when high."""
-        both = {"deletion": self.deletion, "insertion": self.insertion}
-        both |= {f"random {name}": curve for name, curve in zip(both, self.chance, strict=True)}
-        return {name: float(((curve[:, 1:] + curve[:, :-1]) / 2).mean()) for name, curve in both.items()}
+        return {name: float(((curve[:, 1:] + curve[:, :-1]) / 2).mean()) for name, curve in self.all.items()}
 
 
 def erase(
-    model: nn.Module, images: Tensor, maps: Tensor, target: Target = None, *, steps: int = STEPS, batch: int = 32
+    model: nn.Module,
+    images: Tensor,
+    maps: Tensor,
+    target: int | Sequence[int] | Tensor | None = None,
+    *,
+    steps: int = STEPS,
+    batch: int = 32,
+    chance: np.ndarray | None = None,
 ) -> Curves:
     """Take away what a map shows, or put in nothing else, and see what becomes of the score.
 
@@ -180,6 +243,7 @@ def erase(
         target: a class, or one for each image; None takes the class that each image is given.
         steps: at which the score is read.
         batch: images at a time.
+        chance: that of an earlier call for the same images, target and steps, which is then not computed again.
     """
     maps = maps.reshape(len(images), 1, *maps.shape[-2:]).float()
     sides = images.shape[2:]
@@ -197,17 +261,18 @@ def erase(
     with torch.inference_mode(), borrowed(model):
         full = torch.cat([model(part).softmax(1) for part in images.split(batch)])
         classes = full.argmax(1) if target is None else torch.as_tensor(target, device=full.device).expand(len(full))
-        first = full.gather(1, classes.unsqueeze(1))
-        for ranks in (order.argsort(1), shuffled.argsort(1)):
+        chosen = classes.unsqueeze(1)
+        first = full.gather(1, chosen)
+        for ranks in (order.argsort(1), *([] if chance is not None else [shuffled.argsort(1)])):
             for there, away in ((blurred, images), (images, blurred)):
                 shares = []
                 for step in range(steps + 1):
-                    chosen = (ranks < round(step / steps * ranks.shape[1])).view(len(images), 1, *sides)
-                    mixed = torch.where(chosen, there, away)
-                    scores = torch.cat([model(part).softmax(1) for part in mixed.split(batch)])
-                    shares.append((scores.gather(1, classes.unsqueeze(1)) / first).squeeze(1))
+                    early = (ranks < round(step / steps * ranks.shape[1])).view(len(images), 1, *sides)
+                    parts = torch.where(early, there, away).split(batch)
+                    scores = torch.cat([model(part).softmax(1) for part in parts])
+                    shares.append((scores.gather(1, chosen) / first).squeeze(1))
                 curves.append(torch.stack(shares, 1).cpu().numpy())
-    return Curves(curves[0], curves[1], np.stack(curves[2:]))
+    return Curves(curves[0], curves[1], np.stack(curves[2:]) if chance is None else chance)
 
 
 # --- whether it is learnt --------------------------------------------------------------------------------------------
@@ -263,6 +328,5 @@ def stays(
     found = {}
     for name, copy in randomised(model, images[:1]):
         maps = explain(copy, images, classes, layer=layer, **options).value
-        pairs = zip(array(trained.value.flatten(1)), array(maps.flatten(1)), strict=True)
-        found[name] = float(np.median([_correlation(*pair) for pair in pairs]))
+        found[name] = likeness(trained.value, maps)
     return found

@@ -161,7 +161,11 @@ def test_bad_input_gets_a_sentence(folder, tmp_path, monkeypatch, capsys):
 def little(classes=4):
     """A network that takes no time."""
     torch.manual_seed(0)
-    layers = nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), regard.create("cbam", 8), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU()
+    cbam = regard.create("cbam", 8, reduction=2)
+    with torch.no_grad():  # as if it had learnt
+        cbam.norm.weight.fill_(1)
+        cbam.down.weight.abs_()
+    layers = nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), cbam, nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU()
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
 
 

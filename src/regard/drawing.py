@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +245,11 @@ def draw(
     low, high = limits or (float(places.min()), float(places.max()))
     drawn = overlay(picture, places, alpha=alpha, smooth=smooth, limits=(low, high))
     return Drawing(drawn, lines=() if place is None else _cross(drawn, place), scale=(low, high))
+
+
+def bare(drawing: Picture) -> Image.Image:
+    """Without its scale, where that is said elsewhere."""
+    return (replace(drawing, scale=None) if isinstance(drawing, Drawing) else drawing).image()
 
 
 CAPTIONS = {

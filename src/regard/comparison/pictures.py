@@ -1,9 +1,10 @@
-"""The attention maps of a trained arm on a few test images, kept for the report."""
+"""What a trained arm looks at in a few test images, and what spoke for its decisions, kept for the report."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from regard.comparison import data
+from regard.drawing import can_draw
+from regard.errors import UserError
 from regard.files import slug, whole
-from regard.recording import Map, record
+from regard.recording import Map, record, views
+from regard.saliency import explain
 from regard.tap import taps
 
 COUNT = 8
-DRAWN = ("channel", "spatial", "axis", "element")
+CENTRE = (0.5, 0.5)  # whose view is kept of weights between positions
+REASONS = "grad-cam"
 
 
 def write(
@@ -29,24 +34,31 @@ def write(
     prepare: Callable[[Tensor], Tensor],
     question: dict[str, Any],
 ) -> None:
-    """Write maps/ARM.npz: `COUNT` test images, the same for every arm, and what each tap shows on them."""
-    found = dict(taps(model))
-    if not found:
-        return
+    """Write maps/ARM.npz: `COUNT` test images, the same for every arm, what its attention and that of its host shows on
+    them, and its Grad-CAM."""
     chosen = _spread(images.labels[test], test)
     pixels = torch.from_numpy(images.pixels[chosen])
     device = next(model.parameters()).device
     x = prepare(data.centre(pixels.to(device), question["size"]))
     model.eval()
-    with torch.inference_mode(), record(model, kinds=DRAWN, every=False) as maps:
+    with torch.inference_mode(), record(model, queries=[CENTRE]) as maps:
         predictions = model(x).argmax(1)
+    seen = [found for found in views(maps, CENTRE) if can_draw(found) and len(found.value) == len(x)]
+    with suppress(UserError):  # no layer gives a map, and then there is none to explain
+        why = explain(model, x)
+        seen.append(Map(why.name, REASONS, why.value))
+    if not seen:
+        return
+    taps_of = dict(taps(model))
     arrays: dict[str, np.ndarray] = {}
     described: list[dict[str, Any]] = []
-    for name, kind, values in _together(maps):
+    for found in seen:
         key = f"map{len(described)}"
+        kind, values = _small(found)
         arrays[key] = values.float().cpu().numpy()
-        limits = [found[name].low, found[name].high] if name in found else None  # the product of gates has none
-        described.append({"key": key, "name": name, "kind": kind, "limits": limits})
+        tap = taps_of.get(found.name)  # the product of gates has none, nor has what others wrote
+        limits = [tap.low, tap.high] if tap else None
+        described.append({"key": key, "name": found.name, "kind": kind, "limits": limits})
     shown = data.centre(pixels, question["size"]).mul(255).round().byte().permute(0, 2, 3, 1).numpy()
     arrays["images"] = np.repeat(shown, 3, axis=3) if shown.shape[3] == 1 else shown
     arrays["labels"] = images.labels[chosen]
@@ -70,21 +82,13 @@ def _spread(labels: np.ndarray, index: np.ndarray) -> np.ndarray:
     return np.array([image for _, _, image in sorted(rounds)[:COUNT]])
 
 
-def _together(maps: list[Map]) -> list[tuple[str, str, Tensor]]:
-    """Name, kind and values, (K, C) for channels and (K, h, w) for pixels. The gates along the axes of one mechanism
-    multiply, so they are one map: the mean over channels of their product. What is neither is not drawn."""
-    result: list[tuple[str, str, Tensor]] = []
-    axes: dict[str, list[Tensor]] = {}
-    for found in maps:
-        if found.kind == "channel":
-            result.append((found.name, "channel", found.value.flatten(1)))
-        elif found.kind in ("spatial", "element"):
-            result.append((found.name, "spatial", found.value.mean(1)))
-        elif found.kind == "axis":
-            axes.setdefault(found.name.rpartition(".")[0], []).append(found.value)
-    for name, gates in axes.items():
-        product = gates[0]
-        for gate in gates[1:]:
-            product = product * gate
-        result.append((name, "spatial", product.mean(1)))
-    return result
+def _small(found: Map) -> tuple[str, Tensor]:
+    """What is kept of a map: (K, C) of channels, (K, h, w) of pixels (the mean of channels or heads), else all."""
+    value = found.value
+    if found.kind == "channel":
+        return "channel", value.flatten(1)
+    if found.kind in ("spatial", "element", "axis", REASONS):
+        return REASONS if found.kind == REASONS else "spatial", value.mean(1)
+    if found.kind == "token" and found.layout:
+        return "token", value.mean(1)[:, 0, found.layout.prefix :].unflatten(1, found.layout.grid)
+    return found.kind, value

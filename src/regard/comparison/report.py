@@ -12,18 +12,22 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import torch
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from regard import drawing
+from regard.comparison.pictures import REASONS
 from regard.comparison.results import Comparison, counted, interval, points
 from regard.comparison.statistics import Verdict
 from regard.files import slug, write_text
+from regard.layout import Layout
 from regard.meaning import judge
+from regard.recording import Map
 
 PICTURE = 112  # pixels of a picture in the sheet of maps
 PICTURES = 8  # images in that sheet
-TAPS = 4  # maps of one arm
+TAPS = 5  # maps of one arm, Grad-CAM with them
 BARS = 64  # channels drawn of a channel gate
 TITLES = {
     "better": "Better than none",
@@ -296,6 +300,7 @@ def _map_row(
 ) -> dict[str, Any]:
     """One tap on every image: overlays of a spatial map or bars of a channel gate, and in words what they show."""
     site, _, rest = tap["name"].partition(".regard.")
+    kind = tap["kind"]
     empty = "; ".join(judge(maps).words) or None
     low, high = float(maps.min()), float(maps.max())
     limits = low, high
@@ -304,7 +309,8 @@ def _map_row(
         bounds = [bound for bound in tap["limits"] or () if bound is not None and math.isfinite(bound)]
         reach = [low, high, *(bounds or (0.0, 2 * float(maps.mean())))]
         limits = min(reach), max(reach)
-    row = {"site": site, "tap": rest.rpartition(".")[2] or tap["name"], "kind": tap["kind"], "empty": empty}
+    caption = "What spoke for the class" if kind == REASONS else drawing.CAPTIONS[kind].rstrip(".")
+    row = {"site": site, "tap": rest.rpartition(".")[2] or kind, "kind": kind, "caption": caption, "empty": empty}
     row |= {"low": f"{low:.3g}", "high": f"{high:.3g}", "object": None}
     if tap["kind"] == "channel":
         every = math.ceil(maps.shape[1] / BARS)
@@ -313,13 +319,21 @@ def _map_row(
             "cells": [_bars(gate[::every], limits) for gate in maps],
             "ranges": [f"{gate.min():.2f} to {gate.max():.2f}" for gate in maps],
         }
+    placed = kind in ("spatial", "token", REASONS)
+    if kind == "token":
+        found = Map(
+            tap["name"], kind, torch.from_numpy(maps).flatten(1)[:, None, None], Layout("tokens", 0, maps.shape[1:])
+        )
+    else:
+        found = Map(tap["name"], "spatial" if placed else kind, torch.from_numpy(maps))
+    drawn = [
+        drawing.draw(found, picture, number=number, size=PICTURE, limits=limits if placed else None)
+        for number, picture in enumerate(pictures)
+    ]
     return row | {
-        "size": "{} × {}".format(*maps.shape[1:]),
-        "cells": [
-            drawing.data_uri(drawing.overlay(picture, map, limits=limits))
-            for picture, map in zip(pictures, maps, strict=True)
-        ],
-        "object": None if masks is None else _share_on(maps, masks),
+        "size": " × ".join(map(str, maps.shape[1:])),
+        "cells": [drawing.data_uri(drawing.bare(one)) for one in drawn],
+        "object": None if masks is None or kind not in ("spatial", REASONS) else _share_on(maps, masks),
     }
 
 

@@ -28,6 +28,7 @@ FLOORS = [
     "regard.insertion regard.recording regard.timing regard.diagram regard.implementations regard.charts",
     "regard.site",
     "regard.survey regard.watching",
+    "regard.windows",
     "regard.borrowing",
     "regard.mechanisms",
     "regard.mechanisms.*",

@@ -259,3 +259,24 @@ def test_cbam_modules_alone():
         with torch.no_grad(), regard.record(module) as maps:
             module(torch.randn(1, 32, 8, 8))
         assert maps
+
+
+def test_who_looks_is_told_apart():
+    """Rows are places only where they are those of a map that the network has made."""
+
+    def maps_of(name, size, **options):
+        model = timm.create_model(name, **options).eval()
+        with torch.inference_mode(), regard.record(model, queries=[(0.3, 0.6)]) as maps:
+            model(torch.randn(1, 3, size, size))
+        return maps
+
+    kinds = {found.kind: found for found in maps_of("lambda_resnet26t", 96) if found.kind not in ("channel",)}
+    assert set(kinds) == {"query"}  # sixteen keys, no grid of four by four
+    assert kinds["query"].value.shape[1] == 16
+    nets = maps_of("xcit_nano_12_p16_224", 64, img_size=64, depth=1, embed_dim=128, num_heads=2)
+    across = [found for found in nets if found.value.shape[-2:] == (64, 64)]  # 64 channels look at one another
+    assert across
+    assert all(found.layout is None for found in across)
+    (spatial, *_) = [found for found in maps_of("gcresnet33ts", 64) if found.kind != "channel"]
+    assert (spatial.kind, spatial.value.shape) == ("spatial", (1, 1, 16, 16))  # one view for all places
+    assert torch.allclose(spatial.value.sum((2, 3)), torch.ones(1, 1))

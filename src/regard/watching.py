@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from regard.layout import Layout
+from regard.windows import Windows, view_from
 
 Query = int | tuple[float, float]
 Tell = Callable[[str, str, Tensor, Layout | None], None]
@@ -68,9 +69,13 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.tell, self.queries, self.kinds = tell, queries, kinds
         self.stack: list[str] = []
+        # windows have a picture only where a place in it is asked for
+        asked = [query for query in queries or () if not isinstance(query, int)]
+        self.windows = Windows() if asked and (kinds is None or "token" in kinds) else None
         self.marks: Any = WeakIdKeyDictionary()
         self.shifted: Any = WeakIdKeyDictionary()  # tensor -> roots of what it is moved by a number from
         self.batch, self.sides = 0, (1, 1)  # of the pictures that came in
+        self.maps: set[tuple[int, int]] = set()  # sides of every map that was made of them
 
     def enter(self, name: str, inputs: Any) -> None:
         if not self.stack:
@@ -98,7 +103,15 @@ class Watch(TorchFunctionMode):
             self._multiply(args[0], args[1])
         elif name in MATRICES and len(args) > 1:
             self._weigh(args[0], args[1])
+        elif name == "einsum" and len(args) == 3:
+            self._weigh_summed(args[1], args[2])
         result = func(*args, **kwargs)
+        if isinstance(result, Tensor) and result.dim() == 4:
+            _, first, second, third = result.shape
+            self.maps |= {(first, second), (second, third)}
+        if self.windows:
+            with torch._C.DisableTorchFunction():
+                self.windows.follow(name, func, args, kwargs, result)
         if name in SQUASHES:
             self._mark(name, args, kwargs, result)
         elif name in FORMS and self.marks:
@@ -165,10 +178,19 @@ class Watch(TorchFunctionMode):
             return None
         mark = self.marks.get(left)
         if mark and mark.by == "softmax" and mark.dim == -1:
-            return self._tell_weights(left)
+            return self._tell_weights(left, values=right)
         mark = self.marks.get(right)
         if mark and mark.by == "softmax" and mark.dim == -2:
             self._tell_weights(right.transpose(-1, -2))
+        return None
+
+    def _weigh_summed(self, left: Any, right: Any) -> None:
+        """Einstein's sum, where its shapes leave no doubt."""
+        for weights, values in ((left, right), (right, left)):
+            mark = self.marks.get(weights) if isinstance(weights, Tensor) else None
+            fits = mark and mark.by == "softmax" and mark.dim == -1 and weights.shape[:-2] == values.shape[:-2]
+            if fits and weights.shape[-1] == values.shape[-2] and weights.shape[-2] == values.shape[-2]:
+                return self._tell_weights(weights, values=values)
         return None
 
     def _attend(
@@ -186,7 +208,8 @@ class Watch(TorchFunctionMode):
         if self.kinds is not None and "token" not in self.kinds:
             return
         with torch.no_grad(), torch._C.DisableTorchFunction():
-            rows = self._rows(query.shape[-2], query.shape[0], query.dim())
+            in_windows = self.windows is not None and self.windows.of(value) is not None
+            rows = None if in_windows else self._rows(query.shape[-2], query.shape[0], query.dim())
             bias = attn_mask
             if is_causal:
                 bias = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
@@ -198,7 +221,7 @@ class Watch(TorchFunctionMode):
             logits = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
             if bias is not None:
                 logits = logits.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else logits + bias
-            self._tell_weights(logits.float().softmax(-1), chosen=True)
+            self._tell_weights(logits.float().softmax(-1), chosen=rows is not None, values=value)
 
     def _attend_heads(
         self,
@@ -238,17 +261,44 @@ class Watch(TorchFunctionMode):
             with torch._C.DisableTorchFunction():
                 self.tell(self.stack[-1], kind, value.detach(), layout)
 
-    def _tell_weights(self, weights: Tensor, chosen: bool = False) -> None:
+    def _tell_weights(self, weights: Tensor, chosen: bool = False, values: Tensor | None = None) -> None:
         if self.kinds is not None and "token" not in self.kinds:
             return
         with torch._C.DisableTorchFunction():
+            if self.windows and values is not None and self._tell_windows(weights, values):
+                return
             if weights.dim() == 3 and self.batch and len(weights) % self.batch == 0:
                 weights = weights.unflatten(0, (self.batch, -1))
             if weights.dim() != 4:
                 return
-            rows = None if chosen else self._rows(weights.shape[2], len(weights), 4)
-            weights = weights if rows is None else weights[:, :, rows]
-            self._tell("token", weights, self._grid(weights.shape[3]) if len(weights) == self.batch else None)
+            layout = self._grid(weights.shape[3]) if len(weights) == self.batch else None
+            queries = weights.shape[2]
+            if not chosen and layout and queries == 1:  # of a class, or of the whole map: no place looks
+                seen = weights[:, :, 0, layout.prefix :].unflatten(2, layout.grid)
+                self._tell("spatial", seen)
+            elif not chosen and layout and queries != weights.shape[3] and not self._grid(queries):
+                self._tell("query", weights.mean(1))
+            else:
+                rows = None if chosen else self._rows(queries, len(weights), 4)
+                self._tell("token", weights if rows is None else weights[:, :, rows], layout)
+
+    def _tell_windows(self, weights: Tensor, values: Tensor) -> bool:
+        """The views from the places that are asked for, where the tokens are those of windows."""
+        found = self.windows.of(values) if self.windows else None
+        if found is None or weights.dim() != values.dim() or weights.shape[-2] != weights.shape[-1] or not self.batch:
+            return False
+        pixels, heads, sides = found
+        weights = weights.movedim(heads, -3).flatten(0, -4)
+        views = [
+            view_from(weights, pixels, sides, self.batch, query)
+            for query in self.queries or ()
+            if not isinstance(query, int)
+        ]
+        seen = [view for view in views if view is not None]
+        if not seen or len(seen) < len(views):
+            return False
+        self._tell("token", torch.cat(seen, 2), Layout("tokens", 0, sides))
+        return True
 
     def _grid(self, tokens: int) -> Layout | None:
         """How so many tokens hold the pictures that came in."""
@@ -256,7 +306,8 @@ class Watch(TorchFunctionMode):
         for prefix in REGISTERS:
             rows = round(math.sqrt(max(0, tokens - prefix) * height / width))
             columns = round(rows * width / height)
-            if rows > 1 and columns > 1 and rows * columns == tokens - prefix:
+            fits = rows > 1 and columns > 1 and rows * columns == tokens - prefix
+            if fits and (rows, columns) in self.maps:  # 64 may as well be channels, which look at one another
                 return Layout("tokens", prefix, (rows, columns))
         return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +183,7 @@ def look(
     where: str | None = None
     for at in range(0, len(pictures), batch):
         part = subject.prepare(pictures[at : at + batch])
-        _record(subject.model, part, query, found)
+        found.take(see(subject, part, query))
         if at == 0:
             where = _layer(subject.model, part, layer, notes)
         if where is not None:
@@ -273,6 +273,20 @@ def _read(paths: Sequence[str | Path | Image.Image]) -> tuple[list[str], list[Im
 # --- the maps --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a network's attention looks at in some pictures.
+
+    Attributes:
+        maps: in the order of the calls; the gates along the axes of one mechanism are one map, and of weights between
+            positions there is one query. All on the CPU.
+        classes: of each picture, the number of the class that it is taken for and its share; None without classes.
+    """
+
+    maps: list[Map]
+    classes: list[tuple[int, float | None]]
+
+
 class _Found:
     """The maps of each place, batch by batch."""
 
@@ -282,6 +296,13 @@ class _Found:
 
     def add(self, found: Map, call: int = 0) -> None:
         self.maps.setdefault((found.name, found.kind, call), []).append(found)
+
+    def take(self, seen: Seen) -> None:
+        self.classes += seen.classes
+        calls: dict[tuple[str, str], int] = {}
+        for found in seen.maps:
+            call = calls[found.name, found.kind] = calls.get((found.name, found.kind), -1) + 1
+            self.add(found, call)
 
     def chosen(self, every: bool) -> list[tuple[str, str, int]]:
         """All, or the last of each kind and resolution and of these the deepest few; what spoke comes last."""
@@ -297,23 +318,26 @@ def _sides(found: Map) -> tuple[int, ...]:
     return tuple(found.value.shape[2:]) if found.kind not in ("channel", "axis") else tuple(found.value.shape[1:2])
 
 
-def _record(model: nn.Module, images: Tensor, query: tuple[float, float], into: _Found) -> None:
-    """What the attention looks at, and what the pictures are taken for."""
-    with torch.inference_mode(), borrowed(model), record(model, queries=[query]) as maps:
-        output = model(images)
+def see(subject: Subject, images: Tensor, query: tuple[float, float] = (0.5, 0.5)) -> Seen:
+    """What the attention looks at, as maps that `regard.drawing.draw` takes.
+
+    Args:
+        subject: the network.
+        images: as `Subject.prepare` gives them.
+        query: the place (row, column) whose view is taken of weights between positions, as shares of the sides.
+    """
+    with torch.inference_mode(), borrowed(subject.model), record(subject.model, queries=[query]) as maps:
+        output = subject.model(images)
+    classes: list[tuple[int, float | None]] = [(0, None)] * len(images)
     if isinstance(output, Tensor) and output.dim() == 2:
         shares = output.softmax(1).max(1)
-        into.classes += list(zip(shares.indices.tolist(), shares.values.tolist(), strict=True))
-    else:
-        into.classes += [(0, None)] * len(images)
-    calls: dict[tuple[str, str], int] = {}
+        classes = list(zip(shares.indices.tolist(), shares.values.tolist(), strict=True))
+    kept = []
     for found in (_view(found, query) for found in _joined(maps)):
-        if len(found.value) != len(images) or found.kind not in DRAWN:
-            continue
-        if found.kind == "token" and found.layout is None:  # windows
-            continue
-        call = calls[found.name, found.kind] = calls.get((found.name, found.kind), -1) + 1
-        into.add(found, call=call)
+        windows = found.kind == "token" and found.layout is None
+        if len(found.value) == len(images) and found.kind in DRAWN and not windows:
+            kept.append(found)
+    return Seen(kept, classes)
 
 
 def _view(found: Map, query: tuple[float, float]) -> Map:
@@ -385,7 +409,7 @@ def _again(
     *_, (_, copy) = randomised(subject.model, subject.prepare(pictures[:1]))
     for at in range(0, len(pictures), batch):
         part = subject.prepare(pictures[at : at + batch])
-        _record(copy, part, query, found)
+        found.take(see(replace(subject, model=copy), part, query))
         if layer is not None:
             given: Any = target
             if given is None:

@@ -35,7 +35,7 @@ PUBLIC = [
     "sites",
     "use_impl",
 ]
-HEAVY = {"timm", "torchvision", "matplotlib", "scipy", "PIL", "jinja2", "rich", "cyclopts", "filelock", "triton"}
+HEAVY = {"timm", "torchvision", "matplotlib", "scipy", "PIL", "jinja2", "rich", "cyclopts", "filelock", "triton", "gradio"}
 
 
 def run(code, *arguments):

@@ -35,7 +35,8 @@ PUBLIC = [
     "sites",
     "use_impl",
 ]
-HEAVY = {"timm", "torchvision", "matplotlib", "scipy", "PIL", "jinja2", "rich", "cyclopts", "filelock", "triton", "gradio"}
+HEAVY = {"timm", "torchvision", "matplotlib", "scipy", "PIL", "jinja2", "rich", "cyclopts", "filelock", "triton"}
+HEAVY |= {"gradio"}
 
 
 def run(code, *arguments):

@@ -602,11 +602,13 @@ def serve(
         tell: is given the address of the page, when it can be opened.
 
     Raises:
-        UserError: the address is taken or none of this machine, or one of these cannot be opened.
+        UserError: the size makes no sense, the address is taken or none of this machine, or a network cannot be opened.
     """
     import fastapi
     import uvicorn
 
+    if not 0 < megabytes <= 1000:
+        raise UserError(f"--megabytes is more than 0 and at most 1000, got {megabytes:g}")
     networks = Networks(offered)
     listening = _listen(host, port)
     with listening, tempfile.TemporaryDirectory(prefix="regard-app-") as temporary:

@@ -238,7 +238,8 @@ def view(
     Args:
         networks: what may be opened.
         name, mechanism: see `Networks.open`.
-        site: a key of `View.sites`; one that is not there stands for the last place with attention.
+        site: a key of `View.sites`; one that is not there stands for the last place with attention, of what was put in
+            if it has any.
         head: of weights between places; None is their mean, as is one that is not there.
         picture: RGB.
         query: the place (row, column) whose view is shown of weights between places, as shares of the sides.
@@ -258,9 +259,9 @@ def view(
         keys = [key for _, key in sites]
         if not keys:
             raise UserError("No attention was found in this network, and it gives no classes: there is nothing to see.")
-        if site not in keys:
-            site = list(maps)[-1] if maps else keys[0]
-        assert site is not None
+        if site is None or site not in keys:
+            own = [key for key in maps if mechanism != AS_IT_IS and f"regard.{mechanism}" in key]
+            site = (own or list(maps) or keys)[-1 if maps else 0]
         found = maps[site][1] if site in maps else explain(subject.model, images, method=site)
     heads = found.value.shape[1] if found.kind == "token" else 1
     head = head if head is not None and 0 <= head < heads > 1 else None
@@ -368,6 +369,11 @@ def build(networks: Networks) -> gr.Blocks:
         over = site is not None and site.partition("/")[0] in OVER
         return _place(picture if over else None, event.index)
 
+    def choose(choices: list[tuple[str, str]], before: str | None, now: str | None) -> Any:
+        """A value is only sent where it must change: meanwhile somebody may have chosen another."""
+        value = {"value": now} if now != before else {}
+        return gr.update(choices=choices, visible=bool(choices), **value)
+
     def show(
         picture: Image.Image | None, row: float, column: float, name: str, mechanism: str, site: str | None, head: str
     ) -> tuple[Any, ...]:
@@ -375,23 +381,27 @@ def build(networks: Networks) -> gr.Blocks:
         if name != NOTHING and picture is not None:
             number = int(head) if str(head).isdecimal() else None
             try:
-                chosen = view(networks, name, mechanism, site, number, picture, (row / 100, column / 100))
+                query = tuple(min(1.0, max(0.0, float(at) / 100)) for at in (row, column))
+                chosen = view(networks, name, mechanism, site, number, picture, (query[0], query[1]))
             except UserError as error:
                 fault = str(error)
             except Exception as error:  # networks are other people's code
                 traceback.print_exc()
                 fault = f"Looking into this network failed ({type(error).__name__}); the terminal says where."
-            if head not in map(str, range(chosen.heads)):
-                head = MEAN
         elif name != NOTHING:
             chosen = View(words=["Waiting for a picture."])
+        heads = [MEAN, *map(str, range(chosen.heads))]
         return (
-            gr.update(visible=name != NOTHING),
-            gr.update(choices=chosen.sites, value=chosen.site, visible=bool(chosen.sites)),
-            gr.update(choices=[MEAN, *map(str, range(chosen.heads))], value=head, visible=chosen.heads > 0),
+            choose(chosen.sites, site, chosen.site),
+            choose([(word, word) for word in heads] if chosen.heads else [], head, head if head in heads else MEAN),
             gr.update(value=chosen.drawn, visible=chosen.drawn is not None),
             _html(chosen.words, fault),
         )
+
+    def show_put_in(*chosen: Any) -> tuple[Any, ...]:
+        """What was put in comes with places of its own."""
+        *others, _, head = chosen
+        return show(*others, None, head)  # type: ignore[call-arg]
 
     with gr.Blocks(title="regard: what does a network look at?", fill_width=True, delete_cache=(300, 3600)) as page:
         gr.Markdown(ABOUT)
@@ -435,16 +445,13 @@ def build(networks: Networks) -> gr.Blocks:
         shown.select(on_picture, [kept], [row, column], **quiet)
         for name, mechanism, site, head, drawn, words in panels:
             drawn.select(on_map, [kept, site], [row, column], **quiet)
-            gr.on(
-                [kept.change, row.change, column.change, name.input, mechanism.input, site.input, head.input],
-                show,
-                [kept, row, column, name, mechanism, site, head],
-                [mechanism, site, head, drawn, words],
-                concurrency_limit=1,
-                concurrency_id="network",
-                show_progress_on=[words],
-                **quiet | {"show_progress": "minimal"},
-            )
+            inputs, outputs = [kept, row, column, name, mechanism, site, head], [site, head, drawn, words]
+            loud: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "network", "show_progress_on": [words]}
+            # what was chosen before the choices changed is no error: `view` takes what is there instead
+            loud |= quiet | {"show_progress": "minimal", "preprocess": False}
+            triggers = [kept.change, row.change, column.change, name.input, site.input, head.input]
+            gr.on(triggers, show, inputs, outputs, **loud)
+            mechanism.input(show_put_in, inputs, outputs, **loud)
     return page
 
 
@@ -648,7 +655,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = str(getattr(error, "strerror", None) or error).partition(" (")[0]
         raise UserError(
             f"the page cannot listen on {host}, port {port} ({reason}): choose another --host or --port"
         ) from error

@@ -413,7 +413,7 @@ def test_a_picture_a_click_a_head_a_mechanism(visit, photo):
     one.choose("mechanism-B", "cbam")
     one.says("words-B", "cbam was put in just now and has learnt nothing")
     assert "regard.cbam" in one.page.locator("#site-B input").input_value()
-    one.choose("site-B", "what spoke for the class, layercam")
+    one.choose("site-B", "reasons (layercam)")
     one.says("words-B", "What spoke for the class (layercam at layer4)")
     one.choose("network-B", app.NOTHING)
     one.page.locator("#map-B img").wait_for(state="hidden")

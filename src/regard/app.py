@@ -255,7 +255,7 @@ def view(
         maps = _keyed(seen.maps)
         sites = [(words, key) for key, (words, _) in maps.items()]
         if share is not None:
-            sites += [(f"what spoke for the class, {method}", method) for method in METHODS]
+            sites += [(f"reasons ({method})", method) for method in METHODS]
         keys = [key for _, key in sites]
         if not keys:
             raise UserError("No attention was found in this network, and it gives no classes: there is nothing to see.")
@@ -293,7 +293,7 @@ def _keyed(maps: Sequence[Map]) -> dict[str, tuple[str, Map]]:
     found: dict[str, tuple[str, Map]] = {}
     for one in maps:
         call = 1 + sum(key.startswith(f"{one.kind}/{one.name}/") for key in found)
-        kind = "between places" if one.kind == "token" else one.kind
+        kind = "view" if one.kind == "token" else one.kind
         words = f"{one.name or 'the network'} ({kind}{f', call {call}' if call > 1 else ''})"
         found[f"{one.kind}/{one.name}/{call}"] = words, one
     return found
@@ -326,6 +326,8 @@ MEANINGS = """
 - **spread**: how far a map's values lie apart, over their mean. Near 0 the map is flat and says nothing.
 - **entropy**: 1 is a map that is even everywhere, near 0 one that is a single place.
 - **likeness to edges**: rank correlation with the picture's edges. Near 1 the map shows the picture, not a reason.
+- **place in it**: where attention was found, with the kind of its map: *view* is what one place takes from all others,
+  *channel* how much each feature is let through, *spatial* how much each place. *Reasons* are what spoke for the class.
 - **attention put in**: a mechanism of this library, attached to the network here and now, as its authors start it.
 
 Whether a map is the same for every picture, or with random weights, takes more pictures: `regard look` says it.

@@ -246,9 +246,11 @@ def test_a_missing_package_is_named_with_its_extra(capsys, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def served():
+def served(tmp_path_factory):
     """The address of the page, served by the command; at the end, Ctrl-C."""
-    process = tiny.begin("app", VIT, SE, "--size", "64", "--port", "0", "--megabytes", "0.5")
+    temporary = tmp_path_factory.mktemp("temporary")
+    environment = tiny.ENVIRONMENT | {"TMPDIR": str(temporary)}
+    process = tiny.begin("app", VIT, SE, "--size", "64", "--port", "0", "--megabytes", "0.5", env=environment)
     line = process.stdout.readline()
     address = re.match(r"(http://127\.0\.0\.1:\d+)/ ", line)
     assert address, (line, process.communicate())
@@ -258,6 +260,7 @@ def served():
     assert (process.returncode, out) == (130, "")
     assert "Stopped." in err
     assert "Traceback" not in err
+    assert not [path for path in temporary.rglob("*") if "regard" in path.name or path.suffix in (".png", ".webp")]
 
 
 def upload(client, photo):
@@ -292,7 +295,7 @@ def test_gives_and_takes_nothing_else(served, photo):
         with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "stranger"}) as lines:
             return next(line for line in lines.iter_lines() if "process_completed" in line)
 
-    for path in ("/etc/passwd", "https://example.org/a.png", "../../etc/passwd", ["/etc/passwd"]):
+    for path in ("/etc/passwd", "https://example.org/a.png", "../../etc/passwd", ["/etc/passwd"], "\0"):
         assert ask(take, [{"path": path, "meta": {"_type": "gradio.FileData"}}]) == 403
     show = next(one for one in config["dependencies"] if len(one["inputs"]) == 7)["id"]
     ask(take, [{"path": upload(client, photo), "meta": {"_type": "gradio.FileData"}}])

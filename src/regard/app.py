@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -358,7 +359,8 @@ def build(networks: Networks) -> gr.Blocks:
         finally:
             Path(given).unlink(missing_ok=True)
 
-    def mark(picture: Image.Image | None, row: float, column: float) -> tuple[Any, ...]:
+    def mark(picture: Image.Image | None, row: float | None, column: float | None) -> tuple[Any, ...]:
+        row, column = row or 0, column or 0  # an emptied box
         if picture is None:
             return gr.skip(), gr.skip()
         where = _html([f"The cross: {row:g} % from the top, {column:g} % from the left."])
@@ -377,13 +379,19 @@ def build(networks: Networks) -> gr.Blocks:
         return gr.update(choices=choices, visible=bool(choices), **value)
 
     def show(
-        picture: Image.Image | None, row: float, column: float, name: str, mechanism: str, site: str | None, head: str
+        picture: Image.Image | None,
+        row: float | None,
+        column: float | None,
+        name: str,
+        mechanism: str,
+        site: str | None,
+        head: str,
     ) -> tuple[Any, ...]:
         chosen, fault = View(), ""
         if name != NOTHING and picture is not None:
             number = int(head) if str(head).isdecimal() else None
             try:
-                query = tuple(min(1.0, max(0.0, float(at) / 100)) for at in (row, column))
+                query = tuple(min(1.0, max(0.0, float(at or 0) / 100)) for at in (row, column))
                 chosen = view(networks, name, mechanism, site, number, picture, (query[0], query[1]))
             except UserError as error:
                 fault = str(error)
@@ -540,10 +548,16 @@ def guard(inner: Any, folder: Path, megabytes: float) -> Callable[[Scope, Receiv
                     body += message.get("body", b"")
                     if not message.get("more_body"):
                         break
-                if not _harmless(body, folder):
+                try:
+                    asked = json.loads(body)
+                except (ValueError, RecursionError):
+                    asked = {"path": ""}
+                if not _harmless(asked, folder):
                     await _answer(send, 403, "Only what was uploaded here is looked at.")
                     return
-                receive = _again({"type": "http.request", "body": body, "more_body": False}, receive)
+                # what was checked, and not what another reader might make of the same bytes
+                checked = {"type": "http.request", "body": json.dumps(asked).encode(), "more_body": False}
+                receive = _again(checked, receive)
 
         async def with_policy(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
@@ -557,15 +571,15 @@ def guard(inner: Any, folder: Path, megabytes: float) -> Callable[[Scope, Receiv
 
 
 def _within(path: object, folder: Path) -> bool:
-    return isinstance(path, str) and Path(path).resolve().is_relative_to(folder)
-
-
-def _harmless(body: bytes, folder: Path) -> bool:
-    """Whether every file that a question names lies in the folder."""
     try:
-        waiting: list[Any] = [json.loads(body)]
-    except (ValueError, RecursionError):
+        return isinstance(path, str) and Path(path).resolve().is_relative_to(folder)
+    except (OSError, ValueError):  # no name that a file can have
         return False
+
+
+def _harmless(asked: Any, folder: Path) -> bool:
+    """Whether every file that a question names lies in the folder."""
+    waiting = [asked]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
@@ -650,6 +664,8 @@ def serve(
         settings = uvicorn.Config(
             guard(application, folder, megabytes), log_level="error", access_log=False, timeout_graceful_shutdown=2
         )
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # otherwise the folder would stay
         uvicorn.Server(settings).run(sockets=[listening])
 
 

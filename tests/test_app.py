@@ -351,7 +351,7 @@ class Visit:
     def until_changed(self, place, before):
         self.page.wait_for_function(
             "([place, before]) => { const image = document.querySelector(`#${place} img`);"
-            " return image && image.complete && image.getAttribute('src') !== before }",
+            " return image && image.getAttribute('src') !== before }",
             arg=[place, before],
         )
 
@@ -413,6 +413,8 @@ def test_a_picture_a_click_a_head_a_mechanism(visit, photo):
     one.says("where", "The cross: 0 % from the top")
     one.until_changed("map-A", before)
 
+    one.page.locator("#column input[type=number]").fill("")
+    one.says("where", "The cross: 0 % from the top, 0 % from the left.")
     one.choose("mechanism-B", "cbam")
     one.says("words-B", "cbam was put in just now and has learnt nothing")
     assert "regard.cbam" in one.page.locator("#site-B input").input_value()

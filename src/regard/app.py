@@ -360,11 +360,11 @@ def build(networks: Networks) -> gr.Blocks:
             Path(given).unlink(missing_ok=True)
 
     def mark(picture: Image.Image | None, row: float | None, column: float | None) -> tuple[Any, ...]:
-        row, column = row or 0, column or 0  # an emptied box
         if picture is None:
             return gr.skip(), gr.skip()
-        where = _html([f"The cross: {row:g} % from the top, {column:g} % from the left."])
-        return gr.update(value=marked(picture, (row / 100, column / 100)), visible=True), where
+        query = _query(row, column)
+        where = _html([f"The cross: {100 * query[0]:.3g} % from the top, {100 * query[1]:.3g} % from the left."])
+        return gr.update(value=marked(picture, query), visible=True), where
 
     def on_picture(picture: Image.Image | None, event: gr.SelectData) -> tuple[Any, Any]:
         return _place(picture, event.index)
@@ -391,8 +391,7 @@ def build(networks: Networks) -> gr.Blocks:
         if name != NOTHING and picture is not None:
             number = int(head) if str(head).isdecimal() else None
             try:
-                query = tuple(min(1.0, max(0.0, float(at or 0) / 100)) for at in (row, column))
-                chosen = view(networks, name, mechanism, site, number, picture, (query[0], query[1]))
+                chosen = view(networks, name, mechanism, site, number, picture, _query(row, column))
             except UserError as error:
                 fault = str(error)
             except Exception as error:  # networks are other people's code
@@ -434,7 +433,7 @@ def build(networks: Networks) -> gr.Blocks:
                     )
                     with gr.Row():
                         site = gr.Dropdown(
-                            [], label="Place in it", visible=False, elem_id=f"site-{letter}", min_width=120, scale=2
+                            [], label="Place in it", visible=False, elem_id=f"site-{letter}", min_width=200, scale=2
                         )
                         head = gr.Dropdown(
                             [MEAN],
@@ -442,7 +441,7 @@ def build(networks: Networks) -> gr.Blocks:
                             label="Head",
                             visible=False,
                             elem_id=f"head-{letter}",
-                            min_width=110,
+                            min_width=130,
                             scale=1,
                         )
                     drawn = _picture("What it looks at", f"map-{letter}")
@@ -451,7 +450,14 @@ def build(networks: Networks) -> gr.Blocks:
         with gr.Accordion("What the words and figures say", open=False):
             gr.Markdown(MEANINGS)
         upload.upload(take, [upload], [upload, kept, trouble], **quiet)
-        gr.on([kept.change, row.change, column.change], mark, [kept, row, column], [shown, where], **quiet)
+        gr.on(
+            [kept.change, row.change, column.change],
+            mark,
+            [kept, row, column],
+            [shown, where],
+            preprocess=False,
+            **quiet,
+        )
         shown.select(on_picture, [kept], [row, column], **quiet)
         for name, mechanism, site, head, drawn, words in panels:
             drawn.select(on_map, [kept, site], [row, column], **quiet)
@@ -463,6 +469,12 @@ def build(networks: Networks) -> gr.Blocks:
             gr.on(triggers, show, inputs, outputs, **loud)
             mechanism.input(show_put_in, inputs, outputs, **loud)
     return page
+
+
+def _query(row: float | None, column: float | None) -> tuple[float, float]:
+    """Per cent as shares; an emptied box is 0."""
+    y, x = (min(1.0, max(0.0, float(at or 0) / 100)) for at in (row, column))
+    return y, x
 
 
 def _place(picture: Image.Image | None, clicked: Any) -> tuple[Any, Any]:

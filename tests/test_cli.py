@@ -59,11 +59,11 @@ def test_help_does_not_wait_for_torch():
         assert ran.stdout
 
 
-@pytest.mark.parametrize("command", ["list", "info", "sites", "advise", "compare", "report"])
+@pytest.mark.parametrize("command", ["list", "info", "sites", "advise", "compare", "report", "app"])
 def test_help_shows_every_option_and_examples(capsys, command):
     status, out, err = call(capsys, command, "--help")
     assert (status, err) == (0, "")
-    function = {"list": cli.list_}.get(command) or getattr(cli, command)
+    function = {"list": cli.list_, "app": cli.app_}.get(command) or getattr(cli, command)
     for name, parameter in inspect.signature(function).parameters.items():
         shown = name.upper() if parameter.kind is not parameter.KEYWORD_ONLY else "--" + name.replace("_", "-")
         assert re.search(rf"^│ (\*  |   )?{re.escape(shown)}\b.*\w{{4}}", out, re.MULTILINE), (

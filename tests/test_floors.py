@@ -13,6 +13,7 @@ ROOT = Path(regard.__file__).parent
 # From the top. Rooms on one floor do not import each other. `regard` is the package itself: its public names.
 FLOORS = [
     "regard.cli regard.pages",
+    "regard.app",
     "regard.comparison.question regard.looking",
     "regard.comparison.report regard.comparison.display regard.comparison.grid regard.comparison.prices",
     "regard.comparison.training",

@@ -36,6 +36,7 @@ PUBLIC = [
     "use_impl",
 ]
 HEAVY = {"timm", "torchvision", "matplotlib", "scipy", "PIL", "jinja2", "rich", "cyclopts", "filelock", "triton"}
+HEAVY |= {"gradio"}
 
 
 def run(code, *arguments):

@@ -59,6 +59,12 @@ EXAMPLES = {
   regard look vit_small_patch16_224 cat.jpg --pretrained --query 0.4,0.6 --head 2
   regard look seresnet50 --beside resnet50 --pretrained photos/ --masks objects/
   regard look mynet.py:build photos/ --layer backbone.stage3 --json""",
+    "app": """Examples:
+
+  regard app
+  regard app runs/mine
+  regard app vit_small_patch16_224 seresnet50 --pretrained
+  regard app seresnet50 --weights seresnet50.safetensors --port 8000""",
     "ops": """Examples:
 
   regard ops
@@ -102,7 +108,8 @@ def _run(words: list[str], debug: bool) -> int:
     except ModuleNotFoundError as error:
         if debug or (error.name or "").startswith("regard"):
             raise
-        return _complain(f"this command needs the package {error.name!r}: pip install 'regard[compare]'")
+        extra = "app" if words[:1] == ["app"] else "compare"
+        return _complain(f"this command needs the package {error.name!r}: pip install 'regard[{extra}]'")
 
 
 def _complain(sentence: str) -> int:
@@ -125,6 +132,7 @@ def _app(cyclopts: Any) -> Any:
   regard compare se eca "cbam[squeeze=max]" --data photos/ --model resnet18
   regard report runs/mine
   regard look vit_small_patch16_224 photos/ --pretrained
+  regard app runs/mine
   regard bench se cbam --peers
 
 --debug with any command shows the traceback of an error.
@@ -137,7 +145,7 @@ the question or the files, 130 Ctrl-C.""",
         default_parameter=cyclopts.Parameter(consume_multiple=True, negative=""),
     )
     commands = {"list": list_, "info": info, "sites": sites, "advise": advise, "compare": compare, "report": report}
-    commands |= {"look": look, "bench": bench, "ops": ops}
+    commands |= {"look": look, "app": app_, "bench": bench, "ops": ops}
     for name, command in commands.items():
         app.command(command, name=name, help_epilogue=EXAMPLES[name])
     return app
@@ -679,6 +687,44 @@ def look(
     else:
         print(gallery)
         print(page)
+
+
+def app_(
+    *models: str,
+    weights: Path | None = None,
+    pretrained: bool = False,
+    size: int | None = None,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    megabytes: float = 20,
+) -> None:
+    """Serve a page to play with: drop a picture, choose network, mechanism, place and head, compare side by side.
+
+    Only networks that are named here can be chosen there. Pictures are not kept, and nothing leaves this machine.
+
+    Parameters
+    ----------
+    models
+        Networks of timm, torchvision/NAME, file.py:function, weights that `regard compare` kept, or its folder for all
+        of its arms; a few networks of timm if none is named.
+    weights
+        A checkpoint of the one network that is named (safetensors, or a plain state dict).
+    pretrained
+        timm's pretrained weights; without them and --weights a network of timm has random ones.
+    size
+        Side of the pictures in pixels; the network's own if not said.
+    host
+        The address to listen on; with another one than this machine's own, others can use the page.
+    port
+        Of that address; 0 is any that is free.
+    megabytes
+        Of a picture's file, at most.
+    """
+    _show_a_sign_of_life()
+    from regard.app import offers, serve
+
+    offered = offers(models, weights=weights, pretrained=pretrained, size=size)
+    serve(offered, host=host, port=port, megabytes=megabytes, tell=lambda address: print(address, flush=True))
 
 
 def ops(*, json: bool = False) -> None:

@@ -433,7 +433,7 @@ def _view(
     known = where is not None
     classes = [number for number, _ in found.classes]
     keys = found.chosen(asked.every)
-    values = {key: np.concatenate([_judged(one, asked.head) for one in found.maps[key]]) for key in keys}
+    values = {key: np.concatenate([judged(one, asked.head) for one in found.maps[key]]) for key in keys}
     anew: dict[Key, list[float]] = {}
     last: dict[Key, np.ndarray] = {}
     curves: dict[Key, Curves] = {}
@@ -457,7 +457,7 @@ def _view(
         column = Column(
             key[0],
             key[1],
-            _caption(found.maps[key][0], key[1], asked),
+            caption(found.maps[key][0], key[1], asked.head, asked.smooth),
             list(_drawn(found.maps[key], key[1], pictures, values[key], asked)),
             values[key],
             meaning,
@@ -535,7 +535,7 @@ def _drawn_anew(
             continue
         found = _maps(replace(subject, model=copy), images, asked, layer, targets)
         for key in values.keys() & found.maps.keys():
-            last[key] = np.concatenate([_judged(one, asked.head) for one in found.maps[key]])
+            last[key] = np.concatenate([judged(one, asked.head) for one in found.maps[key]])
             likenesses[key].append(likeness(values[key][: len(images)], last[key]))
         tell("drawing weights anew", stages.index(number) + 1, len(stages))
     return {key: one for key, one in likenesses.items() if len(one) > 1}, last
@@ -581,8 +581,13 @@ def _by_class(column: Column, classes: Sequence[int], subject: Subject) -> None:
         ]
 
 
-def _judged(found: Map, head: int | None) -> np.ndarray:
-    """(K, h, w) of maps of pixels, else (K, n)."""
+def judged(found: Map, head: int | None = None) -> np.ndarray:
+    """What `regard.meaning.judge` takes of a map: (K, h, w) of pixels, else (K, n).
+
+    Args:
+        found: as `see` gives it.
+        head: of weights between positions; None is the mean of the heads.
+    """
     value = found.value
     if found.kind in ("spatial", "element", "axis", *METHODS) and value.dim() == 4:
         return np.asarray(value.mean(1))
@@ -619,14 +624,21 @@ def _drawn(
             at += 1
 
 
-def _caption(found: Map, kind: str, asked: _Asked) -> str:
-    words = f"What spoke for the class ({kind})" if kind in METHODS else CAPTIONS[kind]
+def caption(found: Map, kind: str, head: int | None = None, smooth: bool = True) -> str:
+    """What a picture of a map shows, for a reader who has never seen one.
+
+    Args:
+        found: as `see` gives it.
+        kind: its kind, or the method for what spoke for the class.
+        head, smooth: as drawn.
+    """
+    words = f"What spoke for the class ({kind} at {found.name})" if kind in METHODS else CAPTIONS[kind]
     if words.endswith("."):
         return words
-    if kind == "token":
-        words += f", {'mean of the heads' if asked.head is None else f'head {asked.head}'}"
+    if kind == "token" and found.value.shape[1] > 1:
+        words += f", {'mean of the heads' if head is None else f'head {head}'}"
     sides = found.layout.grid if found.layout else found.value.shape[-2:]
-    return f"{words}. {' x '.join(map(str, sides))} places, {'blended' if asked.smooth else 'as blocks'}."
+    return f"{words}. {' x '.join(map(str, sides))} places, {'blended' if smooth else 'as blocks'}."
 
 
 def _words(meaning: Meaning) -> str:

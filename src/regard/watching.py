@@ -75,7 +75,8 @@ class Watch(TorchFunctionMode):
         self.marks: Any = WeakIdKeyDictionary()
         self.shifted: Any = WeakIdKeyDictionary()  # tensor -> roots of what it is moved by a number from
         self.batch, self.sides = 0, (1, 1)  # of the pictures that came in
-        self.maps: set[tuple[int, int]] = set()  # sides of every map that was made of them
+        self.maps: dict[tuple[int, int], int] = {}  # sides of every map that was made of them -> when, last
+        self.calls = 0
 
     def enter(self, name: str, inputs: Any) -> None:
         if not self.stack:
@@ -108,7 +109,8 @@ class Watch(TorchFunctionMode):
         result = func(*args, **kwargs)
         if isinstance(result, Tensor) and result.dim() == 4:
             _, first, second, third = result.shape
-            self.maps |= {(first, second), (second, third)}
+            self.calls += 1
+            self.maps[first, second] = self.maps[second, third] = self.calls
         if self.windows:
             with torch._C.DisableTorchFunction():
                 self.windows.follow(name, func, args, kwargs, result)
@@ -273,6 +275,11 @@ class Watch(TorchFunctionMode):
                 return
             layout = self._grid(weights.shape[3]) if len(weights) == self.batch else None
             queries = weights.shape[2]
+            if layout and not chosen and values is not None:  # do channels look at one another, over all places?
+                across = self._grid(values.shape[-1])
+                if across and self._when(across) > self._when(layout):
+                    self._tell("token", weights)
+                    return
             if not chosen and layout and queries == 1:  # of a class, or of the whole map: no place looks
                 seen = weights[:, :, 0, layout.prefix :].unflatten(2, layout.grid)
                 self._tell("spatial", seen)
@@ -310,6 +317,11 @@ class Watch(TorchFunctionMode):
             if fits and (rows, columns) in self.maps:  # 64 may as well be channels, which look at one another
                 return Layout("tokens", prefix, (rows, columns))
         return None
+
+    def _when(self, layout: Layout) -> int:
+        """When a map of these sides was made last."""
+        rows, columns = layout.grid
+        return self.maps[rows, columns]
 
     def _rows(self, tokens: int, batch: int, dims: int) -> list[int] | None:
         """Numbers of the queries that are asked for."""

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format docs trust advice networks export speed whole pairs loop examples proofs clean
+.PHONY: demo test check format docs trust advice networks export speed whole pairs loop examples galleries notebook looking proofs clean
 
 # One finished stamp per set of requirements: an interrupted set-up is done again, a finished one is not.
 .venv/ready: pyproject.toml constraints.txt
@@ -70,6 +70,19 @@ examples: .venv/built
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .venv/peers --no-deps elpv-dataset
 	for script in kernel_regression stn glimpse segmentation video pretrained solar_cells; do \
 		PYTHONPATH=.venv/peers $(BIN)/python examples/$$script.py || exit 1; done
+
+# what `regard look` shows of networks that are trained for it; ten minutes, what is trained is kept in runs/galleries
+galleries: .venv/built
+	$(BIN)/python benchmarks/galleries.py
+
+# the notebook's outputs again; what runs it is installed for this alone, beside the environment
+notebook: .venv/built
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .venv/peers nbclient ipykernel
+	PYTHONPATH=.venv/peers PYTHONWARNINGS=ignore $(BIN)/python .venv/peers/bin/jupyter-execute --inplace docs/first_gallery.ipynb
+
+# what looking costs; minutes on a quiet machine
+looking: .venv/built
+	$(BIN)/python benchmarks/looking.py
 
 clean:
 	rm -rf .venv runs build dist

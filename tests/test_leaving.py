@@ -28,14 +28,14 @@ def test_every_mechanism_was_asked_everything(name):
             assert no or answer <= CHECKS[column][1]
 
 
-@pytest.mark.parametrize("name", ["se", "danet_position"])
+@pytest.mark.parametrize("name", ["se", pytest.param("danet_position", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("column", ["export", "onnx", "bf16", "channels_last", "deterministic"])
 def test_a_sample_is_found_again(name, column):
     answer = leaving.ask(name, column)
     assert not isinstance(answer, str), answer
 
 
-@pytest.mark.parametrize("name", ["se", "danet_position"])
+@pytest.mark.parametrize("name", ["se", pytest.param("danet_position", marks=pytest.mark.slow)])
 def test_compiled_without_inductor(name):
     assert leaving.compiled(name, backend="aot_eager") < 1e-4
 

@@ -61,7 +61,7 @@ def test_a_gallery_of_every_host(folder):
     ):
         if "nl" in name:
             model = timm.create_model("resnet18", block_args={"attn_layer": "nl"})
-            subject = regard.looking._subject(model, "nl", (3, size, size))
+            subject = Subject.of(model, "nl", (3, size, size))
         else:
             subject = open_subject(name, size=size)
         gallery = regard.look(
@@ -253,3 +253,9 @@ def test_masks(folder, tmp_path):
     (tmp_path / "coffee.png").unlink()
     with pytest.raises(regard.UserError, match=r"no mask for coffee\.png"):
         regard.look(subject, sorted(folder.glob("*.png")), masks=tmp_path)
+
+
+def test_classes_of_imagenet_have_names():
+    assert Subject.of(timm.create_model("resnet18")).called(281) == "tabby"
+    assert Subject.of(timm.create_model("resnet18", num_classes=10)).called(3) == "class 3"
+    assert Subject.of(nn.Conv2d(3, 1000, 1)).called(3) == "class 3"

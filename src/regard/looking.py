@@ -63,6 +63,24 @@ class Subject:
     deviation: Sequence[float] = DEVIATION
     classes: Sequence[str] = ()
 
+    @classmethod
+    def of(cls, model: nn.Module, name: str | None = None, sides: tuple[int, ...] | None = None) -> Subject:
+        """A network with pictures prepared as timm says where it comes from there, else as ImageNet's usually are.
+
+        Args:
+            model: the network.
+            name: its class's if not said.
+            sides: (channels, height, width) of its pictures; timm's if not said, else 3 x 224 x 224.
+        """
+        config: Any = getattr(model, "pretrained_cfg", None) or {}
+        channels, height, width = sides or config.get("input_size") or (3, SIDE, SIDE)
+        mean, deviation = config.get("mean") or MEAN, config.get("std") or DEVIATION
+        if len(mean) != channels:
+            mean, deviation = (0.5,) * channels, (0.5,) * channels
+        known = config.get("num_classes") == getattr(model, "num_classes", None) == 1000
+        classes = _imagenet() if known else []
+        return cls(model, name or type(model).__name__, (height, width), channels, mean, deviation, classes)
+
     def prepare(self, pictures: Iterable[Image.Image]) -> Tensor:
         """(B, channels, height, width) of RGB pictures of any size, which are squeezed to this one."""
         height, width = self.size
@@ -256,7 +274,7 @@ def look(
         UserError: there is no picture, one is too large, or none can be read, or a mask is missing.
     """
     given = model if isinstance(model, Sequence) else [model]
-    subjects = [one if isinstance(one, Subject) else _subject(one, type(one).__name__) for one in given]
+    subjects = [one if isinstance(one, Subject) else Subject.of(one) for one in given]
     names, pictures, notes = _read(paths)
     objects = None if masks is None else _masks(Path(masks), names)
     asked = _Asked(target, method, layer, query, head, every, checks, smooth, size, batch)
@@ -704,16 +722,15 @@ def open_subject(
 
         load(model, weights)
     sides = None if pretrained else tuple(example.shape[1:])
-    return _subject(model, text, sides if size is None or sides else (3, size, size))
+    return Subject.of(model, text, sides if size is None or sides else (3, size, size))
 
 
-def _subject(model: nn.Module, name: str, sides: tuple[int, ...] | None = None) -> Subject:
-    config: Any = getattr(model, "pretrained_cfg", None) or {}
-    channels, height, width = sides or config.get("input_size") or (3, SIDE, SIDE)
-    mean, deviation = config.get("mean") or MEAN, config.get("std") or DEVIATION
-    if len(mean) != channels:
-        mean, deviation = (0.5,) * channels, (0.5,) * channels
-    return Subject(model, name, (height, width), channels, mean, deviation)
+def _imagenet() -> list[str]:
+    """What timm calls the classes of ImageNet; of each the first of its words."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    names = ImageNetInfo()
+    return [names.index_to_description(number).partition(",")[0] for number in range(names.num_classes())]
 
 
 def _compared(path: Path) -> Subject:

@@ -3,33 +3,26 @@ did to them tells which token is which pixel."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-# what moves numbers about, and does the same to those of the pixels
-MOVES = {
-    "view", "reshape", "permute", "transpose", "swapaxes", "movedim", "flatten", "unflatten", "contiguous", "unsqueeze",
-    "squeeze", "roll", "unbind", "chunk", "split", "getitem", "expand", "mT",
-}  # fmt: skip
+from regard.positions import RESIZES, Positions, follow
+
 SPLITS = {"view", "reshape", "unflatten"}
 
 
 class Windows:
-    """The pixel that each token is, followed from where a map is rolled or cut into windows.
-
-    For every tensor that comes from such a map there is a tensor of its shape that holds numbers of pixels, those of
-    the second image after those of the first, and -1 where something was added around the map. What moves the one is
-    done to the other; what leaves a tensor's shape, or all of it but its last axis, leaves its tokens where they are.
-    """
+    """The pixel that each token is, followed from where a map is padded, rolled or cut into windows until it is whole
+    again. Numbers of pixels of the second image come after those of the first."""
 
     def __init__(self) -> None:
-        self._known: Any = WeakIdKeyDictionary()  # tensor -> (numbers of pixels, sides of the map)
+        self._known: Any = WeakIdKeyDictionary()  # tensor -> Positions
 
     def follow(self, name: str, func: Callable[..., Any], args: Any, kwargs: Any, result: Any) -> None:
         """See one function of torch at work.
@@ -47,46 +40,33 @@ class Windows:
             if last is None:
                 return
             self._known[x] = _numbered(x, last)
-        pixels, sides = self._known[x]
-        if name in MOVES:
-            swapped = tree_map_only(Tensor, lambda t: pixels if t is x else t, (args, kwargs))
-            moved = func(*swapped[0], **swapped[1])
-        elif name == "pad" and x is args[0]:
-            moved = F.pad(pixels.contiguous(), args[1] if len(args) > 1 else kwargs["pad"], value=-1)
-        elif isinstance(result, Tensor) and result.shape == x.shape:
-            moved = pixels
-        elif isinstance(result, Tensor) and result.shape[:-1] == x.shape[:-1] and _alike(pixels, -1):
-            moved = pixels[..., :1].expand(result.shape)
-        else:
-            return
-        for one, numbers in zip(_list(result), _list(moved), strict=True):
-            if not self._at_rest(numbers, sides):
-                self._known[one] = numbers, sides
+        main = self._known[x]
+        if name.startswith("conv") or "pool" in name or name in RESIZES or (name == "linear" and main.varies(-1)):
+            return  # a map of its own
+        found = follow(name, func, args, kwargs, result, main, self._known.get)
+        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        for tensor, positions in zip(tensors, found, strict=True):
+            if positions and not _at_rest(positions):
+                self._known[tensor] = positions
 
-    def of(self, tokens: Tensor) -> tuple[Tensor, int, tuple[int, int]] | None:
+    def of(self, tokens: Tensor) -> tuple[Tensor, int, tuple[int, ...]] | None:
         """Where the tokens of values (windows and heads, N, width) lie; None where that is not known.
 
         Returns:
             Their pixels (windows, N), the axis of the heads in the values, and the sides of the map.
         """
-        if tokens not in self._known or tokens.dim() < 4 or not _alike(self._known[tokens][0], -1):
+        positions = self._known.get(tokens)
+        if positions is None or tokens.dim() < 4 or positions.varies(-1):
             return None
-        pixels, sides = self._known[tokens]
-        heads = next((axis for axis in range(1, tokens.dim() - 2) if _alike(pixels, axis)), None)
+        heads = next((axis for axis in range(1, tokens.dim() - 2) if not positions.varies(axis)), None)
         if heads is None:
             return None
-        return pixels[..., 0].select(heads, 0).long().flatten(0, -2), heads, sides
-
-    def _at_rest(self, pixels: Tensor, sides: tuple[int, int]) -> bool:
-        """Whether a map is as it was before it was cut: then nothing has to be followed any more."""
-        if pixels.dim() != 4:
-            return False
-        whole = _grid(len(pixels), sides, pixels.device)
-        return torch.equal(pixels[..., 0], whole) or torch.equal(pixels[:, 0], whole)
+        pixels = positions.index[..., 0].select(heads, 0).flatten(0, -2)
+        return pixels.long().to(tokens.device), heads, positions.sides
 
 
 def view_from(
-    weights: Tensor, pixels: Tensor, sides: tuple[int, int], batch: int, query: tuple[float, float]
+    weights: Tensor, pixels: Tensor, sides: tuple[int, ...], batch: int, query: tuple[float, float]
 ) -> Tensor | None:
     """The view from one place in every image, on the whole map: 0 outside of its window.
 
@@ -134,21 +114,20 @@ def _begins(name: str, x: Tensor, args: Any, kwargs: Mapping[str, Any], result: 
     return None
 
 
-def _alike(pixels: Tensor, axis: int) -> bool:
-    """Whether they are the same all along an axis; looked at where it begins and ends."""
-    return torch.equal(pixels.select(axis, 0), pixels.select(axis, -1))
-
-
-def _numbered(x: Tensor, last: bool) -> tuple[Tensor, tuple[int, int]]:
+def _numbered(x: Tensor, last: bool) -> Positions:
     sides = (x.shape[1], x.shape[2]) if last else (x.shape[2], x.shape[3])
-    pixels = _grid(len(x), sides, x.device).unsqueeze(-1 if last else 1)
-    return pixels.expand(x.shape), sides
+    return Positions(_grid(len(x), sides).unsqueeze(-1 if last else 1).expand(x.shape), sides)
 
 
-def _grid(batch: int, sides: tuple[int, int], device: torch.device) -> Tensor:
-    numbers = torch.arange(batch * sides[0] * sides[1], device=device, dtype=torch.int32)
+def _grid(batch: int, sides: tuple[int, ...]) -> Tensor:
+    numbers = torch.arange(batch * math.prod(sides), dtype=torch.int32, device="cpu")
     return numbers.view(batch, *sides)
 
 
-def _list(tree: Any) -> list[Tensor]:
-    return [tree] if isinstance(tree, Tensor) else list(tree)
+def _at_rest(positions: Positions) -> bool:
+    """Whether a map is as it was before it was cut: then nothing has to be followed any more."""
+    index = positions.index
+    if index.dim() != 4:
+        return False
+    whole = _grid(len(index), positions.sides)
+    return torch.equal(index[..., 0], whole) or torch.equal(index[:, 0], whole)

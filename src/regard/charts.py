@@ -128,6 +128,7 @@ def moments(values: Any, size: int) -> Chart:
     values = np.asarray(values).mean(0)
     chart, axes = _chart(size, "time, mean of the channels")
     axes.plot(range(len(values)), values, "o-", color="black", linewidth=1, markersize=3)
+    axes.set_ylim(min(0, 1.1 * values.min()), max(0, 1.1 * values.max()))
     axes.set_xticks(range(len(values)))
     return chart
 
@@ -144,6 +145,7 @@ def curves(lines: Mapping[str, Sequence[float]], size: int, *, over: str, ends: 
     chart, axes = _chart(size, over)
     for (name, values), style in zip(lines.items(), STYLES, strict=False):
         axes.plot(np.linspace(0, 1, len(values)), values, label=name, linewidth=1.1, **style)
+    axes.xaxis.get_major_locator().set_params(integer=False)
     low = min(map(min, lines.values()))
     axes.set_ylim(min(0, low), max(1, *map(max, lines.values())))
     if ends:
@@ -161,5 +163,6 @@ def _chart(size: int, over: str) -> tuple[Chart, Axes]:
     axes = figure.add_subplot()
     axes.set_xlabel(over, fontsize=SMALL)
     axes.tick_params(labelsize=SMALL)
+    axes.xaxis.get_major_locator().set_params(integer=True)  # channels, branches, moments
     axes.spines[["top", "right"]].set_visible(False)
     return Chart(figure), axes

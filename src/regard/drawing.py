@@ -164,7 +164,7 @@ class Drawing(Picture):
             parts.append(f'<rect x="{width}" width="{BESIDE}" height="{height}" fill="white"/>')
             parts.append(f'<image x="{width + 6}" width="10" height="{height}" href="{ramp}"/>')
         for value, top, base in self._ends("hanging", "auto"):
-            parts.append(f'<text x="{width + 19}" y="{top}" dominant-baseline="{base}">{value}</text>')
+            parts.append(f'<text x="{width + 19}" y="{top or 2}" dominant-baseline="{base}">{value}</text>')
         for points, thick in self.lines:
             along = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
             for colour, more in (("black", 2), ("white", 0)):

@@ -42,7 +42,8 @@ FLOORS = [
     "regard.ops.kernels.plan regard.ops.kernels.library",
     "regard.ops.dispatch regard.ops.*",
     "regard.registry",
-    "regard.tap regard.norm regard.conv regard.files regard.layout regard.positions regard.svg regard.peers",
+    "regard.tap regard.norm regard.conv regard.files regard.layout regard.positions regard.svg regard.peers"
+    " regard.guard",
     "regard.errors",
 ]
 

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -14,8 +13,6 @@ from regard.errors import UserError
 from regard.files import slug
 from stored import CLASSES, store
 
-CHROMIUM = shutil.which("chromium")
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the page cannot be opened")
 EVIL = "<script>alert(1)</script>"
 
 
@@ -190,18 +187,6 @@ def test_scale_keeps_order_and_ends():
 
 
 @pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync"]  # fmt: skip
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=quiet)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """A page whose names, all of them, try to run a script."""
     classes = [EVIL, *CLASSES[1:]]
@@ -241,7 +226,6 @@ def _contrasts(page):
     }""")
 
 
-@needs_chromium
 def test_opens_quietly_with_the_verdict_first(browser, written):
     page, asked, wrong = _open(browser, written)
     assert wrong == []
@@ -257,7 +241,6 @@ def test_opens_quietly_with_the_verdict_first(browser, written):
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
 
 
-@needs_chromium
 def test_names_are_text_and_no_script_runs(browser, written):
     page, _, wrong = _open(browser, written)
     assert wrong == []
@@ -271,7 +254,6 @@ def test_names_are_text_and_no_script_runs(browser, written):
     assert "Content Security Policy" in wrong[0]
 
 
-@needs_chromium
 @pytest.mark.parametrize("width", [360, 1100])
 def test_only_tables_scroll_sideways(browser, written, width):
     page, _, _ = _open(browser, written, viewport={"width": width, "height": 740})
@@ -283,7 +265,6 @@ def test_only_tables_scroll_sideways(browser, written, width):
     assert outside == []
 
 
-@needs_chromium
 def test_light_and_dark_can_both_be_read(browser, written):
     colours = {}
     for scheme in ("light", "dark"):
@@ -296,7 +277,6 @@ def test_light_and_dark_can_both_be_read(browser, written):
     assert colours["light"] != colours["dark"]
 
 
-@needs_chromium
 def test_prints_what_is_folded_on_the_screen(browser, written):
     page, _, _ = _open(browser, written)
     cell = page.locator("details table td").first

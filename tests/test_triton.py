@@ -30,7 +30,11 @@ if INTERPRETED:
 
 @elsewhere
 @pytest.mark.parametrize(
-    "file", [pytest.param(file, marks=[pytest.mark.slow] * (file in ("test_ops.py", "test_gradients.py"))) for file in EXPRESSIONS]
+    "file",
+    [
+        pytest.param(file, marks=[pytest.mark.slow] * (file in ("test_ops.py", "test_gradients.py")))
+        for file in EXPRESSIONS
+    ],
 )
 def test_in_the_interpreter(file):
     command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "test_triton", "-k", EXPRESSIONS[file], file]

@@ -1,12 +1,11 @@
 """The page to play with: drop a picture, choose what is looked into, click a place.
 
 The page chooses among what the command named, and sends nothing but these choices, a place and a picture. Everything
-else that gradio could serve is refused before it gets there, see `guard`.
+else that gradio could serve is refused before it gets there, see `regard.guard`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -15,7 +14,7 @@ import tempfile
 import threading
 import traceback
 import warnings
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,11 +27,10 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 
 import regard
-from regard.comparison.results import Comparison
 from regard.drawing import draw, resize
 from regard.errors import UserError
-from regard.files import slug
-from regard.looking import Subject, caption, judged, open_subject, see
+from regard.guard import guard
+from regard.looking import Subject, caption, judged, open_subject, see, trained
 from regard.meaning import judge
 from regard.recording import Map
 from regard.saliency import METHODS, explain
@@ -53,22 +51,12 @@ OVER = ("spatial", "axis", "element", "token", "criss-cross", "frame", "path", *
 # --- the networks ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Offer:
-    """A network that the page may open.
-
-    Attributes:
-        open: gives it.
-        random: whether its weights are.
-    """
-
-    open: Callable[[], Subject]
-    random: bool = False
+Opened = Callable[[], Subject]
 
 
 def offers(
     words: Sequence[str], *, weights: Path | None = None, pretrained: bool = False, size: int | None = None
-) -> dict[str, Offer]:
+) -> dict[str, Opened]:
     """What the words name: networks as `regard.looking.open_subject` takes them, and folders of comparisons.
 
     Args:
@@ -80,35 +68,22 @@ def offers(
     """
     if weights is not None and len(words) != 1:
         raise UserError(f"--weights are of one network, and {len(words)} are named: name the one they belong to")
-    found: dict[str, Offer] = {}
+    found: dict[str, Opened] = {}
     folders = [word for word in words if Path(word).is_dir()]
     for word in words or NETWORKS:
         if word in folders:
             before = f"{Path(word).resolve().name}: " if len(folders) > 1 else ""
-            found |= {f"{before}{name}": Offer(partial(open_subject, path)) for name, path in _arms(word)}
-            continue
-        learnt = pretrained or weights is not None or word.endswith(".safetensors") or ".py:" in word
-        opened = partial(open_subject, word, weights=weights, pretrained=pretrained, size=size)
-        found[word] = Offer(opened, random=not learnt)
-    return found
-
-
-def _arms(folder: str) -> list[tuple[str, str]]:
-    """Name and file of every trained network of a comparison."""
-    found = [
-        (f"{arm}, seed {int(path.stem.removeprefix('seed-'))}", str(path))
-        for arm in Comparison.load(folder).arms
-        for path in sorted(Path(folder, "weights", slug(arm)).glob("seed-*.safetensors"))
-    ]
-    if not found:
-        raise UserError(f"the comparison in {folder} kept no weights: run it again with --keep first")
+            for arm, seed, path in trained(word):
+                found[f"{before}{arm}, seed {seed}"] = partial(open_subject, str(path))
+        else:
+            found[word] = partial(open_subject, word, weights=weights, pretrained=pretrained, size=size)
     return found
 
 
 class Networks:
     """The networks that are offered; the last few stay open, and one thread at a time works with them."""
 
-    def __init__(self, offered: Mapping[str, Offer]) -> None:
+    def __init__(self, offered: Mapping[str, Opened]) -> None:
         self.offered = offered
         self.lock = threading.RLock()  # looking at a network puts hooks into it
         self._open: dict[tuple[str, str], Subject] = {}
@@ -130,7 +105,7 @@ class Networks:
 
     def _opened(self, name: str, mechanism: str) -> Subject:
         if mechanism == AS_IT_IS:
-            return self.offered[name].open()
+            return self.offered[name]()
         plain = self.open(name)
         model = deepcopy(plain.model)
         regard.attach(model, mechanism, example=torch.zeros(1, plain.channels, *plain.size), start="paper", seed=0)
@@ -269,7 +244,7 @@ def view(
     values = judged(found, head)
     meaning = judge(values, images)
     words = []
-    if networks.offered[name].random:
+    if subject.random:
         words.append("! The weights of this network are random: start with --pretrained or --weights FILE.")
     if mechanism != AS_IT_IS:
         words.append(
@@ -501,116 +476,10 @@ def _html(words: Sequence[str], fault: str = "") -> str:
 # --- the server ------------------------------------------------------------------------------------------------------
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-PAGES = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json")
-ROOMS = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
-CALLS = ("app_id", "cancel", "queue/data", "queue/join", "reset", "startup-events", "upload", "upload_progress")
-LETTER = 100_000  # bytes of what the page asks, at most
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; object-src 'none'; base-uri 'self'; form-action 'none'; "
-    "frame-ancestors 'none'"
-)
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-
-def guard(inner: Any, folder: Path, megabytes: float) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-    """Let through what the page needs and nothing else.
-
-    gradio's own routes would also fetch addresses for whoever asks, and take files of this machine for uploads.
-
-    Args:
-        inner: gradio's application.
-        folder: of uploads and drawn pictures; no other file is served or taken.
-        megabytes: of an upload, at most.
-    """
-
-    async def outer(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await inner(scope, receive, send)
-            return
-        if scope["type"] != "http":
-            return
-        path, call = scope["path"], scope["path"].removeprefix("/gradio_api/")
-        inside = call.startswith("file=") and _within(call.removeprefix("file="), folder)
-        if not (path in PAGES or path.startswith(ROOMS) or inside or (call != path and call in CALLS)):
-            await _answer(send, 404, "There is nothing here.")
-            return
-        if scope["method"] == "POST":
-            limit = int(megabytes * 1e6) + LETTER if call == "upload" else LETTER
-            size = dict(scope["headers"]).get(b"content-length", b"")
-            if not size.isdigit() or int(size) > limit:
-                await _answer(send, 413, f"This is larger than {limit:,} bytes.")
-                return
-            if call == "queue/join":
-                body = b""
-                while (message := await receive())["type"] == "http.request":
-                    body += message.get("body", b"")
-                    if not message.get("more_body"):
-                        break
-                try:
-                    asked = json.loads(body)
-                except (ValueError, RecursionError):
-                    asked = {"path": ""}
-                if not _harmless(asked, folder):
-                    await _answer(send, 403, "Only what was uploaded here is looked at.")
-                    return
-                # what was checked, and not what another reader might make of the same bytes
-                checked = {"type": "http.request", "body": json.dumps(asked).encode(), "more_body": False}
-                receive = _again(checked, receive)
-
-        async def with_policy(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                policy = [(b"content-security-policy", POLICY.encode()), (b"referrer-policy", b"no-referrer")]
-                message["headers"] = [*message.get("headers", []), *policy]
-            await send(message)
-
-        await inner(scope, receive, with_policy)
-
-    return outer
-
-
-def _within(path: object, folder: Path) -> bool:
-    try:
-        return isinstance(path, str) and Path(path).resolve().is_relative_to(folder)
-    except (OSError, ValueError):  # no name that a file can have
-        return False
-
-
-def _harmless(asked: Any, folder: Path) -> bool:
-    """Whether every file that a question names lies in the folder."""
-    waiting = [asked]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            if "path" in value and not _within(value["path"], folder):
-                return False
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
-    return True
-
-
-def _again(first: MutableMapping[str, Any], receive: Receive) -> Receive:
-    """What was read already, and then the rest."""
-    given = [first]
-
-    async def next_one() -> MutableMapping[str, Any]:
-        return given.pop() if given else await receive()
-
-    return next_one
-
-
-async def _answer(send: Send, status: int, sentence: str) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": sentence.encode()})
 
 
 def serve(
-    offered: Mapping[str, Offer],
+    offered: Mapping[str, Opened],
     *,
     host: str = "127.0.0.1",
     port: int = 7860,

@@ -142,10 +142,9 @@ def curves(lines: Mapping[str, Sequence[float]], size: int, *, over: str, ends: 
         over: what changes from left to right.
         ends: words at the first and at the last value.
     """
-    chart, axes = _chart(size, over)
+    chart, axes = _chart(size, over, whole=False)
     for (name, values), style in zip(lines.items(), STYLES, strict=False):
         axes.plot(np.linspace(0, 1, len(values)), values, label=name, linewidth=1.1, **style)
-    axes.xaxis.get_major_locator().set_params(integer=False)
     low = min(map(min, lines.values()))
     axes.set_ylim(min(0, low), max(1, *map(max, lines.values())))
     if ends:
@@ -155,14 +154,16 @@ def curves(lines: Mapping[str, Sequence[float]], size: int, *, over: str, ends: 
     return chart
 
 
-def _chart(size: int, over: str) -> tuple[Chart, Axes]:
+def _chart(size: int, over: str, *, whole: bool = True) -> tuple[Chart, Axes]:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(1.4 * size / 100, size / 100), dpi=100)
     figure.subplots_adjust(0.15, 0.24, 0.97, 0.96)
     axes = figure.add_subplot()
     axes.set_xlabel(over, fontsize=SMALL)
     axes.tick_params(labelsize=SMALL)
-    axes.xaxis.get_major_locator().set_params(integer=True)  # channels, branches, moments
+    if whole:  # channels, branches, moments
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     return Chart(figure), axes

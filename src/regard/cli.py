@@ -654,9 +654,8 @@ def look(
 
     paths = expand(images)
     place = _place(query)
-    words = [model, *(beside or [])]
     subjects = open_subjects(model, weights=weights, pretrained=pretrained, size=size)
-    for word in words[1:]:
+    for word in beside or []:
         subjects += open_subjects(word, pretrained=pretrained, size=size)
     _check_target(out / "gallery.html")
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
@@ -676,10 +675,6 @@ def look(
             smooth=not blocks,
             progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
         )
-    learnt = weights is not None or pretrained
-    for view in gallery.views:
-        if not learnt and view.name in words and not view.name.endswith(".safetensors") and ".py:" not in view.name:
-            view.notes.append("The network's weights are random: pass --weights FILE or --pretrained.")
     with _writing(out / "gallery.html"):
         page = gallery.save(out, pictures=pictures)
     if json:

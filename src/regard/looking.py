@@ -53,6 +53,7 @@ class Subject:
         channels: of its pictures.
         mean, deviation: of each channel, as shares of 1.
         classes: their names; empty where they have none.
+        random: whether its weights are known to be.
     """
 
     model: nn.Module
@@ -62,6 +63,7 @@ class Subject:
     mean: Sequence[float] = MEAN
     deviation: Sequence[float] = DEVIATION
     classes: Sequence[str] = ()
+    random: bool = False
 
     @classmethod
     def of(cls, model: nn.Module, name: str | None = None, sides: tuple[int, ...] | None = None) -> Subject:
@@ -444,7 +446,7 @@ def _view(
     tell: Callable[[str, int, int], None],
 ) -> View:
     """One network on every picture."""
-    notes: list[str] = []
+    notes = ["The network's weights are random: pass --weights FILE or --pretrained."] if subject.random else []
     images = subject.prepare(pictures).to(next((one.device for one in subject.model.parameters()), None))
     where = _layer(subject.model, images, asked.layer, notes)
     found = _maps(subject, images, asked, where, asked.target, lambda done: tell("looking", done, len(images)))
@@ -684,13 +686,28 @@ def open_subjects(text: str, **options: Any) -> list[Subject]:
     """As `open_subject`; of the folder of a comparison, every arm that kept weights, with its first seed."""
     if not Path(text).is_dir():
         return [open_subject(text, **options)]
+    first: dict[str, Path] = {}
+    for arm, _, path in trained(text):
+        first.setdefault(arm, path)
+    return [open_subject(str(path)) for path in first.values()]
+
+
+def trained(folder: str | Path) -> list[tuple[str, int, Path]]:
+    """Arm, seed and file of every network that a comparison kept, in the order of its arms.
+
+    Raises:
+        UserError: the folder holds no comparison, or it kept no weights.
+    """
     from regard.comparison.results import Comparison
 
-    arms = [Path(text, "weights", slug(arm)) for arm in Comparison.load(Path(text)).arms]
-    found = [min(arm.glob("seed-*.safetensors")) for arm in arms if any(arm.glob("seed-*.safetensors"))]
+    found = [
+        (arm, int(path.stem.removeprefix("seed-")), path)
+        for arm in Comparison.load(folder).arms
+        for path in sorted(Path(folder, "weights", slug(arm)).glob("seed-*.safetensors"))
+    ]
     if not found:
-        raise UserError(f"the comparison in {text} kept no weights to look into")
-    return [open_subject(str(path)) for path in found]
+        raise UserError(f"the comparison in {folder} kept no weights: run it again with --keep first")
+    return found
 
 
 def open_subject(
@@ -722,7 +739,8 @@ def open_subject(
 
         load(model, weights)
     sides = None if pretrained else tuple(example.shape[1:])
-    return Subject.of(model, text, sides if size is None or sides else (3, size, size))
+    found = Subject.of(model, text, sides if size is None or sides else (3, size, size))
+    return replace(found, random=not pretrained and weights is None and ".py:" not in text)
 
 
 def _imagenet() -> list[str]:

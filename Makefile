@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format docs trust advice networks export speed whole pairs loop examples proofs clean
+.PHONY: demo test check format docs trust advice networks export speed whole pairs loop examples stamps proofs clean
 
 # One finished stamp per set of requirements: an interrupted set-up is done again, a finished one is not.
 .venv/ready: pyproject.toml constraints.txt
@@ -70,6 +70,10 @@ examples: .venv/built
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .venv/peers --no-deps elpv-dataset
 	for script in kernel_regression stn glimpse segmentation video pretrained solar_cells; do \
 		PYTHONPATH=.venv/peers $(BIN)/python examples/$$script.py || exit 1; done
+
+# objects that Debian's apt fetches (161 MB); the trainings take an hour on two cores, what is done is kept in runs/stamps
+stamps: .venv/built
+	$(BIN)/python benchmarks/stamps.py
 
 clean:
 	rm -rf .venv runs build dist

@@ -299,16 +299,17 @@ def look(folder: Path, arm: str, seed: int) -> Result:
     return result
 
 
-def baselines(pixels: Tensor, masks: np.ndarray) -> dict[str, dict[str, float]]:
-    """What needs no network, on places of FINE pixels: a bell in the middle, and the strength of the edges."""
-    places = pixels.shape[-1] // FINE
-    offset = (np.arange(places) + 0.5) / places - 0.5
-    bell = np.exp(-((offset[:, None] ** 2 + offset**2) / (2 * 0.25**2)))
-    maps = {
-        "the middle": np.broadcast_to(bell, (len(pixels), places, places)),
-        "edges": _edges(pixels, (places, places)),
-    }
-    return {name: score(values, pixels, masks) for name, values in maps.items()}
+def baselines(pixels: Tensor, masks: np.ndarray) -> list[tuple[str, dict[str, float]]]:
+    """What needs no network, at both resolutions: random values, a bell in the middle, the strength of the edges."""
+    found = []
+    for places in (pixels.shape[-1] // (2 * FINE), pixels.shape[-1] // FINE):
+        shape = len(pixels), places, places
+        offset = (np.arange(places) + 0.5) / places - 0.5
+        bell = np.exp(-(offset[:, None] ** 2 + offset**2) / (2 * 0.25**2))
+        maps = {"random values": np.random.default_rng(0).random(shape), "the middle": np.broadcast_to(bell, shape)}
+        maps["edges"] = _edges(pixels, shape[1:])
+        found += [(name, score(values, pixels, masks)) for name, values in maps.items()]
+    return found
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -349,7 +350,9 @@ What is compared was chosen before any map of a test picture was looked at:
 * *pointing*: the share of the pictures whose highest value lies on the object. *energy*: the share of the map's sum
   that does. *lifted*: the same for what is above the lowest value of each picture's map; an opened gate lets everything
   through and the object at most a little more, so that its energy is near chance whatever it prefers, while Grad-CAM is
-  0 wherever nothing spoke for the class. All are scored on the picture's pixels, and are {area:.1f} % by chance.
+  0 wherever nothing spoke for the class. All are scored on the picture's pixels, where the map is blended between its
+  places. By chance they are {area:.1f} %; pointing is less with coarse maps, whose highest value at the rim of the
+  picture counts as its outermost pixel.
 * *spread*: of a map's values beside their mean; up to {flat} a map is flat and says nothing. *edges*: the rank
   correlation with the strength of the picture's edges.
 
@@ -402,7 +405,7 @@ def map_table(results: Result) -> str:
         "|---|---|---|---|---|---|---|---|",
         f"| chance | | | {100 * area:.1f} (1.00) | {100 * area:.1f} (1.00) | {100 * area:.1f} (1.00) | | |",
     ]
-    rows = [(name, "", [scores]) for name, scores in results["baselines"].items()]
+    rows = [(name, "", [scores]) for name, scores in results["baselines"]]
     for name in (f"{kind}{finer}" for finer in ("", ", finer") for kind in MAPS):
         for arm, runs in results["runs"].items():
             rows.append((name, arm, [run[name] for run in runs.values() if name in run]))

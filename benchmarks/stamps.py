@@ -458,7 +458,7 @@ def answer(results: Result) -> str:
         for key in scores_of(name):
             words: dict[str, list[str]] = {}
             for verdict in statistics.judge(compared(results, name, key)):
-                words.setdefault(verdict.word, []).append(f"`{verdict.arm}`")
+                words.setdefault(verdict.word, []).append(f"`{verdict.arm}` ({points(verdict.mean)})")
             better[name] = better.get(name, False) or "better" in words
             said = "; ".join(f"{word}: {', '.join(arms)}" for word, arms in words.items())
             lines.append(f"* {what}, {key}: {said}")
@@ -468,9 +468,11 @@ def answer(results: Result) -> str:
         if better["Grad-CAM"]
         else "no attention was seen to make Grad-CAM better"
     )
+    seeds, least = len(results["runs"]["none"]), statistics.fewest_pairs(len(results["runs"]) - 1)
+    few = f" No verdict is possible with {seeds} seeds; it takes {least}." if seeds < least else ""
     return (
-        f"{first} on the object more than Grad-CAM on the plain network does, in any of three scores; {second}. "
-        "At the last maps, against Grad-CAM without attention:\n\n" + "\n".join(lines)
+        f"{first} on the object more than Grad-CAM on the plain network does, in any of three scores; {second}.{few} "
+        "At the last maps, against Grad-CAM without attention, in points:\n\n" + "\n".join(lines)
     )
 
 

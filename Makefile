@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format docs trust advice networks export speed whole pairs loop examples galleries notebook looking proofs clean
+.PHONY: demo test check format docs trust advice networks export speed whole pairs loop examples stamps galleries notebook looking proofs clean
 
 # One finished stamp per set of requirements: an interrupted set-up is done again, a finished one is not.
 .venv/ready: pyproject.toml constraints.txt
@@ -83,6 +83,10 @@ notebook: .venv/built
 # what looking costs; minutes on a quiet machine
 looking: .venv/built
 	$(BIN)/python benchmarks/looking.py
+
+# objects that Debian's apt fetches (161 MB); the trainings take an hour on two cores, what is done is kept in runs/stamps
+stamps: .venv/built
+	$(BIN)/python benchmarks/stamps.py
 
 clean:
 	rm -rf .venv runs build dist

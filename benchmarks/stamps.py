@@ -36,8 +36,9 @@ from regard.borrowing import borrowed
 from regard.comparison import data, statistics
 from regard.comparison.results import Comparison, interval, points
 from regard.files import slug, whole, write_text
-from regard.looking import _joined, open_subject
-from regard.meaning import FLAT, _edges, judge
+from regard.looking import open_subject
+from regard.meaning import FLAT, edge_strength, judge
+from regard.recording import joined
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "examples"))  # the verdicts' table, and the network's ImageNet weights
@@ -250,7 +251,7 @@ def own_maps(model: nn.Module, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         regard.record(model, kinds=("spatial", "axis", "element", "position")) as maps,
     ):
         model(x)
-    for found in _joined(maps):
+    for found in joined(maps):
         yield found.name, found.value.float().flatten(1, -3).mean(1)
 
 
@@ -307,7 +308,7 @@ def baselines(pixels: Tensor, masks: np.ndarray) -> list[tuple[str, dict[str, fl
         offset = (np.arange(places) + 0.5) / places - 0.5
         bell = np.exp(-(offset[:, None] ** 2 + offset**2) / (2 * 0.25**2))
         maps = {"random values": np.random.default_rng(0).random(shape), "the middle": np.broadcast_to(bell, shape)}
-        maps["edges"] = _edges(pixels, shape[1:])
+        maps["edges"] = edge_strength(pixels, shape[1:])
         found += [(name, score(values, pixels, masks)) for name, values in maps.items()]
     return found
 

@@ -61,9 +61,9 @@ def test_edges():
     images = torch.zeros(3, 3, 64, 64)
     for at, image in enumerate(images):
         image[:, 8 + 8 * at : 40, 16:48] = 1
-    from regard.meaning import _edges
+    from regard.meaning import edge_strength
 
-    edges = _edges(images, (16, 16))
+    edges = edge_strength(images, (16, 16))
     found = judge(edges + 0.01 * GENERATOR.random(edges.shape), images)
     assert found.edges > 0.5
     assert judge(edges, images).words == ["follows edges, not the class"]

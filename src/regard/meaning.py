@@ -111,7 +111,7 @@ def judge(
         between, within = flat.var(axis=0).mean(), flat.mean(axis=0).var()
         found["depends"] = float(between / (between + within)) if between + within > 0 else 0.0
     if images is not None and values.ndim == 3:
-        pairs = zip(flat, _edges(images, values.shape[1:]), strict=True)
+        pairs = zip(flat, edge_strength(images, values.shape[1:]), strict=True)
         found["edges"] = float(np.median([_correlation(row, edges.ravel()) for row, edges in pairs]))
     if masks is not None and values.ndim == 3:
         found |= _found(values, array(masks) > 0)
@@ -170,7 +170,7 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else 0.0
 
 
-def _edges(images: Any, sides: tuple[int, ...]) -> np.ndarray:
+def edge_strength(images: Any, sides: tuple[int, ...]) -> np.ndarray:
     """(K, h, w): how strong the edges of the picture are, on the pixels of a map."""
     grey = torch.as_tensor(array(images)).mean(1, keepdim=True)
     smooth, steps = torch.tensor([1.0, 2, 1], dtype=grey.dtype), torch.tensor([-1.0, 0, 1], dtype=grey.dtype)

@@ -112,7 +112,7 @@ def views(maps: Sequence[Map], query: tuple[float, float] = (0.5, 0.5)) -> Itera
         maps: recorded with ``queries=[query]``, or with all.
         query: the place (row, column) as shares of the sides.
     """
-    for found in _joined(maps):
+    for found in joined(maps):
         value = found.value
         if found.kind == "position" and value.dim() == 6:  # a mechanism that builds all of them anyway
             row, column = (min(side - 1, int(at * side)) for at, side in zip(query, value.shape[2:4], strict=True))
@@ -124,7 +124,7 @@ def views(maps: Sequence[Map], query: tuple[float, float] = (0.5, 0.5)) -> Itera
             yield Map(found.name, found.kind, value, found.layout)
 
 
-def _joined(maps: Sequence[Map]) -> Iterator[Map]:
+def joined(maps: Sequence[Map]) -> Iterator[Map]:
     """The gates along the axes of one mechanism multiply, so they are one map."""
     axes: dict[str, Map] = {}
     for found in maps:

@@ -9,6 +9,8 @@ import torch
 
 import regard
 from regard import registry
+from regard.looking import Subject
+from regard.meaning import erase, judge, randomised
 from regard.tap import Tap
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -81,3 +83,27 @@ def test_the_example_counts_what_it_says(example, model, photos, monkeypatch):
     assert row.change > 0.5
     assert row.kept == row.right == 0
     assert regard.attached(model) == []
+
+
+def test_its_reasons_are_captums_and_the_network_needs_them(model, photos):
+    from captum.attr import LayerGradCam
+
+    x, labels = photos[0][:6], photos[1][:6]
+    found = regard.explain(model, x, labels)
+    expected = LayerGradCam(model, model.get_submodule(found.name)).attribute(x, labels).detach().relu()
+    assert torch.allclose(found.value, expected, rtol=1e-4, atol=1e-5 * float(expected.max()))
+    meaning = judge(found.value.squeeze(1), x, curves=erase(model, x, found.value, labels, steps=5))
+    assert meaning.matters > 0.1
+    assert meaning.words == []
+    *_, (_, copy) = randomised(model, x[:1])
+    assert judge(found.value, random=regard.explain(copy, x, labels, layer=found.name).value).stays < 0.5
+
+
+def test_a_gallery_of_real_photos_names_what_it_sees(model, example):
+    files = sorted(example.package("foolbox").glob("data/imagenet_*.jpg"))
+    gallery = regard.look(model, files, checks=False)
+    (view,) = gallery.views
+    names = [word.rpartition(",")[0] for word in view.classes]
+    expected = [Subject.of(model).called(int(file.stem.split("_")[2])) for file in files]
+    assert sum(name == right for name, right in zip(names, expected, strict=True)) >= 14  # squeezed, not cropped
+    assert view.columns[-1].meaning.depends > 0.3

@@ -45,7 +45,7 @@ def pictures(run: Path, out: Path) -> bool:
     """Write a few test pictures and their masks, where the data have them: whether they do."""
     images = data.load(run / "data")
     test = images.split(0).test
-    labels = range(len(images.classes))[:: max(1, len(images.classes) // CLASSES)][:CLASSES]
+    labels = np.linspace(0, len(images.classes) - 1, CLASSES).astype(int)
     chosen = [i for label in labels for i in test[images.labels[test] == label][:EACH]]
     shutil.rmtree(out, ignore_errors=True)
     for kind, stack in (("pictures", images.pixels), ("masks", images.masks)):

@@ -251,3 +251,8 @@ def test_pretrained_weights_are_refused_where_there_are_none(monkeypatch):
     assert asked == {"pretrained": True, "num_classes": 1000, "in_chans": 3}
     assert not any(parameter.any() for parameter in new.parameters())
     assert kept.weight.any()
+
+
+def test_the_size_that_was_asked_for_is_the_networks():
+    assert hosts.image_size("vit_tiny_patch16_224[img_size=28,patch_size=4]") == 28
+    assert hosts.image_size("vit_tiny_patch16_224") == 224

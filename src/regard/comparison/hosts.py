@@ -127,9 +127,11 @@ def classifiers(host: nn.Module) -> tuple[nn.Module, ...]:
 
 def image_size(model: str) -> int | None:
     """The side in pixels that a timm model expects, or None for the small host, which takes any."""
-    name, _ = parse(model)
+    name, options = parse(model)
     if name == SMALL:
         return None
+    if isinstance(options.get("img_size"), int):
+        return int(options["img_size"])
     config = _zoo().get_pretrained_cfg(name)
     return config.input_size[-1] if config else 224
 

@@ -13,6 +13,7 @@ from skimage import data as photos
 from torch import nn
 
 import regard
+import regard.meaning
 from regard.cli import main
 from regard.looking import Subject, expand, open_subject
 
@@ -259,3 +260,86 @@ def test_classes_of_imagenet_have_names():
     assert Subject.of(timm.create_model("resnet18")).called(281) == "tabby"
     assert Subject.of(timm.create_model("resnet18", num_classes=10)).called(3) == "class 3"
     assert Subject.of(nn.Conv2d(3, 1000, 1)).called(3) == "class 3"
+
+
+def test_strange_pictures_are_seen_as_they_are(tmp_path):
+    """Sixteen bits are scaled and glass is white, for the network as for the reader."""
+    grey = np.tile(np.linspace(0, 65535, 32, dtype=np.uint16), (32, 1))
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    Image.new("RGBA", (32, 32), (200, 0, 0, 0)).save(tmp_path / "glass.png")
+    gallery = regard.look(Subject(little(), "little", (32, 32)), [tmp_path], checks=False)
+    assert gallery.images == ["glass.png", "grey.png"]
+    glass, ramp = (np.asarray(picture) for picture in gallery.pictures)
+    assert (glass == 255).all()
+    assert ramp[0, 0, 0] < 10 < 120 < ramp[80, 80, 0] < 135
+    array = regard.look(Subject(little(), "little", (32, 32)), [np.zeros((8, 8, 3), np.uint8)], checks=False)
+    assert array.images == ["picture 1"]
+
+
+def test_masks_of_ones_and_none(folder, tmp_path):
+    subject = Subject(little(), "little", (32, 32))
+    half = np.zeros((60, 90), np.uint8)
+    half[:30] = 1
+    Image.fromarray(half).save(tmp_path / "coffee.png")
+    found = regard.look(subject, [folder / "coffee.png"], masks=tmp_path, checks=False)
+    assert found.views[0].columns[1].meaning.area == 0.5
+    Image.fromarray(0 * half).save(tmp_path / "coffee.png")
+    with pytest.raises(regard.UserError, match="black everywhere"):
+        regard.look(subject, [folder / "coffee.png"], masks=tmp_path)
+    (tmp_path / "coffee.png").write_bytes((folder / "coffee.png").read_bytes()[:500])
+    with pytest.raises(regard.UserError, match=r"coffee\.png cannot be read as a picture"):
+        regard.look(subject, [folder / "coffee.png"], masks=tmp_path)
+
+
+def test_a_window_is_judged_by_what_lies_in_it(folder):
+    subject = Subject.of(timm.create_model("swin_tiny_patch4_window7_224", img_size=112), sides=(3, 112, 112))
+    gallery = regard.look(subject, sorted(folder.glob("*.png")), checks=False)
+    views = [column for column in gallery.views[0].columns if column.kind == "token"]
+    assert views
+    for column in views:
+        within = (column.values != 0).any(0)
+        assert within.sum() <= 49
+        assert "flat: says nothing" not in column.meaning.words
+        if not within.all():
+            assert column.meaning == regard.meaning.judge(column.values[:, within])
+
+
+def test_what_cannot_be_laid_on_the_picture_is_named(folder):
+    gallery = regard.look(timm.create_model("mobilevit_xxs"), [folder / "coffee.png"], checks=False)
+    notes = " ".join(gallery.views[0].notes)
+    assert "Attention at 9 more places is not shown" in notes
+    assert "No attention was found" not in notes
+
+
+def test_other_precisions(folder):
+    gallery = regard.look(little().bfloat16(), [folder / "coffee.png"])
+    assert [column.kind for column in gallery.views[0].columns] == ["channel", "spatial", "grad-cam"]
+    with torch.autocast("cpu", torch.bfloat16):
+        gallery = regard.look(little(), [folder / "coffee.png"])
+    assert [column.kind for column in gallery.views[0].columns] == ["channel", "spatial", "grad-cam"]
+
+
+class Broken(nn.Module):
+    def forward(self, x):
+        raise RuntimeError("what a pity\nreally")
+
+
+def test_networks_that_cannot_be_looked_into(folder):
+    picture = [folder / "coffee.png"]
+    for model, sentence in (
+        (Broken(), "cannot be run on pictures of"),
+        (nn.Sequential(torch.compile(nn.Conv2d(3, 4, 3))), "is compiled"),
+        (torch.jit.script(nn.Conv2d(3, 4, 3)), "is TorchScript"),
+    ):
+        with pytest.raises(regard.UserError, match=sentence) as raised:
+            regard.look(model, picture)
+        assert len(str(raised.value).splitlines()) == 1
+    for query in ((7, 0.5), (-0.1, 0.5), (float("nan"), 0.5)):
+        with pytest.raises(regard.UserError, match="from 0 to 1"):
+            regard.look(little(), picture, query=query)
+        with pytest.raises(regard.UserError, match="from 0 to 1"), regard.record(little(), queries=[query]):
+            pass
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
+    (view,) = regard.look(Subject(flat, "flat", (32, 32)), picture).views
+    assert "No layer gives a map" in view.notes[0]
+    assert "there is nothing to show" in view.notes[1]

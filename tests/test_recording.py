@@ -133,7 +133,7 @@ def test_what_cannot_be_recorded():
     model = network("se")
     compiled = torch.compile(model, backend="eager")
     for refused in (compiled, nn.Sequential(compiled)):
-        with pytest.raises(regard.UserError, match=r"compiled.*record on the model itself"), regard.record(refused):
+        with pytest.raises(regard.UserError, match=r"compiled.*look into the model itself"), regard.record(refused):
             pass
     model.layer1.compile(backend="eager")
     with pytest.raises(regard.UserError, match="compiled"), regard.record(model):

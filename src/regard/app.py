@@ -13,7 +13,6 @@ import sys
 import tempfile
 import threading
 import traceback
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -22,15 +21,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
 import regard
 from regard.drawing import draw, resize
 from regard.errors import UserError
 from regard.guard import guard
-from regard.looking import Subject, caption, judged, open_subject, see, trained
+from regard.looking import Subject, caption, judged, open_subject, read, see, trained
 from regard.meaning import judge
 from regard.recording import Map
 from regard.saliency import METHODS, explain
@@ -40,7 +38,6 @@ import gradio as gr
 
 NETWORKS = ("vit_tiny_patch16_224", "seresnet18", "skresnet18", "efficientnet_b0", "resnet18")  # if none is named
 NOTHING, AS_IT_IS, MEAN = "nothing", "as it is", "mean"
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 PIXELS = 60_000_000  # of a picture, at most: more than a usual phone's
 KEPT = 1024  # pixels of its longer side that are kept
 OPEN = 4  # networks, at most
@@ -118,53 +115,6 @@ def mechanisms() -> list[str]:
 
 
 # --- a picture -------------------------------------------------------------------------------------------------------
-
-
-def read(path: str | Path) -> Image.Image:
-    """A picture from a stranger's file, as RGB with at most `KEPT` pixels on its longer side.
-
-    Of several frames the first is taken, what is transparent becomes white, and what has more than 8 bits is scaled.
-
-    Raises:
-        UserError: it is no picture, broken, or has more than `PIXELS`, which is seen before it is decoded.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is below
-            opened = Image.open(path, formats=FORMATS)
-        with opened:
-            if opened.width * opened.height > PIXELS:
-                raise UserError(
-                    f"This picture has {opened.width:,} x {opened.height:,} pixels, more than {PIXELS:,}: "
-                    "make it smaller first."
-                )
-            opened.draft("RGB", (KEPT, KEPT))
-            picture = ImageOps.exif_transpose(opened)
-            if picture.mode[0] in "IF":
-                picture = _scaled(picture)
-            if picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-            picture = picture.convert("RGB")
-    except UserError:
-        raise
-    except Image.DecompressionBombError:
-        raise UserError(f"This picture has more than {PIXELS:,} pixels: make it smaller first.") from None
-    except Exception as error:  # what a decoder raises for a broken file differs with every format
-        raise UserError(
-            f"This file cannot be read as a picture ({type(error).__name__}): it is broken, or none of "
-            f"{', '.join(FORMATS)}."
-        ) from error
-    picture.thumbnail((KEPT, KEPT))
-    return picture
-
-
-def _scaled(picture: Image.Image) -> Image.Image:
-    """Numbers of more than 8 bits as 8: 16 bits by their range, others by the picture's own."""
-    values = np.asarray(picture).astype(np.float64)
-    low, high = (0.0, 65535.0) if picture.mode.startswith("I;16") else (float(values.min()), float(values.max()))
-    unit = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    return Image.fromarray(np.rint(255 * unit).astype(np.uint8))
 
 
 def marked(picture: Image.Image, query: tuple[float, float]) -> Image.Image:
@@ -318,9 +268,9 @@ def build(networks: Networks) -> gr.Blocks:
         if given is None:
             return gr.skip(), gr.skip(), gr.skip()
         try:
-            return None, read(given), _html([])
+            return None, read(given, pixels=PIXELS, longest=KEPT), _html([])
         except UserError as error:
-            return None, gr.skip(), _html([], fault=str(error))
+            return None, gr.skip(), _html([], fault=f"This file {error}.")
         finally:
             Path(given).unlink(missing_ok=True)
 

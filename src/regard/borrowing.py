@@ -78,6 +78,19 @@ def is_sharded(tensor: Tensor | None) -> bool:
     return type(tensor).__name__ == "DTensor" or type(getattr(tensor, "data", None)).__name__ == "DTensor"
 
 
+def refuse_unseen(model: nn.Module) -> None:
+    """What cannot be watched while it runs."""
+    if not isinstance(model, nn.Module):
+        raise UserError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
+    for module in model.modules():
+        if is_compiled(module):
+            raise UserError(
+                "the model is compiled, and torch ignores hooks added after that: look into the model itself"
+            )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UserError("the model is TorchScript, which takes no hooks: look into the Python model")
+
+
 def refuse_unhookable(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise UserError(f"the model must be a torch.nn.Module, got {type(model).__name__}")

@@ -48,7 +48,7 @@ def overlay(
     Raises:
         UserError: for another shape or dtype, or a map that holds NaN or infinity.
     """
-    picture = _picture(image)
+    picture = rgb(image)
     values = _values(map)
     low, high = limits if limits is not None else (float(values.min()), float(values.max()))
     unit = np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros_like(values)
@@ -362,7 +362,7 @@ def _on(picture: Image.Image, places: np.ndarray) -> tuple[Point, ...]:
 
 def resize(image: Any, size: int) -> Image.Image:
     """The image as RGB with its longer side at `size` pixels, larger or smaller."""
-    picture = _picture(image)
+    picture = rgb(image)
     ratio = size / max(picture.size)
     wide, tall = (max(1, round(side * ratio)) for side in picture.size)
     return picture.resize((wide, tall), Image.Resampling.BICUBIC)
@@ -392,8 +392,15 @@ def _values(map: Any) -> np.ndarray:
     return values
 
 
-def _picture(image: Any) -> Image.Image:
-    """The image as RGB."""
+def rgb(image: Any) -> Image.Image:
+    """An image as RGB.
+
+    Args:
+        image: as `overlay` takes it.
+
+    Raises:
+        UserError: it is none.
+    """
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     pixels = np.asarray(image.cpu() if hasattr(image, "cpu") else image)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import json
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -13,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from regard import charts
-from regard.borrowing import borrowed
+from regard.borrowing import borrowed, brief, refuse_unseen
 from regard.charts import Chart, Picture
-from regard.drawing import CAPTIONS, can_draw, data_uri, draw, grid, resize
+from regard.drawing import CAPTIONS, can_draw, data_uri, draw, grid, resize, rgb
 from regard.errors import UserError
 from regard.files import slug, whole, write_text
 from regard.meaning import Curves, Meaning, erase, judge, likeness, moved_by, randomised
@@ -28,6 +29,7 @@ from regard.recording import Map, record, views
 from regard.registry import parse
 from regard.saliency import METHODS, explain, find_layer
 
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 PIXELS = 100_000_000  # of a picture, at most
 MAPS = 6  # columns, unless more are asked for
@@ -54,6 +56,7 @@ class Subject:
         mean, deviation: of each channel, as shares of 1.
         classes: their names; empty where they have none.
         random: whether its weights are known to be.
+        note: what a reader must know of it.
     """
 
     model: nn.Module
@@ -64,10 +67,12 @@ class Subject:
     deviation: Sequence[float] = DEVIATION
     classes: Sequence[str] = ()
     random: bool = False
+    note: str = ""
 
     @classmethod
     def of(cls, model: nn.Module, name: str | None = None, sides: tuple[int, ...] | None = None) -> Subject:
-        """A network with pictures prepared as timm says where it comes from there, else as ImageNet's usually are.
+        """A network with the size, mean and deviation of pictures that timm names, else those usual for ImageNet. The
+        whole picture is squeezed to that size, not cut, so that maps cover it.
 
         Args:
             model: the network.
@@ -185,7 +190,9 @@ class Gallery:
         columns = {"": self.pictures}
         for view in self.views:
             for column in view.columns:
-                name = column.name if len(self.views) == 1 else f"{view.name}: {column.name}"
+                place = column.name or "the network"
+                place = f"{column.kind} at {place}" if column.kind in METHODS else place
+                name = place if len(self.views) == 1 else f"{view.name}: {place}"
                 while name in columns:  # the same place, once more
                     name += " "
                 columns[name] = [picture.image() for picture in column.pictures]
@@ -211,6 +218,8 @@ class Gallery:
             words=_words,
             checked=CHECKED,
             charts=any(column.charts for view in self.views for column in view.columns),
+            run_again=any(column.meaning.stays is not None for view in self.views for column in view.columns),
+            masks=any(column.meaning.area is not None for view in self.views for column in view.columns),
         )
         if pictures:
             with whole(folder / "sheet.png") as path:
@@ -221,17 +230,18 @@ class Gallery:
                 )
                 for column in view.columns:
                     for row, picture in enumerate(column.pictures):
-                        picture.save(place / f"{row:03}-{slug(column.name)}-{slug(column.kind)}.{pictures}")
+                        shown = f"{row:03}-{slug(Path(self.images[row]).stem)}"
+                        picture.save(place / f"{shown}-{slug(column.name)}-{slug(column.kind)}.{pictures}")
         write_text(folder / "gallery.json", json.dumps(self.to_json(), indent=1) + "\n")
         return write_text(folder / "gallery.html", page)
 
     def __str__(self) -> str:
-        rows = [f"{len(self.images)} pictures"]
+        rows = [f"{len(self.images)} picture{'s' * (len(self.images) != 1)}"]
         for view in self.views:
             rows.append(view.name)
             for column in view.columns:
                 said = "; ".join(column.meaning.words) or _words(column.meaning)
-                rows.append(f"  {column.kind:12} {column.name}: {said}")
+                rows.append(f"  {column.kind:12} {column.name or 'the network'}: {said}")
             rows += view.notes
         return "\n".join([*rows, *self.notes])
 
@@ -256,9 +266,8 @@ def look(
     """Show what a network's attention looks at in some pictures, what spoke for its decision, and what that is worth.
 
     Args:
-        model: the network, or several to be seen side by side; its pictures are prepared as timm says where it comes
-            from there, else as ImageNet's usually are. A `Subject` says it itself.
-        paths: of the pictures, or the pictures.
+        model: the network, or several to be seen side by side; its pictures are prepared as `Subject.of` says.
+        paths: of the pictures, as `expand` takes them, or the pictures.
         target: the class whose reasons are shown; None is the one that each picture is taken for.
         method, layer: see `regard.explain`.
         query: the place (row, column) whose view is shown of weights between positions, as shares of the sides.
@@ -276,6 +285,10 @@ def look(
         UserError: there is no picture, one is too large, or none can be read, or a mask is missing.
     """
     given = model if isinstance(model, Sequence) else [model]
+    for one in given:
+        refuse_unseen(one.model if isinstance(one, Subject) else one)
+    if not all(0 <= at <= 1 for at in query):
+        raise UserError(f"query is (row, column) as shares of the sides, from 0 to 1, got {query!r}")
     subjects = [one if isinstance(one, Subject) else Subject.of(one) for one in given]
     names, pictures, notes = _read(paths)
     objects = None if masks is None else _masks(Path(masks), names)
@@ -337,24 +350,76 @@ def expand(words: Iterable[str | Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _read(paths: Sequence[str | Path | Image.Image]) -> tuple[list[str], list[Image.Image], list[str]]:
-    names, pictures, notes = [], [], []
-    for at, path in enumerate(paths):
-        if isinstance(path, Image.Image):
+def read(path: str | Path, *, pixels: int = PIXELS, longest: int | None = None) -> Image.Image:
+    """A picture from a stranger's file, as RGB.
+
+    Of several frames the first is taken, what is transparent becomes white, and what has more than 8 bits is scaled.
+
+    Args:
+        path: of the file.
+        pixels: more are refused, before anything is decoded.
+        longest: its longer side at most, in pixels.
+
+    Raises:
+        UserError: it is no picture, broken, or too large.
+    """
+    large = f"has more than {pixels:,} pixels: make it smaller first"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is below
+            opened = Image.open(path, formats=FORMATS)
+        with opened:
+            if opened.width * opened.height > pixels:
+                raise UserError(large)
+            if longest:
+                opened.draft("RGB", (longest, longest))
+            picture = ImageOps.exif_transpose(opened)
+            if picture.mode[0] in "IF":
+                picture = _scaled(picture)
+            if picture.has_transparency_data:
+                picture = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+            picture = picture.convert("RGB")
+    except UserError:
+        raise
+    except Image.DecompressionBombError:
+        raise UserError(large) from None
+    except Exception as error:  # what a decoder raises for a broken file differs with every format
+        raise UserError(
+            f"cannot be read as a picture ({type(error).__name__}): it is broken, or none of {', '.join(FORMATS)}"
+        ) from error
+    if longest:
+        picture.thumbnail((longest, longest))
+    return picture
+
+
+def _scaled(picture: Image.Image) -> Image.Image:
+    """Numbers of more than 8 bits as 8: 16 bits by their range, others by the picture's own."""
+    values = np.asarray(picture).astype(np.float64)
+    low, high = (0.0, 65535.0) if picture.mode.startswith("I;16") else (float(values.min()), float(values.max()))
+    unit = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    return Image.fromarray(np.rint(255 * unit).astype(np.uint8))
+
+
+def _read(paths: Sequence[Any]) -> tuple[list[str], list[Image.Image], list[str]]:
+    names: list[str] = []
+    pictures: list[Image.Image] = []
+    notes: list[str] = []
+    for at, given in enumerate([paths] if isinstance(paths, str | Path) else paths):
+        if not isinstance(given, str | Path):
             names.append(f"picture {at + 1}")
-            pictures.append(path.convert("RGB"))
+            pictures.append(rgb(given))
             continue
-        try:
-            with Image.open(path) as opened:
-                if opened.width * opened.height > PIXELS:
-                    notes.append(f"{path} was left out: it has more than {PIXELS:,} pixels.")
-                    continue
-                pictures.append(ImageOps.exif_transpose(opened).convert("RGB"))
-            names.append(Path(path).name)
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            notes.append(f"{path} was left out: it cannot be read ({type(error).__name__}).")
+        for path in expand([given]):
+            try:
+                pictures.append(read(path))
+                names.append(path.name)
+            except UserError as error:
+                notes.append(f"{path} was left out: it {error}.")
     if not pictures:
-        raise UserError(notes[0] if notes else "there are no pictures to look at: name some")
+        raise UserError(
+            "no picture could be read: " + " ".join(notes) if notes else "no pictures to look at: name some"
+        )
     return names, pictures, notes
 
 
@@ -364,12 +429,22 @@ def _masks(folder: Path, names: Sequence[str]) -> list[Image.Image]:
     missing = [name for name in names if Path(name).stem not in found]
     if missing:
         raise UserError(f"{folder} holds no mask for {missing[0]}: a picture of the same name, white on the object")
-    return [Image.open(found[Path(name).stem]).convert("L") for name in names]
+    objects = []
+    for name in names:
+        path = found[Path(name).stem]
+        try:
+            objects.append(read(path).convert("L"))
+        except UserError as error:
+            raise UserError(f"the mask {path} {error}") from error
+        if objects[-1].getextrema()[1] == 0:
+            raise UserError(f"the mask {path} is black everywhere: an object is white, or 1")
+    return objects
 
 
 def _on_grid(masks: Sequence[Image.Image], size: tuple[int, int]) -> np.ndarray:
     """(K, height, width), true on the object."""
-    return np.stack([np.asarray(mask.resize(size[::-1], Image.Resampling.NEAREST)) > 127 for mask in masks])
+    small = [np.asarray(mask.resize(size[::-1], Image.Resampling.NEAREST)) for mask in masks]
+    return np.stack([mask > mask.max() / 2 for mask in small])  # 0 and 255, or 0 and 1
 
 
 # --- the maps --------------------------------------------------------------------------------------------------------
@@ -383,10 +458,12 @@ class Seen:
         maps: in the order of the calls; the gates along the axes of one mechanism are one map, and of weights between
             positions there is one query. All on the CPU.
         classes: of each picture, the number of the class that it is taken for and its share; None without classes.
+        hidden: names of what cannot be laid on the picture: tokens of unknown places, channels that look at others.
     """
 
     maps: list[Map]
     classes: list[tuple[int, float | None]]
+    hidden: list[str]
 
 
 class _Found:
@@ -395,12 +472,14 @@ class _Found:
     def __init__(self) -> None:
         self.maps: dict[Key, list[Map]] = {}
         self.classes: list[tuple[int, float | None]] = []
+        self.hidden: list[str] = []
 
     def add(self, found: Map, call: int = 0) -> None:
         self.maps.setdefault((found.name, found.kind, call), []).append(found)
 
     def take(self, seen: Seen) -> None:
         self.classes += seen.classes
+        self.hidden = seen.hidden
         calls: dict[tuple[str, str], int] = {}
         for found in seen.maps:
             call = calls[found.name, found.kind] = calls.get((found.name, found.kind), -1) + 1
@@ -432,10 +511,15 @@ def see(subject: Subject, images: Tensor, query: tuple[float, float] = (0.5, 0.5
         output = subject.model(images)
     classes: list[tuple[int, float | None]] = [(0, None)] * len(images)
     if isinstance(output, Tensor) and output.dim() == 2:
-        shares = output.softmax(1).max(1)
+        shares = output.float().softmax(1).max(1)
         classes = list(zip(shares.indices.tolist(), shares.values.tolist(), strict=True))
-    kept = [found for found in views(maps, query) if len(found.value) == len(images) and can_draw(found)]
-    return Seen(kept, classes)
+    kept, hidden = [], []
+    for found in views(maps, query):
+        if len(found.value) == len(images) and can_draw(found):
+            kept.append(found)
+        else:
+            hidden.append(found.name)
+    return Seen(kept, classes, list(dict.fromkeys(hidden)))
 
 
 def _view(
@@ -447,9 +531,18 @@ def _view(
 ) -> View:
     """One network on every picture."""
     notes = ["The network's weights are random: pass --weights FILE or --pretrained."] if subject.random else []
-    images = subject.prepare(pictures).to(next((one.device for one in subject.model.parameters()), None))
+    notes += [subject.note] if subject.note else []
+    images = subject.prepare(pictures)
+    weights = next((one for one in subject.model.parameters() if one.is_floating_point()), images)
+    images = images.to(weights.device, weights.dtype)
     where = _layer(subject.model, images, asked.layer, notes)
     found = _maps(subject, images, asked, where, asked.target, lambda done: tell("looking", done, len(images)))
+    if found.hidden:
+        some = ", ".join(found.hidden[:3]) + (", ..." if len(found.hidden) > 3 else "")
+        notes.append(
+            f"Attention at {len(found.hidden)} more places is not shown, as it cannot be laid on the picture (channels "
+            f"that look at one another, or tokens whose places are not known): {some}. `regard.record` has it."
+        )
     known = where is not None
     classes = [number for number, _ in found.classes]
     keys = found.chosen(asked.every)
@@ -466,9 +559,10 @@ def _view(
     columns = []
     for key in keys:
         channels = key[1] == "channel"
+        judged_values = _inside(values[key]) if key[1] == "token" else values[key]
         meaning = judge(
-            values[key],
-            images,
+            judged_values,
+            images if judged_values.ndim == 3 else None,
             masks=None if masks is None else _on_grid(masks, subject.size),
             random=last.get(key),
             classes=classes if channels and known else None,
@@ -496,8 +590,9 @@ def _view(
                 {"": anew[key]}, CHART, over="layers drawn anew", ends=("none", "all")
             )
         columns.append(column)
-    if not any(column.kind not in METHODS for column in columns):
-        notes.append("No attention was found in this network: there are only the reasons for its decisions.")
+    if not any(column.kind not in METHODS for column in columns) and not found.hidden:
+        only = "there are only the reasons for its decisions" if columns else "there is nothing to show"
+        notes.append(f"No attention was found in this network: {only}.")
     words = [
         "" if score is None else f"{subject.called(number)}, {100 * score:.{1 if score < 0.01 else 0}f} %"
         for number, score in found.classes
@@ -507,12 +602,24 @@ def _view(
 
 def _layer(model: nn.Module, images: Tensor, layer: str, notes: list[str]) -> str | None:
     """The layer whose map is explained, if the network gives classes."""
-    with torch.inference_mode(), borrowed(model):
-        output = model(images[:1])
+    try:
+        with torch.inference_mode(), borrowed(model):
+            output = model(images[:1])
+    except Exception as error:  # networks are other people's code
+        raise UserError(
+            f"the network cannot be run on pictures of {tuple(images.shape[1:])} ({brief(error)}): give it pictures of "
+            "another size, or another network"
+        ) from error
     if not (isinstance(output, Tensor) and output.dim() == 2):
         notes.append("The network gives no classes, so nothing is said about what spoke for them.")
         return None
-    return find_layer(model, images, layer)[0]
+    try:
+        return find_layer(model, images, layer)[0]
+    except UserError:
+        if layer != "auto":
+            raise
+    notes.append("No layer gives a map of more than one pixel, so nothing is said about what spoke for the classes.")
+    return None
 
 
 def _maps(
@@ -531,7 +638,7 @@ def _maps(
         if layer is not None:
             of = target[at : at + asked.batch] if isinstance(target, Sequence) else target
             value = explain(subject.model, part, of, method=asked.method, layer=layer).value
-            found.add(Map(layer, asked.method, value.cpu()))
+            found.add(Map(layer, asked.method, value.float().cpu()))
         tell(at + len(part))
     return found
 
@@ -616,7 +723,15 @@ def judged(found: Map, head: int | None = None) -> np.ndarray:
             raise UserError(f"the weights of {found.name} have {value.shape[1]} heads, there is no number {head}")
         weights = (value.mean(1) if head is None else value[:, head])[:, 0, found.layout.prefix :]
         return np.asarray(weights.unflatten(1, found.layout.grid))
+    if found.kind in ("branch", "kernel"):  # as it is drawn
+        return np.asarray(value.flatten(2).mean(2) if found.kind == "branch" else value.mean(1))
     return np.asarray(value.flatten(1))
+
+
+def _inside(values: np.ndarray) -> np.ndarray:
+    """Of views that reach no further than a window (K, h, w) what lies in it, (K, n)."""
+    there = (values != 0).any(0)
+    return values if there.all() or not there.any() else values[:, there]
 
 
 def _drawn(
@@ -666,7 +781,7 @@ def _words(meaning: Meaning) -> str:
     parts = [f"spread {meaning.spread:.2g}", f"entropy {meaning.entropy:.2f}"]
     named = {"between images": meaning.depends, "by class": meaning.classes, "edges": meaning.edges}
     named |= {"random": meaning.stays, "matters": meaning.matters, "pointing": meaning.pointing}
-    parts += [f"{name} {value:.2f}" for name, value in named.items() if value is not None]
+    parts += [f"{name} {round(value, 2) + 0.0:.2f}" for name, value in named.items() if value is not None]
     if meaning.energy is not None and meaning.area is not None:
         parts.append(f"on the object {meaning.energy:.2f} (even map {meaning.area:.2f})")
     return ", ".join(parts)
@@ -775,4 +890,9 @@ def _compared(path: Path) -> Subject:
     channels = images.pixels.shape[1]
     mean, deviation = question["normalisation"] or data.normalisation(images, images.split(int(seed)).train)
     side = question["size"]
-    return Subject(model, f"{arm} in {question['model']}", (side, side), channels, mean, deviation, question["classes"])
+    note = (
+        f"It was trained by `regard compare` on {question['data']}, {channels} x {side} x {side}, and knows these "
+        f"classes alone: {', '.join(question['classes'][:12])}{', ...' if len(question['classes']) > 12 else ''}."
+    )
+    name = f"{arm} in {question['model']}"
+    return Subject(model, name, (side, side), channels, mean, deviation, question["classes"], note=note)

@@ -176,7 +176,7 @@ def edge_strength(images: Any, sides: tuple[int, ...]) -> np.ndarray:
     smooth, steps = torch.tensor([1.0, 2, 1], dtype=grey.dtype), torch.tensor([-1.0, 0, 1], dtype=grey.dtype)
     kernels = torch.stack([torch.outer(smooth, steps), torch.outer(steps, smooth)]).unsqueeze(1)
     strength = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), kernels).norm(dim=1, keepdim=True)
-    return F.adaptive_avg_pool2d(strength, (sides[0], sides[1])).squeeze(1).numpy()
+    return array(F.adaptive_avg_pool2d(strength, (sides[0], sides[1])).squeeze(1))
 
 
 def _found(values: np.ndarray, masks: np.ndarray) -> dict[str, float]:
@@ -259,7 +259,7 @@ def erase(
         blurred = F.avg_pool2d(padded, size, stride=1)
     curves = []
     with torch.inference_mode(), borrowed(model):
-        full = torch.cat([model(part).softmax(1) for part in images.split(batch)])
+        full = torch.cat([model(part).float().softmax(1) for part in images.split(batch)])
         classes = full.argmax(1) if target is None else torch.as_tensor(target, device=full.device).expand(len(full))
         chosen = classes.unsqueeze(1)
         first = full.gather(1, chosen)
@@ -269,7 +269,7 @@ def erase(
                 for step in range(steps + 1):
                     early = (ranks < round(step / steps * ranks.shape[1])).view(len(images), 1, *sides)
                     parts = torch.where(early, there, away).split(batch)
-                    scores = torch.cat([model(part).softmax(1) for part in parts])
+                    scores = torch.cat([model(part).float().softmax(1) for part in parts])
                     shares.append((scores.gather(1, chosen) / first).squeeze(1))
                 curves.append(torch.stack(shares, 1).cpu().numpy())
     return Curves(curves[0], curves[1], np.stack(curves[2:]) if chance is None else chance)

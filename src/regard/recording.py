@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from regard.borrowing import is_compiled
+from regard.borrowing import refuse_unseen
 from regard.errors import UserError
 from regard.layout import Layout
 from regard.tap import Tap, taps
@@ -63,7 +63,8 @@ def record(
         A list that grows by one `Map` for each tap, gate or product and call, in the order of the calls.
 
     Raises:
-        UserError: the model is compiled (torch would ignore the hooks), or has no taps and `every` is False.
+        UserError: the model is compiled or TorchScript (torch would ignore the hooks), a place lies beside the
+            picture, or the model has no taps and `every` is False.
 
     Example:
         >>> import regard, torch
@@ -73,8 +74,10 @@ def record(
         >>> maps[0].name, maps[0].value.shape
         ('gate', torch.Size([2, 16, 1, 1]))
     """
-    if any(map(is_compiled, model.modules())):
-        raise UserError("the model is compiled, and torch ignores hooks added after that: record on the model itself")
+    refuse_unseen(model)
+    for query in queries or ():
+        if not isinstance(query, int) and not all(0 <= float(at) <= 1 for at in query):
+            raise UserError(f"a place is (row, column) as shares of the sides, from 0 to 1, got {query!r}")
     found = list(taps(model))
     if not found and not every:
         raise UserError("the model has no taps: attach a mechanism first")

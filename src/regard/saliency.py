@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from regard.borrowing import borrowed, call, refuse_unhookable
+from regard.borrowing import borrowed, call, refuse_unseen
 from regard.errors import UserError, near
 from regard.layout import Layout
 from regard.recording import Map, record
@@ -82,7 +82,7 @@ def explain(
         >>> found.name, found.value.shape
         ('layer4', torch.Size([2, 1, 2, 2]))
     """
-    refuse_unhookable(model)
+    refuse_unseen(model)
     if method not in METHODS:
         raise UserError(f"there is no method {method!r}: it is one of {', '.join(METHODS)}{near(method, [*METHODS])}")
     name, layout = find_layer(model, example, layer)

@@ -559,12 +559,15 @@ def _view(
     columns = []
     for key in keys:
         channels = key[1] == "channel"
-        judged_values = _inside(values[key]) if key[1] == "token" else values[key]
+        there = _inside(values[key]) if key[1] == "token" else None
+        what, drawn_anew = (
+            one if one is None or there is None else one[:, there] for one in (values[key], last.get(key))
+        )
         meaning = judge(
-            judged_values,
-            images if judged_values.ndim == 3 else None,
+            what,
+            images if there is None else None,
             masks=None if masks is None else _on_grid(masks, subject.size),
-            random=last.get(key),
+            random=drawn_anew,
             classes=classes if channels and known else None,
             curves=curves.get(key),
         )
@@ -728,10 +731,10 @@ def judged(found: Map, head: int | None = None) -> np.ndarray:
     return np.asarray(value.flatten(1))
 
 
-def _inside(values: np.ndarray) -> np.ndarray:
-    """Of views that reach no further than a window (K, h, w) what lies in it, (K, n)."""
+def _inside(values: np.ndarray) -> np.ndarray | None:
+    """Of views that reach no further than a window (K, h, w) what lies in it, (h, w); None where they reach all."""
     there = (values != 0).any(0)
-    return values if there.all() or not there.any() else values[:, there]
+    return None if there.all() or not there.any() else np.asarray(there)
 
 
 def _drawn(

@@ -35,6 +35,12 @@ def test_flat_and_same():
     assert judge(noise[:1]).depends is None
 
 
+def test_a_single_place_is_not_flat():
+    one = np.zeros((6, 7, 7))
+    one[range(6), range(6), 3] = 1
+    assert words(one) == ""
+
+
 def test_entropy():
     one = np.zeros((1, 4, 4))
     one[0, 1, 2] = 3

@@ -30,7 +30,8 @@ class Meaning:
     """Figures of the maps of one place in a network, on several images; what cannot be told is None.
 
     Attributes:
-        spread: 95th less 5th percentile over the mean absolute value, of the median image.
+        spread: 95th less 5th percentile, or the standard deviation where that is more (a map of one place), over the
+            mean absolute value, of the median image.
         entropy: of a map taken as shares of its sum, over that of an even map: 1 says nothing of where, near 0 one
             place; of the median image.
         depends: share of the maps' variance that is between images: 0 where every image has the same map.
@@ -105,7 +106,8 @@ def judge(
     flat = values.reshape(len(values), -1)
     low, high = np.percentile(flat, (5, 95), axis=1)
     size = np.abs(flat).mean(axis=1)
-    spread = float(np.median(np.divide(high - low, size, out=np.zeros_like(size), where=size > 0)))
+    reach = np.maximum(high - low, flat.std(axis=1))
+    spread = float(np.median(np.divide(reach, size, out=np.zeros_like(size), where=size > 0)))
     found: dict[str, float] = {"spread": spread, "entropy": float(np.median([_entropy(row) for row in flat]))}
     if len(flat) > 1:
         between, within = flat.var(axis=0).mean(), flat.mean(axis=0).var()

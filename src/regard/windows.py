@@ -15,6 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from regard.positions import RESIZES, Positions, follow
 
 SPLITS = {"view", "reshape", "unflatten"}
+BEGINNINGS = {"roll", "pad", *SPLITS}
 
 
 class Windows:
@@ -31,6 +32,8 @@ class Windows:
             name: of the function, without underscores.
             func, args, kwargs, result: the call.
         """
+        if not self._known and name not in BEGINNINGS:
+            return  # most calls of most networks
         x = next((arg for arg in args if isinstance(arg, Tensor) and arg in self._known), None)
         if x is None:
             x = args[0] if args else None

@@ -9,16 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
-MOVES = {
-    "view", "reshape", "reshape_as", "view_as", "permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis",
-    "flatten", "unflatten", "squeeze", "unsqueeze", "roll", "flip", "chunk", "split", "tensor_split", "unbind",
-    "getitem", "narrow", "select", "expand", "mT", "T", "cat", "concat", "concatenate", "stack", "pad",
+REGROUPINGS = {"view", "reshape", "reshape_as", "view_as", "flatten", "unflatten", "squeeze", "unsqueeze"}
+MOVES = REGROUPINGS | {
+    "permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "roll", "flip", "chunk", "split",
+    "tensor_split", "unbind", "getitem", "narrow", "select", "expand", "mT", "T", "cat", "concat", "concatenate",
+    "stack", "pad",
 }  # fmt: skip
 PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention", "multi_head_attention_forward"}
 RESIZES = {"interpolate", "upsample", "pixel_shuffle", "pixel_unshuffle", "grid_sample"}
@@ -36,12 +38,22 @@ class Positions:
     index: Tensor
     sides: tuple[int, ...]
 
+    @cached_property
+    def core(self) -> Tensor:
+        """The index with one entry along every axis it is expanded over, such as the channels."""
+        core = self.index
+        for axis, (size, stride) in enumerate(zip(core.shape, core.stride(), strict=True)):
+            if stride == 0 and size > 1:
+                core = core.narrow(axis, 0, 1)
+        return core
+
     def stretched(self, axis: int, shape: torch.Size) -> Positions:
         """Of a tensor that has another number of entries along one axis, all at the place of the first."""
         return Positions(self.index.narrow(axis, 0, 1).expand(shape), self.sides)
 
     def varies(self, axis: int) -> bool:
-        return bool((self.index != self.index.narrow(axis, 0, 1)).any())
+        core = self.core
+        return core.shape[axis] > 1 and bool((core != core.narrow(axis, 0, 1)).any())
 
     def picture(self, axis: int) -> tuple[int, tuple[int, ...]] | None:
         """How many numbers lead that belong to no pixel, and the sides of the picture behind them.
@@ -94,7 +106,7 @@ def follow(
         main: positions of the tensor that it continues.
         known: those of any tensor.
     """
-    results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+    results = _leaves(result)
     if name in MOVES:
         try:
             return _moved(name, function, args, kwargs, results, known)
@@ -112,31 +124,71 @@ def _moved(
     known: Callable[[Tensor], Positions | None],
 ) -> list[Positions | None]:
     """The same move, done with the numbers of the pixels."""
-    sides: set[tuple[int, ...]] = set()
-
-    def number(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-            return leaf
-        positions = known(leaf)
-        if positions is None:
-            return torch.full(leaf.shape, -1, dtype=torch.int32, device="cpu")
-        if (positions.index >= 0).any():  # a class token has been through other pictures
-            sides.add(positions.sides)
-        return positions.index
-
-    args, options = tree_map(number, (args, dict(kwargs)))
-    if len(sides) != 1:
+    moved, *rest = args
+    options = dict(kwargs)
+    if name == "pad":
+        rest, options["value"] = rest[:2], -1
+    shapes = [result.shape for result in results]
+    if not isinstance(moved, Tensor):
+        found = [known(tensor) or _none(tensor.shape) for tensor in moved]
+        # a class token has been through other pictures
+        pictures = {positions.sides for positions in found if (positions.core >= 0).any()}
+        if len(pictures) != 1:
+            return [None] * len(results)
+        (sides,) = pictures
+        indices = _leaves(function([positions.index for positions in found], *rest, **options))
+    elif (positions := known(moved)) is None:
         return [None] * len(results)
-    if name in ("view", "view_as"):
-        moved = getattr(args[0], name.replace("view", "reshape"))(*args[1:], **options)
     else:
-        moved = function(*args, **(options | {"value": -1} if name == "pad" else options))
-    found = [leaf for leaf in tree_leaves(moved) if isinstance(leaf, Tensor)]
-    (picture,) = sides
+        sides = positions.sides
+        if name in REGROUPINGS:
+            indices = [_regrouped(positions, shape) for shape in shapes]
+        elif name == "roll" and len(rest) < 2 and not options.get("dims"):  # all axes as one row
+            indices = [function(positions.index, *rest, **options)]
+        else:
+            indices = _done(lambda index: function(index, *rest, **options), positions, shapes)
     return [
-        Positions(index, picture) if index.shape == tensor.shape else None
-        for index, tensor in zip(found, results, strict=True)
+        Positions(index, sides) if index.shape == shape else None for index, shape in zip(indices, shapes, strict=True)
     ]
+
+
+def _done(move: Callable[[Tensor], Any], positions: Positions, shapes: list[torch.Size]) -> list[Tensor]:
+    """What a move makes of an index, with one channel for all of them where it leaves these alone.
+
+    What cuts them or adds to them has another shape then, or cannot be done.
+    """
+    try:
+        moved = _leaves(move(positions.core))
+        return [index.expand(shape) for index, shape in zip(moved, shapes, strict=True)]
+    except (RuntimeError, TypeError, IndexError, ValueError):
+        return _leaves(move(positions.index))
+
+
+def _none(shape: torch.Size) -> Positions:
+    return Positions(torch.tensor(-1, dtype=torch.int32, device="cpu").expand(shape), ())
+
+
+def _leaves(value: Any) -> list[Tensor]:
+    return [value] if isinstance(value, Tensor) else [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _regrouped(positions: Positions, shape: torch.Size) -> Tensor:
+    """The index in another shape of as many entries; what it is expanded over stays so."""
+    index, core, small = positions.index, positions.core, list(shape)
+    if not shape.numel() or shape.numel() != index.numel():
+        return index.reshape(shape)
+    before = after = 0
+    while before < index.dim() and after < len(shape):
+        # the fewest axes on both sides that hold as many entries
+        start, first = before, after
+        before, after = before + 1, after + 1
+        while (old := math.prod(index.shape[start:before])) != (new := math.prod(shape[first:after])):
+            before, after = before + (old < new), after + (old > new)
+        if core.shape[start:before].numel() == 1:
+            small[first:after] = [1] * (after - first)
+        elif core.shape[start:before] != index.shape[start:before]:
+            core = core.expand(*core.shape[:start], *index.shape[start:before], *core.shape[before:])
+    return core.reshape(small).expand(shape)
 
 
 def _continued(

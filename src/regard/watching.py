@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from regard.layout import Layout
-from regard.windows import Windows, view_from
+from regard.windows import Place, Windows
 
 Query = int | tuple[float, float]
 Tell = Callable[[str, str, Tensor, Layout | None], None]
@@ -210,20 +210,30 @@ class Watch(TorchFunctionMode):
         if self.kinds is not None and "token" not in self.kinds:
             return
         with torch.no_grad(), torch._C.DisableTorchFunction():
-            in_windows = self.windows is not None and self.windows.of(value) is not None
-            rows = None if in_windows else self._rows(query.shape[-2], query.shape[0], query.dim())
             bias = attn_mask
             if is_causal:
                 bias = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+            if enable_gqa:
+                key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+            factor = query.shape[-1] ** -0.5 if scale is None else scale
+
+            def weights(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
+                logits = query @ key.transpose(-1, -2) * factor
+                if bias is not None:
+                    logits = logits.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else logits + bias
+                return logits.float().softmax(-1)
+
+            def seen(place: Place) -> Tensor:
+                near = None if bias is None else place.token(bias.expand(*query.shape[:-1], key.shape[-2]))[:, :, None]
+                return weights(place.token(query)[:, :, None], place.tokens(key), near)[:, :, 0]
+
+            if query.shape[:-1] == key.shape[:-1] == value.shape[:-1] and self._tell_windows(value, seen):
+                return
+            rows = self._rows(query.shape[-2], query.shape[0], query.dim())
             if rows is not None:
                 query = query[..., rows, :]
                 bias = bias[..., rows, :] if bias is not None and bias.shape[-2] > 1 else bias
-            if enable_gqa:
-                key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-            logits = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
-            if bias is not None:
-                logits = logits.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else logits + bias
-            self._tell_weights(logits.float().softmax(-1), chosen=rows is not None, values=value)
+            self._tell_weights(weights(query, key, bias), chosen=rows is not None, values=value)
 
     def _attend_heads(
         self,
@@ -267,7 +277,8 @@ class Watch(TorchFunctionMode):
         if self.kinds is not None and "token" not in self.kinds:
             return
         with torch._C.DisableTorchFunction():
-            if self.windows and values is not None and self._tell_windows(weights, values):
+            square = values is not None and weights.shape == (*values.shape[:-1], values.shape[-2])
+            if values is not None and square and self._tell_windows(values, lambda place: place.token(weights)):
                 return
             if weights.dim() == 3 and self.batch and len(weights) % self.batch == 0:
                 weights = weights.unflatten(0, (self.batch, -1))
@@ -289,22 +300,22 @@ class Watch(TorchFunctionMode):
                 rows = None if chosen else self._rows(queries, len(weights), 4)
                 self._tell("token", weights if rows is None else weights[:, :, rows], layout)
 
-    def _tell_windows(self, weights: Tensor, values: Tensor) -> bool:
-        """The views from the places that are asked for, where the tokens are those of windows."""
-        found = self.windows.of(values) if self.windows else None
-        if found is None or weights.dim() != values.dim() or weights.shape[-2] != weights.shape[-1] or not self.batch:
+    def _tell_windows(self, values: Tensor, seen: Callable[[Place], Tensor]) -> bool:
+        """The views from the places that are asked for, where the tokens are those of windows.
+
+        Args:
+            values: of all windows.
+            seen: gives the weights (B, heads, N) with which a place looks at its window.
+        """
+        found = self.windows.of(values) if self.windows and self.batch else None
+        if found is None:
             return False
         pixels, heads, sides = found
-        weights = weights.movedim(heads, -3).flatten(0, -4)
-        views = [
-            view_from(weights, pixels, sides, self.batch, query)
-            for query in self.queries or ()
-            if not isinstance(query, int)
-        ]
-        seen = [view for view in views if view is not None]
-        if not seen or len(seen) < len(views):
+        queries = [query for query in self.queries or () if not isinstance(query, int)]
+        places = [place for query in queries if (place := Place.of(pixels, heads, sides, self.batch, query))]
+        if len(places) < len(queries):
             return False
-        self._tell("token", torch.cat(seen, 2), Layout("tokens", 0, sides))
+        self._tell("token", torch.cat([place.view(seen(place)) for place in places], 2), Layout("tokens", 0, sides))
         return True
 
     def _grid(self, tokens: int) -> Layout | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ class Windows:
             if positions and not _at_rest(positions):
                 self._known[tensor] = positions
 
-    def of(self, tokens: Tensor) -> tuple[Tensor, int, tuple[int, ...]] | None:
+    def of(self, tokens: Tensor) -> tuple[Tensor, int, tuple[int, int]] | None:
         """Where the tokens of values (windows and heads, N, width) lie; None where that is not known.
 
         Returns:
@@ -64,41 +65,74 @@ class Windows:
         heads = next((axis for axis in range(1, tokens.dim() - 2) if not positions.varies(axis)), None)
         if heads is None:
             return None
-        pixels = positions.index[..., 0].select(heads, 0).flatten(0, -2)
-        return pixels.long().to(tokens.device), heads, positions.sides
+        pixels = positions.core[..., 0].select(heads, 0).flatten(0, -2)
+        height, width = positions.sides
+        return pixels.long().to(tokens.device), heads, (height, width)
 
 
-def view_from(
-    weights: Tensor, pixels: Tensor, sides: tuple[int, ...], batch: int, query: tuple[float, float]
-) -> Tensor | None:
-    """The view from one place in every image, on the whole map: 0 outside of its window.
+@dataclass(frozen=True)
+class Place:
+    """One place of a map in every image, as windows hold it.
 
-    Args:
-        weights: (windows, heads, N, N) of all images.
-        pixels: (windows, N), as `Windows.of` gives them.
+    Attributes:
+        window, row: (B,); which window it is in, and which of its tokens it is.
+        heads: axis of the heads in the values of all windows (\\*windows, N, width), which is among those in front.
+        where: (B, N); the pixels of that window's tokens in their own image, and h * w for what was added.
         sides: of the map.
-        batch: number of images.
-        query: the place (row, column) as shares of the sides.
-
-    Returns:
-        (B, heads, 1, h * w), or None where the place is in no window.
     """
-    height, width = sides
-    at = min(height - 1, int(query[0] * height)) * width + min(width - 1, int(query[1] * width))
-    tokens = pixels.shape[1]
-    slots = torch.full((batch * height * width,), -1, device=pixels.device)
-    there = pixels.flatten() >= 0
-    slots[pixels.flatten()[there]] = torch.arange(there.numel(), device=pixels.device)[there]
-    slot = slots[torch.arange(batch, device=pixels.device) * height * width + at]
-    if bool((slot < 0).any()):
-        return None
-    window, row = slot // tokens, slot % tokens
-    seen = weights[window, :, row]
-    where = pixels[window] % (height * width)
-    where = where.masked_fill(pixels[window] < 0, height * width)  # what was added is taken off again
-    spread = seen.new_zeros(batch, seen.shape[1], height * width + 1)
-    spread.scatter_add_(2, where.unsqueeze(1).expand(-1, seen.shape[1], -1), seen)
-    return spread[:, :, None, :-1]
+
+    window: Tensor
+    row: Tensor
+    heads: int
+    where: Tensor
+    sides: tuple[int, int]
+
+    @classmethod
+    def of(
+        cls, pixels: Tensor, heads: int, sides: tuple[int, int], batch: int, query: tuple[float, float]
+    ) -> Place | None:
+        """None where the place is in no window, or in several.
+
+        Args:
+            pixels, heads, sides: as `Windows.of` gives them.
+            batch: number of images.
+            query: the place (row, column) as shares of the sides.
+        """
+        height, width = sides
+        at = min(height - 1, int(query[0] * height)) * width + min(width - 1, int(query[1] * width))
+        images = torch.arange(batch, device=pixels.device) * height * width
+        window, row = torch.isin(pixels, images + at).nonzero(as_tuple=True)
+        if len(window) != batch:
+            return None
+        order = pixels[window, row].argsort()  # that of the images
+        window, row = window[order], row[order]
+        mine = pixels[window]
+        where = (mine % (height * width)).masked_fill(mine < 0, height * width)
+        return cls(window, row, heads, where, sides)
+
+    def tokens(self, values: Tensor) -> Tensor:
+        """Those of its windows, (B, heads, N, width), of the values of all windows."""
+        values = values.movedim(self.heads, -3)
+        return values[torch.unravel_index(self.window, values.shape[:-3])]
+
+    def token(self, values: Tensor) -> Tensor:
+        """Its own, (B, heads, width), of the values of all windows."""
+        values = values.movedim(self.heads, -3)
+        index: tuple[Any, ...] = (*torch.unravel_index(self.window, values.shape[:-3]), slice(None), self.row)
+        return values[index]
+
+    def view(self, seen: Tensor) -> Tensor:
+        """What is seen from the place, on the whole map: 0 outside of its window.
+
+        Args:
+            seen: (B, heads, N).
+
+        Returns:
+            (B, heads, 1, h * w).
+        """
+        spread = seen.new_zeros(*seen.shape[:2], math.prod(self.sides) + 1)
+        spread.scatter_add_(2, self.where.unsqueeze(1).expand_as(seen), seen)
+        return spread[:, :, None, :-1]  # without what was added
 
 
 def _begins(name: str, x: Tensor, args: Any, kwargs: Mapping[str, Any], result: Tensor) -> bool | None:
@@ -109,7 +143,7 @@ def _begins(name: str, x: Tensor, args: Any, kwargs: Mapping[str, Any], result: 
         return {(1, 2): True, (2, 3): False}.get(tuple(found)) if found else None
     if name == "pad":
         around = args[1] if len(args) > 1 else kwargs.get("pad", ())
-        return True if len(around) > 2 and not any(around[:2]) else None
+        return True if any(around[2:]) and not any(around[:2]) else None
     if name in SPLITS and result.dim() == 6 and result.shape[0] == x.shape[0]:
         if result.shape[-1] == x.shape[-1]:
             return True
@@ -130,7 +164,7 @@ def _grid(batch: int, sides: tuple[int, ...]) -> Tensor:
 def _at_rest(positions: Positions) -> bool:
     """Whether a map is as it was before it was cut: then nothing has to be followed any more."""
     index = positions.index
-    if index.dim() != 4:
+    if index.dim() != 4 or positions.sides not in (index.shape[1:3], index.shape[2:]):
         return False
-    whole = _grid(len(index), positions.sides)
-    return torch.equal(index[..., 0], whole) or torch.equal(index[:, 0], whole)
+    whole, core = _grid(len(index), positions.sides), positions.core
+    return torch.equal(core[..., 0], whole) or torch.equal(core[:, 0], whole)

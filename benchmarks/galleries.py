@@ -22,6 +22,7 @@ from regard.files import whole, write_text
 ROOT = Path(__file__).parents[1]
 RUNS, DOCS = Path("runs/galleries"), ROOT / "docs"
 CLASSES, EACH = 4, 2  # pictures that are shown
+WORTH = ("between_images", "by_class", "random_weights", "matters", "on_object", "object_area")  # said in the table
 VIT = "vit_tiny_patch16_224[img_size=28,patch_size=4,embed_dim=64,depth=4,num_heads=4]"
 
 # name -> what is said of it, how it is trained, how it is looked into
@@ -103,9 +104,7 @@ def page(commands: dict[str, str]) -> str:
         lines += ["| network | place | map | what it is worth |", "|---|---|---|---|"]
         for network in found["networks"]:
             for one in network["maps"]:
-                figures = {"between images": "depends", "by class": "classes", "random": "stays", "matters": "matters"}
-                figures |= {"on the object": "energy", "even map": "area"}
-                said = [f"{word} {one[key]:.2f}" for word, key in figures.items() if one.get(key) is not None]
+                said = [f"{key.replace('_', ' ')} {one[key]:.2f}" for key in WORTH if one[key] is not None]
                 words = "**" + "; ".join(one["words"]) + "**: " if one["words"] else ""
                 lines.append(f"| {network['model']} | `{one['name']}` | {one['kind']} | {words}{', '.join(said)} |")
         lines.append("")

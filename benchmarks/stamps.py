@@ -37,7 +37,7 @@ from regard.comparison import data, statistics
 from regard.comparison.results import Comparison, interval, points
 from regard.files import slug, whole, write_text
 from regard.looking import open_subject
-from regard.meaning import FLAT, edge_strength, judge
+from regard.meaning import FIGURES, edge_strength, judge
 from regard.recording import joined
 
 ROOT = Path(__file__).parents[1]
@@ -235,9 +235,9 @@ def score(maps: Any, images: Any, masks: Any) -> dict[str, float]:
     """
     values = np.asarray(maps, np.float64)
     meaning = judge(values, images, masks=masks)
-    lifted = judge(values - values.min((1, 2), keepdims=True), masks=masks).energy
+    lifted = judge(values - values.min((1, 2), keepdims=True), masks=masks).on_object
     return {
-        "pointing": meaning.pointing, "energy": meaning.energy, "lifted": lifted, "spread": meaning.spread,
+        "pointing": meaning.pointing, "energy": meaning.on_object, "lifted": lifted, "spread": meaning.spread,
         "edges": meaning.edges, "places": values.shape[1],
     }  # fmt: skip
 
@@ -491,7 +491,7 @@ def render(results: Result) -> str:
         area=100 * results["area"], train=asked["train_images"] + asked["val_images"], test=asked["test_images"],
         size=asked["size"], least=LEAST, model=asked["model"], epochs=asked["epochs"], batch=asked["batch"],
         rate=asked["learning_rate"], start=asked["start"], seeds=len(runs["none"]), last=first["Grad-CAM"]["places"],
-        fine=first["Grad-CAM, finer"]["places"], finer=FINER, flat=FLAT, maps=map_table(results),
+        fine=first["Grad-CAM, finer"]["places"], finer=FINER, flat=FIGURES["spread"].least, maps=map_table(results),
         top1=table(top1, against="none", what="top-1"), own=verdict_table(results, "own map"),
         own_finer=verdict_table(results, "own map, finer"), cam=verdict_table(results, "Grad-CAM"),
         cam_finer=verdict_table(results, "Grad-CAM, finer"), train_each=f"{asked['train_images']:,}",

@@ -207,14 +207,14 @@ def test_a_picture_that_cannot_be_written_is_said_before_anything_is_measured(ca
     for path in (tmp_path, tmp_path / "file" / "net.svg", "/proc/net.svg"):
         status, out, err = call(capsys, "advise", net, "--picture", str(path))
         assert (status, out) == (2, "")
-        assert err.startswith(f"regard: cannot write the picture to {path} (")
+        assert err.startswith(f"regard: cannot write to {path} (")
     monkeypatch.setattr(cli, "_check_target", lambda path: None)
     status, out, err = call(
         capsys, "advise", net, "se", "--at", "1", "--rounds", "1", "--size", "9", "--picture", "/proc/x"
     )
     assert status == 2
     assert out.startswith(net), "the table is kept"
-    assert err.startswith("regard: cannot write the picture to /proc/x (")
+    assert err.startswith("regard: cannot write to /proc/x (")
 
 
 def test_advise_as_a_table_as_json_and_as_a_picture(capsys, net, tmp_path):

@@ -30,9 +30,9 @@ def test_flat_and_same():
     assert words(noise[:1]) == ""  # one image cannot be compared with others
     assert words(torch.sigmoid(torch.randn(6, 64))) == ""  # channel gates
     assert words(torch.full((6, 64), -0.3)) == "flat: says nothing"
-    assert judge(np.repeat(noise[:1], 6, 0)).depends == pytest.approx(0, abs=1e-20)
-    assert judge(noise).depends == pytest.approx(6 / 7, abs=0.1)  # independent: the mean of six keeps a sixth
-    assert judge(noise[:1]).depends is None
+    assert judge(np.repeat(noise[:1], 6, 0)).between_images == pytest.approx(0, abs=1e-20)
+    assert judge(noise).between_images == pytest.approx(6 / 7, abs=0.1)  # independent: the mean of six keeps a sixth
+    assert judge(noise[:1]).between_images is None
 
 
 def test_a_single_place_is_not_flat():
@@ -58,9 +58,9 @@ def test_the_object():
     maps[0, 0, 0] = 1  # on the object
     maps[1, 3, 3] = 1  # beside it
     found = judge(maps, masks=masks)
-    assert (found.pointing, found.area) == (0.5, 0.25)
-    assert found.energy == pytest.approx(0.5, abs=0.01)
-    assert judge(np.ones((2, 4, 4)), masks=masks).energy == pytest.approx(0.25)
+    assert (found.pointing, found.object_area) == (0.5, 0.25)
+    assert found.on_object == pytest.approx(0.5, abs=0.01)
+    assert judge(np.ones((2, 4, 4)), masks=masks).on_object == pytest.approx(0.25)
 
 
 def test_edges():
@@ -82,8 +82,8 @@ def test_edges():
 def test_rank_correlation_is_scipys():
     a, b = GENERATOR.random((2, 3, 5, 5)).round(1)
     expected = np.median([spearmanr(x.ravel(), y.ravel()).statistic for x, y in zip(a, b, strict=True)])
-    assert judge(a, random=b).stays == pytest.approx(expected)
-    assert judge(a, random=b[:2]).stays == likeness(a[:2], b[:2])  # of the first images
+    assert judge(a, random=b).random_weights == pytest.approx(expected)
+    assert judge(a, random=b[:2]).random_weights == likeness(a[:2], b[:2])  # of the first images
 
 
 class Corner(nn.Module):
@@ -128,7 +128,7 @@ def test_channels_that_follow_the_class():
     noise[:, 6] = 0.5
     _, each = moved_by(noise, classes)
     assert (int(each.argmax()), each[5], each[6]) == (5, pytest.approx(1), 0)
-    assert judge(noise, classes=classes).classes == pytest.approx(moved_by(noise, classes)[0])
+    assert judge(noise, classes=classes).by_class == pytest.approx(moved_by(noise, classes)[0])
     assert moved_by(noise, [1] * 6) is None  # one class
     assert moved_by(noise, range(6)) is None  # nothing to tell chance by
     from scipy.stats import f_oneway

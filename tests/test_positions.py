@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
-from regard.positions import Positions, whole
+from regard.positions import Positions, follow, whole
 from regard.survey import dry_run
 
 X = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
@@ -108,3 +110,65 @@ def test_a_volume():
     flat = Positions(index.index.flatten(2).transpose(1, 2), index.sides)
     assert flat.picture(2) == (0, (3, 4, 5))
     assert Positions(flat.index.flip(1), index.sides).picture(2) is None
+
+
+EXPANDED = {
+    "view": lambda x: x.view(2, 2, 4, 24),
+    "view, channels divided": lambda x: x.view(2, 4, 2, 4, 2, 3),
+    "view, channels joined with others": lambda x: x.view(16, 24),
+    "flatten": lambda x: x.flatten(2),
+    "reshape": lambda x: last(x).reshape(2, 2, 2, 2, 3, 8),
+    "reshape, windows": lambda x: last(x).view(2, 2, 2, 2, 3, 8).transpose(2, 3).reshape(-1, 6, 8),
+    "unsqueeze": lambda x: x.unsqueeze(1),
+    "permute": lambda x: x.permute(3, 1, 0, 2),
+    "roll": lambda x: x.roll((1, -2), (2, 3)),
+    "roll of channels": lambda x: x.roll(3, 1),
+    "roll as one row": lambda x: x.roll(5),
+    "flip": lambda x: x.flip(1, 2),
+    "chunk": lambda x: x.chunk(2, 1),
+    "split": lambda x: x.split([3, 5], 1),
+    "split of pixels": lambda x: x.split(2, 2),
+    "unbind": lambda x: x.unbind(1),
+    "getitem": lambda x: x[:, 2:5, ::2, 1:],
+    "getitem of pixels": lambda x: x[..., [0, 0, 2]],
+    "getitem, from behind": lambda x: x[:, -3, :-1],
+    "select": lambda x: x.select(1, 7),
+    "narrow": lambda x: x.narrow(1, 3, 4),
+    "expand": lambda x: x.unsqueeze(1).expand(-1, 3, -1, -1, -1),
+    "pad": lambda x: F.pad(x, (0, 1, 2, 0)),
+    "pad of channels": lambda x: F.pad(x, (0, 0, 0, 0, 1, 1)),
+    "cat": lambda x: torch.cat([x, x.flip(2)], 1),
+    "stack": lambda x: torch.stack([x, x], 2),
+}
+
+
+@pytest.mark.parametrize("move", EXPANDED)
+def test_moves_of_what_is_the_same_for_all_channels_are_those_of_every_channel(move):
+    """Most are done with one channel for all, which must not show."""
+
+    class Follow(TorchFunctionMode):
+        def __init__(self, start, positions):
+            super().__init__()
+            self.known = WeakIdKeyDictionary({start: positions})
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            name = function.__name__.strip("_")
+            if isinstance(result, torch.Tensor | tuple | list):
+                with torch._C.DisableTorchFunction():
+                    found = follow(name, function, args, kwargs or {}, result, None, self.known.get)
+                leaves = [result] if isinstance(result, torch.Tensor) else result
+                self.known.update((leaf, one) for leaf, one in zip(leaves, found, strict=True) if one)
+            return result
+
+    x = torch.randn(2, 8, 4, 6)
+    one = whole(x.shape)
+    indices = []
+    for positions in (one, Positions(one.index.contiguous(), one.sides)):
+        with Follow(x, positions) as mode:
+            moved = EXPANDED[move](x)
+        leaves = [moved] if isinstance(moved, torch.Tensor) else moved
+        indices.append([mode.known[leaf].index for leaf in leaves])
+    for ours, dense, leaf in zip(*indices, leaves, strict=True):
+        assert ours.shape == leaf.shape
+        torch.testing.assert_close(ours, dense, rtol=0, atol=0)

@@ -96,7 +96,7 @@ def test_its_reasons_are_captums_and_the_network_needs_them(model, photos):
     assert meaning.matters > 0.1
     assert meaning.words == []
     *_, (_, copy) = randomised(model, x[:1])
-    assert judge(found.value, random=regard.explain(copy, x, labels, layer=found.name).value).stays < 0.5
+    assert judge(found.value, random=regard.explain(copy, x, labels, layer=found.name).value).random_weights < 0.5
 
 
 def test_a_gallery_of_real_photos_names_what_it_sees(model, example):
@@ -106,4 +106,4 @@ def test_a_gallery_of_real_photos_names_what_it_sees(model, example):
     names = [word.rpartition(",")[0] for word in view.classes]
     expected = [Subject.of(model).called(int(file.stem.split("_")[2])) for file in files]
     assert sum(name == right for name, right in zip(names, expected, strict=True)) >= 14  # squeezed, not cropped
-    assert view.columns[-1].meaning.depends > 0.3
+    assert view.columns[-1].meaning.between_images > 0.3

@@ -209,7 +209,7 @@ def view(
         words.append("The cross changes nothing here: this is no view from one place.")
     words += [f"! {word[0].upper()}{word[1:]}." for word in meaning.words]
     shades = (" (dark)", " (bright)") if found.kind in OVER else ("", "")
-    words.append(f"From {values.min():.3g}{shades[0]} to {values.max():.3g}{shades[1]}; {_figures(meaning)}.")
+    words.append(f"From {values.min():.3g}{shades[0]} to {values.max():.3g}{shades[1]}; {meaning}.")
     drawn = draw(found, picture, query=query, head=head, size=DRAWN_AT).image()
     return View(sites, site, heads if heads > 1 else 0, drawn, words)
 
@@ -223,11 +223,6 @@ def _keyed(maps: Sequence[Map]) -> dict[str, tuple[str, Map]]:
         words = f"{one.name or 'the network'} ({kind}{f', call {call}' if call > 1 else ''})"
         found[f"{one.kind}/{one.name}/{call}"] = words, one
     return found
-
-
-def _figures(meaning: Any) -> str:
-    edges = "" if meaning.edges is None else f", likeness to edges {meaning.edges:.2f}"
-    return f"spread {meaning.spread:.2g}, entropy {meaning.entropy:.2f}{edges}"
 
 
 # --- the page --------------------------------------------------------------------------------------------------------

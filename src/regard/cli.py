@@ -626,7 +626,7 @@ def look(
     query
         Of weights between places, show the view from here: row,column as shares of the picture's sides.
     head
-        Of these weights; their mean if not said.
+        Of these weights, counted from 0; the mean of the heads if not said.
     every
         Show every place in the network, not the last of each kind and resolution.
     quick
@@ -771,8 +771,10 @@ def _check_target(path: Path) -> None:
     with _writing(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
+        parent = next(folder for folder in path.parents if folder.exists())
+        if not parent.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{parent} is no folder")
+        tempfile.TemporaryFile(dir=parent).close()
 
 
 @contextmanager
@@ -782,7 +784,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write the picture to {path} ({error.strerror}): name another file") from error
+        raise UserError(f"cannot write to {path} ({error.strerror}): name another place") from error
 
 
 def _place(text: str) -> tuple[float, float]:

@@ -23,7 +23,7 @@ from regard.charts import Chart, Picture
 from regard.drawing import CAPTIONS, can_draw, data_uri, draw, grid, resize, rgb
 from regard.errors import UserError
 from regard.files import slug, whole, write_text
-from regard.meaning import Curves, Meaning, erase, judge, likeness, moved_by, randomised
+from regard.meaning import FIGURES, Curves, Meaning, erase, judge, likeness, moved_by, randomised
 from regard.models import open_model, timm_model
 from regard.recording import Map, record, views
 from regard.registry import parse
@@ -215,11 +215,11 @@ class Gallery:
         page = environment.get_template("gallery.html.jinja").render(
             gallery=self,
             uri=_uri,
-            words=_words,
+            figures=FIGURES,
+            shared=[note for note in self.views[0].notes if all(note in view.notes for view in self.views)],
             checked=CHECKED,
             charts=any(column.charts for view in self.views for column in view.columns),
-            run_again=any(column.meaning.stays is not None for view in self.views for column in view.columns),
-            masks=any(column.meaning.area is not None for view in self.views for column in view.columns),
+            given={name for view in self.views for column in view.columns for name in column.meaning.figures},
         )
         if pictures:
             with whole(folder / "sheet.png") as path:
@@ -240,7 +240,7 @@ class Gallery:
         for view in self.views:
             rows.append(view.name)
             for column in view.columns:
-                said = "; ".join(column.meaning.words) or _words(column.meaning)
+                said = "; ".join(column.meaning.words) or str(column.meaning)
                 rows.append(f"  {column.kind:12} {column.name or 'the network'}: {said}")
             rows += view.notes
         return "\n".join([*rows, *self.notes])
@@ -547,27 +547,24 @@ def _view(
     classes = [number for number, _ in found.classes]
     keys = found.chosen(asked.every)
     values = {key: np.concatenate([judged(one, asked.head) for one in found.maps[key]]) for key in keys}
+    inside = {key: _inside(values[key]) if key[1] == "token" else None for key in keys}
     anew: dict[Key, list[float]] = {}
     last: dict[Key, np.ndarray] = {}
     curves: dict[Key, Curves] = {}
     if asked.checks:
         few = images[:CHECKED]
         targets = classes[:CHECKED] if asked.target is None else [asked.target] * len(few)
-        anew, last = _drawn_anew(subject, few, asked, where, targets, values, tell)
+        anew, last = _drawn_anew(subject, few, asked, where, targets, values, inside, tell)
         if known:
             curves = _erased(subject.model, few, targets, values, asked.batch, tell)
     columns = []
     for key in keys:
         channels = key[1] == "channel"
-        there = _inside(values[key]) if key[1] == "token" else None
-        what, drawn_anew = (
-            one if one is None or there is None else one[:, there] for one in (values[key], last.get(key))
-        )
         meaning = judge(
-            what,
-            images if there is None else None,
+            _within(values[key], inside[key]),
+            images if inside[key] is None else None,
             masks=None if masks is None else _on_grid(masks, subject.size),
-            random=drawn_anew,
+            random=last.get(key),
             classes=classes if channels and known else None,
             curves=curves.get(key),
         )
@@ -583,12 +580,12 @@ def _view(
             _by_class(column, classes, subject)
         if key in curves:
             left = {name: curve.mean(0).tolist() for name, curve in curves[key].all.items()}
-            column.figures["score left"] = left
+            column.figures["score_left"] = left
             column.charts["what is left of the class without its places, and with them alone"] = charts.curves(
                 left, CHART, over="share of the pixels"
             )
         if key in anew:
-            column.figures["likeness with random weights"] = anew[key]
+            column.figures["random_weights_by_layer"] = anew[key]
             column.charts["likeness to its map with random weights, layer by layer from the output on"] = charts.curves(
                 {"": anew[key]}, CHART, over="layers drawn anew", ends=("none", "all")
             )
@@ -653,6 +650,7 @@ def _drawn_anew(
     layer: str | None,
     targets: Sequence[int],
     values: dict[Key, np.ndarray],
+    inside: dict[Key, np.ndarray | None],
     tell: Callable[[str, int, int], None],
 ) -> tuple[dict[Key, list[float]], dict[Key, np.ndarray]]:
     """How like their maps with random weights the maps are, from no layer drawn anew to all; and the last of these."""
@@ -665,8 +663,9 @@ def _drawn_anew(
             continue
         found = _maps(replace(subject, model=copy), images, asked, layer, targets)
         for key in values.keys() & found.maps.keys():
-            last[key] = np.concatenate([judged(one, asked.head) for one in found.maps[key]])
-            likenesses[key].append(likeness(values[key][: len(images)], last[key]))
+            drawn = np.concatenate([judged(one, asked.head) for one in found.maps[key]])
+            last[key] = _within(drawn, inside[key])
+            likenesses[key].append(likeness(_within(values[key][: len(images)], inside[key]), last[key]))
         tell("drawing weights anew", stages.index(number) + 1, len(stages))
     return {key: one for key, one in likenesses.items() if len(one) > 1}, last
 
@@ -705,7 +704,7 @@ def _by_class(column: Column, classes: Sequence[int], subject: Subject) -> None:
             for c in np.argsort(moved[1])[::-1][:5]
             if moved[1][c] > FOLLOWS
         }
-        column.figures["channels that follow the class"] = [
+        column.figures["channels_by_class"] = [
             {"channel": int(c), "share": float(moved[1][c]), "highest": subject.called(number)}
             for c, number in highest.items()
         ]
@@ -735,6 +734,10 @@ def _inside(values: np.ndarray) -> np.ndarray | None:
     """Of views that reach no further than a window (K, h, w) what lies in it, (h, w); None where they reach all."""
     there = (values != 0).any(0)
     return None if there.all() or not there.any() else np.asarray(there)
+
+
+def _within(values: np.ndarray, inside: np.ndarray | None) -> np.ndarray:
+    return values if inside is None else values[:, inside]
 
 
 def _drawn(
@@ -777,17 +780,6 @@ def caption(found: Map, kind: str, head: int | None = None, smooth: bool = True)
         words += f", {'mean of the heads' if head is None else f'head {head}'}"
     sides = found.layout.grid if found.layout else found.value.shape[-2:]
     return f"{words}. {' x '.join(map(str, sides))} places, {'blended' if smooth else 'as blocks'}."
-
-
-def _words(meaning: Meaning) -> str:
-    """The figures in a line."""
-    parts = [f"spread {meaning.spread:.2g}", f"entropy {meaning.entropy:.2f}"]
-    named = {"between images": meaning.depends, "by class": meaning.classes, "edges": meaning.edges}
-    named |= {"random": meaning.stays, "matters": meaning.matters, "pointing": meaning.pointing}
-    parts += [f"{name} {round(value, 2) + 0.0:.2f}" for name, value in named.items() if value is not None]
-    if meaning.energy is not None and meaning.area is not None:
-        parts.append(f"on the object {meaning.energy:.2f} (even map {meaning.area:.2f})")
-    return ", ".join(parts)
 
 
 def _uri(picture: Image.Image | Picture) -> str:

@@ -18,11 +18,73 @@ from regard.drawing import array
 from regard.errors import UserError
 from regard.saliency import Target, explain, find_layer
 
-FLAT = 0.02  # of the mean value
-SAME = 0.01  # of the variance over pixels
-EDGES = 0.7  # rank correlation with the picture's edges from which on a map follows them
-STAYS = 0.8  # rank correlation with the map of a network whose weights were drawn anew
 STEPS = 20  # of insertion and deletion
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What one of the figures of a map says.
+
+    Attributes:
+        text: for a reader who has never seen it.
+        most, least: at which, and beyond, a reader is warned.
+        warning: the words.
+    """
+
+    text: str
+    most: float = math.inf
+    least: float = -math.inf
+    warning: str = ""
+
+    def warns(self, value: float | None) -> bool:
+        return value is not None and not self.least < value < self.most
+
+    @property
+    def limit(self) -> str:
+        """When a reader is warned, in words; empty where never."""
+        if self.warning:
+            return f"{self.most:.2g} and more" if self.most < math.inf else f"{self.least:.2g} and less"
+        return ""
+
+
+FIGURES = {
+    "spread": Figure(
+        "How far a map's values lie apart, over their mean. Near 0 it is flat.",
+        least=0.02,
+        warning="flat: says nothing",
+    ),
+    "entropy": Figure("1 is a map that is even everywhere, near 0 one that is a single place."),
+    "between_images": Figure(
+        "The share of the variance that is between the pictures. Near 0 every picture has the same map.",
+        least=0.01,
+        warning="the same for every image",
+    ),
+    "by_class": Figure(
+        "The share of the variance between pictures that is between the classes they are taken for; 0 is chance. Only "
+        "where some pictures share a class."
+    ),
+    "edges": Figure(
+        "Rank correlation with the strength of the picture's edges. Near 1 the map shows the picture, not a reason.",
+        most=0.7,
+        warning="follows edges, not the class",
+    ),
+    "random_weights": Figure(
+        "Rank correlation with the map of the same network with all weights drawn anew. Near 1 nothing in it was "
+        "learnt. The curve shows it layer by layer, from the output on.",
+        most=0.8,
+        warning="the same with random weights: shows the picture, not what was learnt",
+    ),
+    "matters": Figure(
+        "Places are taken away in the order of the map, or alone left in, and the score of the class is followed "
+        "(deletion, insertion). The figure is the area between the two curves less that for random places: the higher, "
+        "the more the network needs what the map shows.",
+        least=0,
+        warning="the network needs these places no more than random ones",
+    ),
+    "pointing": Figure("How often the highest value lies on the object."),
+    "on_object": Figure("The share of the map that lies on the object; an even map has the object's area there."),
+    "object_area": Figure("The object's share of the picture."),
+}
 
 
 @dataclass(frozen=True)
@@ -34,43 +96,44 @@ class Meaning:
             mean absolute value, of the median image.
         entropy: of a map taken as shares of its sum, over that of an even map: 1 says nothing of where, near 0 one
             place; of the median image.
-        depends: share of the maps' variance that is between images: 0 where every image has the same map.
+        between_images: share of the maps' variance that is between images: 0 where every image has the same map.
+        by_class: of channels, the share of the variance between images that is between their classes; 0 is chance.
         edges: rank correlation with the strength of the picture's edges, median.
-        pointing: share of the images whose highest value lies on the object.
-        energy: share of the maps' sum that lies on the object, mean; chance is the object's share of the picture.
-        area: the object's share of the picture, mean.
-        stays: rank correlation with the maps of the same network with weights drawn anew, median.
-        classes: of channels, the share of the variance between images that is between their classes; 0 is chance.
+        random_weights: rank correlation with the maps of the same network with weights drawn anew, median.
         matters: how much more the network loses with the places that a map shows, and gains, than with random ones:
             insertion less deletion, both as areas, over the same for pixels in random order.
+        pointing: share of the images whose highest value lies on the object.
+        on_object: share of the maps' sum that lies on the object, mean; chance is `object_area`.
+        object_area: the object's share of the picture, mean.
     """
 
     spread: float
     entropy: float
-    depends: float | None = None
+    between_images: float | None = None
+    by_class: float | None = None
     edges: float | None = None
-    pointing: float | None = None
-    energy: float | None = None
-    area: float | None = None
-    stays: float | None = None
-    classes: float | None = None
+    random_weights: float | None = None
     matters: float | None = None
+    pointing: float | None = None
+    on_object: float | None = None
+    object_area: float | None = None
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What could be told."""
+        return {name: value for name in FIGURES if (value := getattr(self, name)) is not None}
 
     @property
     def words(self) -> list[str]:
         """What a reader must know before reading anything into the colours; empty where there is nothing."""
-        found = []
-        if self.spread <= FLAT:
-            return ["flat: says nothing"]
-        if self.depends is not None and self.depends <= SAME / (1 + SAME):
-            found.append("the same for every image")
-        if self.stays is not None and self.stays >= STAYS:
-            found.append("the same with random weights: shows the picture, not what was learnt")
-        if self.edges is not None and self.edges >= EDGES:
-            found.append("follows edges, not the class")
-        if self.matters is not None and self.matters <= 0:
-            found.append("the network needs these places no more than random ones")
-        return found
+        found = [FIGURES[name].warning for name, value in self.figures.items() if FIGURES[name].warns(value)]
+        return found[:1] if FIGURES["spread"].warns(self.spread) else found
+
+    def __str__(self) -> str:
+        """The figures in a line."""
+        return ", ".join(
+            f"{name.replace('_', ' ')} {round(value, 2) + 0.0:.2f}" for name, value in self.figures.items()
+        )
 
 
 def judge(
@@ -87,7 +150,7 @@ def judge(
     Args:
         maps: (K, ...): one map for each of K images, of pixels or of channels.
         images: (K, C, H, W) of any range, for `edges`; only for maps of pixels (K, h, w).
-        masks: (K, H, W), true on the object, for `pointing`, `energy` and `area`; likewise.
+        masks: (K, H, W), true on the object, for `pointing`, `on_object` and `object_area`; likewise.
         random: maps of the first images, or all, at the same place with other weights, see `randomised`.
         classes: (K,) of the images; only for channels (K, n).
         curves: of the same maps, from `erase`.
@@ -111,16 +174,16 @@ def judge(
     found: dict[str, float] = {"spread": spread, "entropy": float(np.median([_entropy(row) for row in flat]))}
     if len(flat) > 1:
         between, within = flat.var(axis=0).mean(), flat.mean(axis=0).var()
-        found["depends"] = float(between / (between + within)) if between + within > 0 else 0.0
+        found["between_images"] = float(between / (between + within)) if between + within > 0 else 0.0
     if images is not None and values.ndim == 3:
         pairs = zip(flat, edge_strength(images, values.shape[1:]), strict=True)
         found["edges"] = float(np.median([_correlation(row, edges.ravel()) for row, edges in pairs]))
     if masks is not None and values.ndim == 3:
         found |= _found(values, array(masks) > 0)
     if random is not None:
-        found["stays"] = likeness(values[: len(random)], random)
+        found["random_weights"] = likeness(values[: len(random)], random)
     if classes is not None and values.ndim == 2 and (moved := moved_by(values, classes)):
-        found["classes"] = moved[0]
+        found["by_class"] = moved[0]
     if curves is not None:
         areas = curves.areas
         gained = areas["insertion"] - areas["deletion"]
@@ -190,8 +253,8 @@ def _found(values: np.ndarray, masks: np.ndarray) -> dict[str, float]:
     shares = np.divide((large * masks).sum((1, 2)), total, out=masks.mean((1, 2)), where=total > 0)
     return {
         "pointing": float(masks.reshape(len(masks), -1)[np.arange(len(masks)), peaks].mean()),
-        "energy": float(shares.mean()),
-        "area": float(masks.mean()),
+        "on_object": float(shares.mean()),
+        "object_area": float(masks.mean()),
     }
 
 

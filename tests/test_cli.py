@@ -101,6 +101,8 @@ def test_the_commands_help_lists_the_others(capsys):
 
 def test_version(capsys):
     assert call(capsys, "--version") == (0, f"{regard.__version__}\n", "")
+    module = subprocess.run([sys.executable, "-m", "regard", "--version"], capture_output=True, text=True, check=True)
+    assert module.stdout == f"{regard.__version__}\n"
 
 
 # ---- list and info

@@ -12,6 +12,7 @@ ROOT = Path(regard.__file__).parent
 
 # From the top. Rooms on one floor do not import each other. `regard` is the package itself: its public names.
 FLOORS = [
+    "regard.__main__",
     "regard.cli regard.pages",
     "regard.app",
     "regard.comparison.question regard.looking",

@@ -74,6 +74,7 @@ def test_edges():
     assert found.edges > 0.5
     assert judge(edges, images).words == ["follows edges, not the class"]
     assert judge(edges.max() - edges, images).edges == pytest.approx(-1)
+    assert judge(edges[:, None], images) == judge(edges, images)  # as `explain` gives them
     ours = judge(GENERATOR.random((3, 16, 16)), images)
     assert abs(ours.edges) < 0.3
     assert ours.words == []

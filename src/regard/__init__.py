@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from regard.advising import Advice, advise
     from regard.comparison.question import compare
     from regard.comparison.results import Comparison
-    from regard.drawing import overlay, sheet
+    from regard.drawing import draw, overlay, sheet
     from regard.errors import UserError
     from regard.insertion import Attached, attach, attached, load
     from regard.looking import Gallery, look
+    from regard.meaning import Meaning, judge
     from regard.ops import use_impl
     from regard.recording import record
     from regard.registry import Info, create, info, load_official, names, register
@@ -29,6 +30,7 @@ __all__ = [
     "Comparison",
     "Gallery",
     "Info",
+    "Meaning",
     "Saliency",
     "Site",
     "UserError",
@@ -37,8 +39,10 @@ __all__ = [
     "attached",
     "compare",
     "create",
+    "draw",
     "explain",
     "info",
+    "judge",
     "load",
     "load_official",
     "look",
@@ -56,10 +60,11 @@ _ROOMS = {
     "regard.advising": ("Advice", "advise"),
     "regard.comparison.question": ("compare",),
     "regard.comparison.results": ("Comparison",),
-    "regard.drawing": ("overlay", "sheet"),
+    "regard.drawing": ("draw", "overlay", "sheet"),
     "regard.errors": ("UserError",),
     "regard.insertion": ("Attached", "attach", "attached", "load"),
     "regard.looking": ("Gallery", "look"),
+    "regard.meaning": ("Meaning", "judge"),
     "regard.ops": ("use_impl",),
     "regard.recording": ("record",),
     "regard.registry": ("Info", "create", "info", "load_official", "names", "register"),

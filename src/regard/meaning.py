@@ -148,17 +148,19 @@ def judge(
     """Say in figures whether maps carry information, before anybody reads a meaning into their colours.
 
     Args:
-        maps: (K, ...): one map for each of K images, of pixels or of channels.
-        images: (K, C, H, W) of any range, for `edges`; only for maps of pixels (K, h, w).
+        maps: (K, ...): one map for each of K images, of pixels (K, h, w) or (K, 1, h, w), or of channels (K, n).
+        images: (K, C, H, W) of any range, for `edges`; only for maps of pixels.
         masks: (K, H, W), true on the object, for `pointing`, `on_object` and `object_area`; likewise.
         random: maps of the first images, or all, at the same place with other weights, see `randomised`.
-        classes: (K,) of the images; only for channels (K, n).
+        classes: (K,) of the images; only for channels.
         curves: of the same maps, from `erase`.
 
     Raises:
         UserError: the numbers of maps, images and masks differ, or a map holds NaN or infinity.
     """
     values = array(maps).astype(np.float64)
+    if values.ndim == 4 and values.shape[1] == 1:
+        values = values[:, 0]
     for what, given in (("images", images), ("masks", masks), ("classes", classes)):
         if given is not None and len(given) != len(values):
             raise UserError(f"judge: there are {len(values)} maps and {len(given)} {what}; give one for each map")

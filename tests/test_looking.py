@@ -306,7 +306,17 @@ def test_a_window_is_judged_by_what_lies_in_it(folder):
         if not within.all():
             expected = regard.meaning.judge(column.values[:, within])
             assert (column.meaning.spread, column.meaning.between_images) == (expected.spread, expected.between_images)
-            assert column.meaning.random_weights is not None
+            assert column.meaning.random_weights == column.figures["random_weights_by_layer"][-1]
+
+
+def test_weights_that_vanish_are_judged_with_the_others(folder):
+    model = timm.create_model("vit_tiny_patch16_224", img_size=96, depth=1)
+    with torch.no_grad():
+        model.blocks[0].attn.qkv.weight.mul_(1000)
+    gallery = regard.look(Subject.of(model, sides=(3, 96, 96)), sorted(folder.glob("*.png"))[:2], checks=False)
+    (view,) = (column for column in gallery.views[0].columns if column.kind == "token")
+    assert (view.values == 0).mean() > 0.5
+    assert view.meaning.edges is not None
 
 
 def test_what_cannot_be_laid_on_the_picture_is_named(folder):

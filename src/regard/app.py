@@ -28,8 +28,8 @@ import regard
 from regard.drawing import draw, resize
 from regard.errors import UserError
 from regard.guard import guard
-from regard.looking import Subject, caption, judged, open_subject, read, see, trained
-from regard.meaning import judge
+from regard.looking import Subject, caption, inside, judged, open_subject, read, see, trained, within
+from regard.meaning import FIGURES, judge
 from regard.recording import Map
 from regard.saliency import METHODS, explain
 
@@ -192,7 +192,8 @@ def view(
     heads = found.value.shape[1] if found.kind == "token" else 1
     head = head if head is not None and 0 <= head < heads > 1 else None
     values = judged(found, head)
-    meaning = judge(values, images)
+    places = inside(found, values)
+    meaning = judge(within(values, places), images if places is None else None)
     words = []
     if subject.random:
         words.append("! The weights of this network are random: start with --pretrained or --weights FILE.")
@@ -233,10 +234,8 @@ Drop a picture. Each panel looks into one network: the map of one of its places 
 dark where it is low and bright where it is high. Click the picture, or a map, to ask what that place looks at; only
 attention between places (ViT, non-local) answers differently for every place.
 """
-MEANINGS = """
-- **spread**: how far a map's values lie apart, over their mean. Near 0 the map is flat and says nothing.
-- **entropy**: 1 is a map that is even everywhere, near 0 one that is a single place.
-- **likeness to edges**: rank correlation with the picture's edges. Near 1 the map shows the picture, not a reason.
+MEANINGS = "".join(f"- **{name}**: {FIGURES[name].text}\n" for name in ("spread", "entropy", "edges"))
+MEANINGS += """\
 - **place in it**: where attention was found, with the kind of its map: *view* is what one place takes from all others,
   *channel* how much each feature is let through, *spatial* how much each place. *Reasons* are what spoke for the class.
 - **attention put in**: a mechanism of this library, attached to the network here and now, as its authors start it.

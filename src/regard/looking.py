@@ -547,22 +547,22 @@ def _view(
     classes = [number for number, _ in found.classes]
     keys = found.chosen(asked.every)
     values = {key: np.concatenate([judged(one, asked.head) for one in found.maps[key]]) for key in keys}
-    inside = {key: _inside(values[key]) if key[1] == "token" else None for key in keys}
+    places = {key: inside(found.maps[key][0], values[key]) for key in keys}
     anew: dict[Key, list[float]] = {}
     last: dict[Key, np.ndarray] = {}
     curves: dict[Key, Curves] = {}
     if asked.checks:
         few = images[:CHECKED]
         targets = classes[:CHECKED] if asked.target is None else [asked.target] * len(few)
-        anew, last = _drawn_anew(subject, few, asked, where, targets, values, inside, tell)
+        anew, last = _drawn_anew(subject, few, asked, where, targets, values, places, tell)
         if known:
             curves = _erased(subject.model, few, targets, values, asked.batch, tell)
     columns = []
     for key in keys:
         channels = key[1] == "channel"
         meaning = judge(
-            _within(values[key], inside[key]),
-            images if inside[key] is None else None,
+            within(values[key], places[key]),
+            images if places[key] is None else None,
             masks=None if masks is None else _on_grid(masks, subject.size),
             random=last.get(key),
             classes=classes if channels and known else None,
@@ -650,7 +650,7 @@ def _drawn_anew(
     layer: str | None,
     targets: Sequence[int],
     values: dict[Key, np.ndarray],
-    inside: dict[Key, np.ndarray | None],
+    places: dict[Key, np.ndarray | None],
     tell: Callable[[str, int, int], None],
 ) -> tuple[dict[Key, list[float]], dict[Key, np.ndarray]]:
     """How like their maps with random weights the maps are, from no layer drawn anew to all; and the last of these."""
@@ -664,8 +664,8 @@ def _drawn_anew(
         found = _maps(replace(subject, model=copy), images, asked, layer, targets)
         for key in values.keys() & found.maps.keys():
             drawn = np.concatenate([judged(one, asked.head) for one in found.maps[key]])
-            last[key] = _within(drawn, inside[key])
-            likenesses[key].append(likeness(_within(values[key][: len(images)], inside[key]), last[key]))
+            last[key] = within(drawn, places[key])
+            likenesses[key].append(likeness(within(values[key][: len(images)], places[key]), last[key]))
         tell("drawing weights anew", stages.index(number) + 1, len(stages))
     return {key: one for key, one in likenesses.items() if len(one) > 1}, last
 
@@ -730,14 +730,15 @@ def judged(found: Map, head: int | None = None) -> np.ndarray:
     return np.asarray(value.flatten(1))
 
 
-def _inside(values: np.ndarray) -> np.ndarray | None:
-    """Of views that reach no further than a window (K, h, w) what lies in it, (h, w); None where they reach all."""
+def inside(found: Map, values: np.ndarray) -> np.ndarray | None:
+    """Of views that reach no further than a window (K, h, w) the places in it, (h, w); None where all are judged."""
     there = (values != 0).any(0)
-    return None if there.all() or not there.any() else np.asarray(there)
+    return None if not found.windows or there.all() else np.asarray(there)
 
 
-def _within(values: np.ndarray, inside: np.ndarray | None) -> np.ndarray:
-    return values if inside is None else values[:, inside]
+def within(values: np.ndarray, places: np.ndarray | None) -> np.ndarray:
+    """Values (K, h, w) at these places alone, (K, n); all of them where it is None."""
+    return values if places is None else values[:, places]
 
 
 def _drawn(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -26,12 +26,14 @@ class Map:
         value: detached, as it was applied.
         layout: how the keys of weights between tokens hold the picture's pixels; None where that is not known (windows,
             say), or the map has pixels itself.
+        windows: whether a place looks no further than its window; the weights of what lies outside are 0.
     """
 
     name: str
     kind: str
     value: Tensor
     layout: Layout | None = None
+    windows: bool = False
 
     def __repr__(self) -> str:
         return f"Map({self.name!r}, {self.kind!r}, {tuple(self.value.shape)})"
@@ -124,7 +126,7 @@ def views(maps: Sequence[Map], query: tuple[float, float] = (0.5, 0.5)) -> Itera
         if found.kind == "position" and value.dim() == 5:
             yield Map(found.name, "token", value.flatten(3), Layout("tokens", 0, tuple(value.shape[3:])))
         else:
-            yield Map(found.name, found.kind, value, found.layout)
+            yield replace(found, value=value)
 
 
 def joined(maps: Sequence[Map]) -> Iterator[Map]:

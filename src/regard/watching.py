@@ -22,7 +22,7 @@ from regard.layout import Layout
 from regard.windows import Place, Windows
 
 Query = int | tuple[float, float]
-Tell = Callable[[str, str, Tensor, Layout | None], None]
+Tell = Callable[[str, str, Tensor, Layout | None, bool], None]
 
 SQUASHES = {"sigmoid", "hardsigmoid", "softmax", "tanh", "relu6", "hardtanh", "clamp", "clip"}
 # what changes the form of a gate, or moves it by a number, and leaves it a gate
@@ -56,8 +56,8 @@ class Watch(TorchFunctionMode):
 
     Args:
         tell: called with the dotted name of the module that applies it, the kind (see `regard.tap.Tap`; ``"token"``
-            (B, heads, queries, keys) for weights between tokens), the values, and how the keys hold the picture's
-            pixels, where that is known.
+            (B, heads, queries, keys) for weights between tokens), the values, how the keys hold the picture's pixels,
+            where that is known, and whether they are those of windows.
         queries: of weights only these, so that the others are never built: numbers of tokens, or places
             (row, column) as shares of the picture's height and width. None is all.
         kinds: tell of these only; None is all.
@@ -268,10 +268,10 @@ class Watch(TorchFunctionMode):
 
     # --- telling
 
-    def _tell(self, kind: str, value: Tensor, layout: Layout | None = None) -> None:
+    def _tell(self, kind: str, value: Tensor, layout: Layout | None = None, windows: bool = False) -> None:
         if self.stack and (self.kinds is None or kind in self.kinds):  # else it is another network that runs
             with torch._C.DisableTorchFunction():
-                self.tell(self.stack[-1], kind, value.detach(), layout)
+                self.tell(self.stack[-1], kind, value.detach(), layout, windows)
 
     def _tell_weights(self, weights: Tensor, chosen: bool = False, values: Tensor | None = None) -> None:
         if self.kinds is not None and "token" not in self.kinds:
@@ -315,7 +315,8 @@ class Watch(TorchFunctionMode):
         places = [place for query in queries if (place := Place.of(pixels, heads, sides, self.batch, query))]
         if len(places) < len(queries):
             return False
-        self._tell("token", torch.cat([place.view(seen(place)) for place in places], 2), Layout("tokens", 0, sides))
+        views = torch.cat([place.view(seen(place)) for place in places], 2)
+        self._tell("token", views, Layout("tokens", 0, sides), windows=True)
         return True
 
     def _grid(self, tokens: int) -> Layout | None:

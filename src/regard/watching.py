@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -33,6 +34,13 @@ FORMS = {
 }  # fmt: skip
 PRODUCTS = {"mul", "rmul", "imul", "multiply"}
 MATRICES = {"matmul", "rmatmul", "bmm"}
+# most of what is called: what a tensor is, no other tensor
+QUESTIONS = {
+    "shape", "size", "dim", "ndim", "ndimension", "numel", "nelement", "len", "stride", "storage_offset", "dtype",
+    "device", "layout", "requires_grad", "is_cuda", "is_cpu", "is_mkldnn", "is_nested", "is_sparse", "is_quantized",
+    "is_leaf", "grad_fn", "is_contiguous", "is_floating_point", "is_complex", "data_ptr", "is_inference", "item",
+    "bool",
+}  # fmt: skip
 REGISTERS = (0, 1, 2, 4, 5, 8)  # tokens in front of those of the pixels: class, distillation, registers
 
 
@@ -96,6 +104,8 @@ class Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = _word(func)
+        if name in QUESTIONS:
+            return func(*args, **kwargs)
         if name == "scaled_dot_product_attention":
             self._attend(*args, **kwargs)
         elif name == "multi_head_attention_forward":
@@ -358,9 +368,9 @@ def watched(model: nn.Module, watch: Watch) -> Iterator[None]:
     handles = []
     native = torch.backends.mha.get_fastpath_enabled()
     try:
-        if any(isinstance(module, nn.MultiheadAttention) for module in model.modules()):
-            torch.backends.mha.set_fastpath_enabled(False)  # one native call, in which no weights are seen
         for name, module in model.named_modules():
+            if isinstance(module, nn.MultiheadAttention):
+                torch.backends.mha.set_fastpath_enabled(False)  # one native call, in which no weights are seen
             if type(module).__module__.startswith("torch.nn") and not module._modules:
                 continue  # a layer, which applies no attention; a hook would keep ops from fusing it
             enter = lambda _, args, kwargs, name=name: watch.enter(name, (args, kwargs))  # noqa: E731
@@ -374,6 +384,7 @@ def watched(model: nn.Module, watch: Watch) -> Iterator[None]:
             handle.remove()
 
 
+@lru_cache(maxsize=1024)
 def _word(func: Any) -> str:
     name = getattr(func, "__name__", "")
     name = func.__self__.__name__ if name == "__get__" else name

@@ -115,7 +115,12 @@ def look(args: tuple[Any, ...]) -> tuple[Any, ...]:
     Tracers, transforms, dispatch modes and autocast show in torch's dispatch keys.
     """
     keys = _include().raw_repr(), _exclude().raw_repr(), torch.autograd.forward_ad._current_level
-    return *keys, torch.is_grad_enabled(), torch.get_num_threads(), *map(_look, args)
+    if torch._C._is_torch_function_mode_enabled():  # who watches torch's functions is not asked for every shape
+        with torch._C.DisableTorchFunction():
+            seen = tuple(map(_look, args))
+    else:
+        seen = tuple(map(_look, args))
+    return *keys, torch.is_grad_enabled(), torch.get_num_threads(), *seen
 
 
 def _look(value: Any) -> Any:

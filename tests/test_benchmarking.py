@@ -218,7 +218,7 @@ def test_growth_along_each_axis(monkeypatch):
         )
         slopes[axis] = found["slope"][1]
         assert found["sizes"] == ([1, 2, 4, 8, 16] if axis == "batch" else [2, 4, 8, 16, 32])
-    assert 0.85 < slopes["batch"] < 1.1
+    assert 0.7 < slopes["batch"] < 1.1  # a call costs something besides, the more the slower the machine
     assert abs(slopes["channels"]) < 0.1
     assert abs(slopes["side"]) < 0.1
 

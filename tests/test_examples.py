@@ -17,11 +17,12 @@ SECONDS = 90  # of processor time, so that a slow machine fails nothing; a quick
 EVERY = [path for path in sorted((ROOT / "examples").glob("*.py")) if path.stem != "common"]
 SLOW = {
     "solar_cells",
+    "stn",
     "segmentation",
     "video",
     "glimpse",
     "pretrained",
-}  # the others say sooner whether examples still run
+}  # the other says sooner whether examples still run
 UNTRAINED = {"pretrained"}
 
 

@@ -310,8 +310,16 @@ def test_keys_keep_their_names_and_order():
 
 
 @pytest.mark.parametrize("name", SAME)
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize(
+    ("layout", "autocast"),
+    [
+        (torch.contiguous_format, False),
+        (torch.channels_last, True),
+        pytest.param(torch.contiguous_format, True, marks=pytest.mark.slow),
+        pytest.param(torch.channels_last, False, marks=pytest.mark.slow),
+    ],
+    ids=["nchw", "nhwc autocast", "nchw autocast", "nhwc"],
+)
 @pytest.mark.parametrize("training", [False, True])
 def test_identity_start_is_bit_equal(name, autocast, layout, training):
     model = small().to(memory_format=layout).train(training)

@@ -139,6 +139,7 @@ EXPANDED = {
     "pad of channels": lambda x: F.pad(x, (0, 0, 0, 0, 1, 1)),
     "cat": lambda x: torch.cat([x, x.flip(2)], 1),
     "stack": lambda x: torch.stack([x, x], 2),
+    "by name": lambda x: torch.cat(tensors=[torch.flatten(input=x, start_dim=2)] * 2, dim=1),
 }
 
 

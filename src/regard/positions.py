@@ -110,7 +110,7 @@ def follow(
     if name in MOVES:
         try:
             return _moved(name, function, args, kwargs, results, known)
-        except (RuntimeError, TypeError, IndexError):  # what cannot be done with whole numbers
+        except (RuntimeError, TypeError, IndexError, ValueError):  # what cannot be done with whole numbers
             return [None] * len(results)
     return [_continued(name, args, tensor, main, known) for tensor in results]
 
@@ -124,8 +124,8 @@ def _moved(
     known: Callable[[Tensor], Positions | None],
 ) -> list[Positions | None]:
     """The same move, done with the numbers of the pixels."""
-    moved, *rest = args
     options = dict(kwargs)
+    moved, *rest = args or [options.pop("input", options.pop("tensors", None))]
     if name == "pad":
         rest, options["value"] = rest[:2], -1
     shapes = [result.shape for result in results]

@@ -65,7 +65,7 @@ class Windows:
         heads = next((axis for axis in range(1, tokens.dim() - 2) if not positions.varies(axis)), None)
         if heads is None:
             return None
-        pixels = positions.core[..., 0].select(heads, 0).flatten(0, -2)
+        pixels = positions.index[..., 0].select(heads, 0).flatten(0, -2)
         height, width = positions.sides
         return pixels.long().to(tokens.device), heads, (height, width)
 

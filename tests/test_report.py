@@ -53,6 +53,19 @@ def test_text_for_the_terminal(tmp_path):
         assert piece in text
 
 
+def test_a_run_that_needed_a_second_try_is_named(tmp_path):
+    path = store(tmp_path, gains={"none": 0.0, "se": 0.02}) / "runs" / "se" / "seed-0002.json"
+    record = json.loads(path.read_text())
+    for layout, words in (
+        ("contiguous_format", "in the contiguous memory layout, finished"),
+        ("channels_last", "try finished"),
+    ):
+        path.write_text(json.dumps(record | {"killed": "SIGSEGV", "layout": layout}))
+        (note,) = [n for n in Comparison.load(tmp_path).notes() if "SIGSEGV" in n]
+        assert note.startswith("Tried again: se, seed 2: ")
+        assert words in note
+
+
 def test_late_seeds_and_arms_are_counted(tmp_path):
     folder = store(tmp_path, gains={"none": 0.0, "se": 0.02}, later=[8, 9])
     comparison = Comparison.load(folder)

@@ -86,6 +86,11 @@ class Display:
             entry.update(details)
         elif kind == "done":
             entry.update(state="done", val_top1=details["curve"][-1]["val_top1"], seconds=details["seconds"])
+        elif kind == "again":
+            entry.update(state="waiting")
+            # the table stays below it
+            sentence = f"{run[0]}, seed {run[1]}: {details['reason']}; it is tried once more"
+            self.console.print(sentence, markup=False, soft_wrap=True)
         else:
             entry.update(state="failed", reason=details["reason"])
         self._workers_seen = max(self._workers_seen, sum(e["state"] == "running" for e in self._runs.values()))

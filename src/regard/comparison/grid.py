@@ -23,8 +23,10 @@ from regard.files import slug, write_text
 from regard.timing import ALLOCATOR
 
 UNGUARDED = 78  # exit status of a worker that found itself asking the question again
+# signals of a fault in native code: what the run had reached may be damaged, and the memory layout may be the cause
+FAULTS = {"SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL"}
 Run = tuple[str, int]
-# (what happened, the run, its details): "started", "progress", "done", "failed"
+# (what happened, the run, its details): "started", "progress", "done", "failed", "again" (its first try was killed)
 Watch = Callable[[str, Run, dict[str, Any]], None]
 
 
@@ -57,8 +59,10 @@ def run(
 ) -> None:
     """Do every run that has no finished record yet, in the order given.
 
-    A run's record is written whole by its worker. A run that raises, or whose worker dies, is recorded as failed with
-    the reason, and the others go on. Workers end by themselves when this process is gone.
+    A run's record is written whole by its worker. A run that raises is recorded as failed with the reason, and the
+    others go on. A run whose worker is killed by a signal is tried once more: from its checkpoint, or from the start
+    and in the contiguous memory layout after a fault (see `FAULTS`). Workers end by themselves when this process is
+    gone.
 
     Args:
         folder: of the comparison.
@@ -75,6 +79,7 @@ def run(
     for stale in folder.glob("*/*/.seed-*"):  # half written by a process that was killed
         stale.unlink()
     waiting = list(runs)
+    killed: dict[Run, str] = {}  # the signal that ended a run's first try
     crew: list[_Worker] = []
     try:
         while waiting or any(worker.run for worker in crew):
@@ -82,7 +87,7 @@ def run(
                 crew.append(_Worker(folder, question, threads))
             for worker in crew:
                 if worker.run is None and waiting:
-                    worker.start(waiting.pop(0), keep)
+                    worker.start(waiting.pop(0), keep, killed)
                     watch("started", worker.run, {})  # type: ignore[arg-type]
             ready = wait([source for worker in crew for source in (worker.pipe, worker.process.sentinel)], timeout=1.0)
             for worker in list(crew):
@@ -90,9 +95,17 @@ def run(
                     watch(kind, worker.current, details)
                 if worker.gone:
                     if worker.run:
-                        record = _failure(*worker.run, _epitaph(worker.process))
-                        write_text(record_path(folder, *worker.run), json.dumps(record, indent=1))
-                        watch("failed", worker.run, record)
+                        reason, deadly = _epitaph(worker.process), _signal(worker.process)
+                        if deadly and worker.run not in killed:
+                            killed[worker.run] = deadly
+                            waiting.insert(0, worker.run)
+                            watch("again", worker.run, {"reason": reason})
+                        else:
+                            first = killed.get(worker.run)
+                            reason += f"; its first try had been killed by {first}" if first else ""
+                            record = _failure(*worker.run, reason)
+                            write_text(record_path(folder, *worker.run), json.dumps(record, indent=1))
+                            watch("failed", worker.run, record)
                     crew.remove(worker)
     finally:
         for worker in crew:
@@ -124,10 +137,10 @@ class _Worker:
         self.current: Run = ("", 0)
         self.gone = False
 
-    def start(self, run: Run, keep: Callable[[str, int], bool]) -> None:
+    def start(self, run: Run, keep: Callable[[str, int], bool], killed: dict[Run, str]) -> None:
         self.run = self.current = run
         with suppress(OSError):  # a worker that died meanwhile is seen by its sentinel
-            self.pipe.send((*run, keep(*run)))
+            self.pipe.send((*run, keep(*run), killed.get(run)))
 
     def messages(self, ready: Sequence[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
@@ -176,11 +189,16 @@ def _epitaph(process: BaseProcess) -> str:
             "every worker process imports this script and would ask again: put the call of compare() below "
             '`if __name__ == "__main__":`'
         )
-    if code < 0:
-        name = signal.Signals(-code).name
+    if name := _signal(process):
         hint = "; the system may be out of memory" if name == "SIGKILL" else ""
         return f"the worker process was killed by {name}{hint}"
     return f"the worker process ended with exit status {code}"
+
+
+def _signal(process: BaseProcess) -> str | None:
+    """The name of the signal that ended a process."""
+    code = process.exitcode or 0
+    return signal.Signals(-code).name if code < 0 else None
 
 
 @contextmanager
@@ -217,10 +235,15 @@ def _serve(pipe: Connection, threads: int, folder: str, question: dict[str, Any]
 
     with suppress(EOFError, ConnectionError):  # the parent is gone
         while True:
-            arm, seed, keep = pipe.recv()
+            arm, seed, keep, killed = pipe.recv()
+            checkpoint = training.checkpoint_path(Path(folder), arm, seed)
+            layout = None
+            if killed in FAULTS:
+                layout = torch.contiguous_format
+                checkpoint.unlink(missing_ok=True)
             try:
                 tell = lambda details: pipe.send(("progress", details))  # noqa: E731
-                record = training.train(question, arm, seed, Path(folder), tell, keep)
+                record = training.train(question, arm, seed, Path(folder), tell, keep, layout) | {"killed": killed}
             except BrokenPipeError:
                 raise
             except Exception as error:
@@ -230,7 +253,7 @@ def _serve(pipe: Connection, threads: int, folder: str, question: dict[str, Any]
                 record = _failure(arm, seed, reason)
             write_text(record_path(Path(folder), arm, seed), json.dumps(record, indent=1))
             if record["status"] == "done":
-                training.checkpoint_path(Path(folder), arm, seed).unlink(missing_ok=True)
+                checkpoint.unlink(missing_ok=True)
             pipe.send((record["status"], record))
 
 

@@ -125,6 +125,24 @@ def classifiers(host: nn.Module) -> tuple[nn.Module, ...]:
     return found if isinstance(found, tuple) else (found,)
 
 
+def memory_format(host: nn.Module) -> torch.memory_format:
+    """Channels last, which won in every convolutional network that was measured, unless that is not safe.
+
+    On processors without AVX-512, oneDNN's gradient of the weights of a strided 1x1 convolution from 2 to 7 channels
+    (or of a transposed one to as few) writes past its workspace in channels last: the gradient is wrong, the process
+    hangs or dies. Seen with torch 2.6 to 2.15; https://github.com/uxlfoundation/oneDNN/issues/6035. The layout is the
+    same on every processor, so that a comparison is as well.
+
+    Source: benchmarks/results/training.json (`make loop`) for the speed, tests/test_memory_format.py for the fault.
+    """
+    for module in host.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            few = module.in_channels if isinstance(module, nn.Conv2d) else module.out_channels
+            if module.groups == 1 and set(module.kernel_size) == {1} and max(module.stride) > 1 and 1 < few < 8:
+                return torch.contiguous_format
+    return torch.channels_last
+
+
 def image_size(model: str) -> int | None:
     """The side in pixels that a timm model expects, or None for the small host, which takes any."""
     name, options = parse(model)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from regard import costing
+from regard.comparison import hosts
 from regard.comparison.training import PLAIN, WIDER, build, on_device
 from regard.timing import noisy
 
@@ -17,8 +18,8 @@ SECONDS = 20.0  # for all timings together
 
 def measure(question: dict[str, Any], arms: list[str]) -> dict[str, Any]:
     """The content of cost.json. Runs alone on the machine, in a fresh process."""
-    example = _example(question)
     models = {arm: _model(question, arm) for arm in arms}
+    example = _example(question, models[PLAIN])
     rounds: list[int] = []
     costs = costing.measure(
         models, example, baseline=PLAIN, budget=SECONDS, progress=lambda done, _: rounds.append(done)
@@ -34,8 +35,8 @@ def measure(question: dict[str, Any], arms: list[str]) -> dict[str, Any]:
 
 def widening(question: dict[str, Any], arms: list[str]) -> float:
     """How much wider the plain host is when its inference takes as long as that of the dearest arm."""
-    example = _example(question)
     models = {arm: _model(question, arm) for arm in [PLAIN, *arms]}
+    example = _example(question, models[PLAIN])
     costs = costing.measure(models, example, baseline=PLAIN, budget=SECONDS / 2)
     dearest = max(arms, key=lambda arm: costs[arm].infer_ratio[1])
 
@@ -50,8 +51,8 @@ def _model(question: dict[str, Any], arm: str) -> nn.Module:
     return on_device(build(question, arm, seed=0), question)
 
 
-def _example(question: dict[str, Any]) -> torch.Tensor:
+def _example(question: dict[str, Any], host: nn.Module) -> torch.Tensor:
     size, channels = question["size"], question["channels"]
     batch = min(64, max(4, 2**20 // (3 * size * size)))
     x = torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(0))
-    return x.to(question["device"], memory_format=torch.channels_last)
+    return x.to(question["device"], memory_format=hosts.memory_format(host))

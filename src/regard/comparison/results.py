@@ -181,6 +181,13 @@ class Comparison:
     def notes(self) -> list[str]:
         """What a reader must know before believing the table, one sentence each; empty when nothing went wrong."""
         notes = [f"Failed: {run['arm']}, seed {run['seed']}: {run['reason']}" for run in self.failed]
+        for run in self.done:
+            if name := run.get("killed"):
+                layout = ", in the contiguous memory layout," if run["layout"] == "contiguous_format" else ""
+                notes.append(
+                    f"Tried again: {run['arm']}, seed {run['seed']}: the worker process of its first try was killed by "
+                    f"{name}; the second try{layout} finished."
+                )
         if self.missing:
             pairs = ", ".join(f"{arm} seed {seed}" for arm, seed in self.missing[:12])
             rest = f" and {len(self.missing) - 12} more" if len(self.missing) > 12 else ""

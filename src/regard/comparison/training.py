@@ -30,7 +30,13 @@ Tell = Callable[[dict[str, Any]], None]
 
 
 def train(
-    question: dict[str, Any], arm: str, seed: int, folder: Path, tell: Tell, keep: bool = False
+    question: dict[str, Any],
+    arm: str,
+    seed: int,
+    folder: Path,
+    tell: Tell,
+    keep: bool = False,
+    layout: torch.memory_format | None = None,
 ) -> dict[str, Any]:
     """Train one arm with one seed, from its checkpoint if there is one, and return its record.
 
@@ -44,6 +50,7 @@ def train(
         folder: of the comparison.
         tell: is given what happens, about once a second and at the end of every epoch.
         keep: also write the trained weights.
+        layout: of weights and maps in memory; by default the faster of those that are safe.
 
     Raises:
         FloatingPointError: the loss is no number any more.
@@ -51,9 +58,11 @@ def train(
     images = data.load(folder / "data")
     split = images.split(seed)
     device = torch.device(question["device"])
-    model = on_device(build(question, arm, seed), question)
+    host = build(question, arm, seed)
+    layout = layout or hosts.memory_format(host)
+    model = on_device(host, question, layout)
     mean, std = question["normalisation"] or data.normalisation(images, split.train)
-    prepare = _preparation(mean, std, device)
+    prepare = _preparation(mean, std, device, layout)
     learning = _learning(model, question)
 
     decayed = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
@@ -121,6 +130,7 @@ def train(
         "seconds": sum(epoch["seconds"] for epoch in curve),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "weights_sha256": fingerprint(model),
+        "layout": str(layout).removeprefix("torch."),
         "resumed": state["resumed"],
         "environment": environment(),
     }
@@ -152,12 +162,9 @@ def build(question: dict[str, Any], arm: str, seed: int) -> nn.Module:
     return host
 
 
-def on_device(model: nn.Module, question: dict[str, Any]) -> nn.Module:
-    """The model where it is trained and timed, in the memory layout that is faster there.
-
-    Channels last won in every convolutional network that was measured: benchmarks/results/training.json.
-    """
-    return model.to(question["device"]).to(memory_format=torch.channels_last)
+def on_device(model: nn.Module, question: dict[str, Any], layout: torch.memory_format | None = None) -> nn.Module:
+    """The model where it is trained and timed, in a memory layout; by default the faster of those that are safe."""
+    return model.to(question["device"]).to(memory_format=layout or hosts.memory_format(model))
 
 
 def _learning(model: nn.Module, question: dict[str, Any]) -> list[nn.Module]:
@@ -224,11 +231,13 @@ def _pixels(images: data.Images, index: np.ndarray) -> Tensor:
     return torch.from_numpy(images.pixels[index])
 
 
-def _preparation(mean: Any, std: Any, device: torch.device) -> Callable[[Tensor], Tensor]:
+def _preparation(
+    mean: Any, std: Any, device: torch.device, layout: torch.memory_format = torch.channels_last
+) -> Callable[[Tensor], Tensor]:
     shift = torch.tensor(mean, device=device).view(1, -1, 1, 1)
     scale = torch.tensor(std, device=device).view(1, -1, 1, 1)
     # numbers by whole channels first, then the layout: three numbers in a row are no work for vectors
-    return lambda x: (x - shift).div_(scale).contiguous(memory_format=torch.channels_last)
+    return lambda x: (x - shift).div_(scale).contiguous(memory_format=layout)
 
 
 def _batches(index: np.ndarray, size: int) -> Iterator[np.ndarray]:

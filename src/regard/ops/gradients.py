@@ -250,31 +250,19 @@ class _Squeeze(Function):
 # --- gate ------------------------------------------------------------------------------------------------------------
 
 
-def cannot_gate(x: Tensor, smalls: tuple[Tensor, ...], add: Tensor | None) -> str | None:
-    """Why these cannot be gates (and shift) of a map, or another one be added to it, or None."""
+def cannot_gate(x: Tensor, smalls: tuple[Tensor, ...]) -> str | None:
+    """Why these cannot be gates (and shift) of a map, or None."""
     if any(small.dim() != x.dim() or small.numel() == x.numel() > 1 for small in smalls):
         return "needs gates of the map's rank that are smaller than the map"
-    if add is not None and (add.shape, add.dtype) != (x.shape, x.dtype):
-        return "adds a map of the same shape and dtype only"
     return None
 
 
-def gate(
-    kernels: Kernels,
-    x: Tensor,
-    gates: tuple[Tensor, ...],
-    mean: bool = False,
-    shift: Tensor | None = None,
-    add: Tensor | None = None,
-    relu: bool = False,
-    inplace: bool = False,
-) -> Tensor:
-    """`ops.gate` by these kernels; over the map only where no gradients are recorded."""
-    tensors = (x, *gates, *(tensor for tensor in (shift, add) if tensor is not None))
+def gate(kernels: Kernels, x: Tensor, gates: tuple[Tensor, ...], mean: bool, shift: Tensor | None) -> Tensor:
+    """`ops.gate` by these kernels."""
+    tensors = (x, *gates) if shift is None else (x, *gates, shift)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return _Gate.apply(kernels, _tape_behind(x), mean, relu, shift, add, x, *gates)
-    out = x if inplace else None
-    return kernels.affine(x, gates, mean=mean, terms=() if shift is None else ((shift,),), x=add, relu=relu, out=out)
+        return _Gate.apply(kernels, _tape_behind(x), mean, shift, x, *gates)
+    return kernels.affine(x, gates, mean=mean, terms=() if shift is None else ((shift,),))
 
 
 class _Gate(Function):
@@ -284,26 +272,19 @@ class _Gate(Function):
         kernels: Kernels,
         behind: Tape | None,
         mean: bool,
-        relu: bool,
         shift: Tensor | None,
-        add: Tensor | None,
         x: Tensor,
         *gates: Tensor,
     ) -> Tensor:
-        ctx.kernels, ctx.behind, ctx.mean, ctx.relu = kernels, behind, mean, relu
-        y = kernels.affine(x, gates, mean=mean, terms=() if shift is None else ((shift,),), x=add, relu=relu)
-        ctx.shift = None if shift is None else shift.shape
-        ctx.save_for_backward(x, y if relu else None, shift, *gates)
-        return y
+        ctx.kernels, ctx.behind, ctx.mean = kernels, behind, mean
+        ctx.save_for_backward(x, shift, *gates)
+        return kernels.affine(x, gates, mean=mean, terms=() if shift is None else ((shift,),))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Gradients:
-        x, y, shift, *gates = ctx.saved_tensors
+        x, shift, *gates = ctx.saved_tensors
         needed = ctx.needs_input_grad
-        nothing: Gradients = (None, None, None, None)
-        if ctx.relu:  # the result says where it was cut off
-            dy = torch.ops.aten.threshold_backward(dy, y, 0)
-        dadd = dy if needed[5] else None
+        nothing: Gradients = (None, None, None)
         if must_be_plain(dy):
             shifts = () if shift is None else (shift,)
             dx, *rest = differentiate(
@@ -311,25 +292,25 @@ class _Gate(Function):
                 (x, *gates, *shifts),
                 (dy,),
             )
-            return *nothing, rest[-1] if shifts else None, dadd, dx, *rest[: len(gates)]
+            return *nothing, rest[-1] if shifts else None, dx, *rest[: len(gates)]
         dgates: list[Tensor | None] = [None] * len(gates)
-        wanted = {at: gate for at, gate in enumerate(gates) if needed[7 + at]}
+        wanted = {at: gate for at, gate in enumerate(gates) if needed[5 + at]}
         if wanted:
             others = {at: () if ctx.mean else tuple(g for k, g in enumerate(gates) if k != at) for at in wanted}
             requests = [Request(broadcast_along(gate, x.shape), ("sum",), others[at]) for at, gate in wanted.items()]
             for (at, gate), found in zip(wanted.items(), ctx.kernels.reduce(x, requests, dy), strict=True):
                 dgates[at] = (found["sum"] / len(gates) if ctx.mean else found["sum"]).to(gate.dtype)
         dshift = None
-        if needed[4]:
+        if needed[3]:
             axes = broadcast_along(shift, x.shape)
             dy = arrange(dy, order(x))
             dshift = ctx.kernels.reduce(dy, [Request(axes, ("sum",))])[0]["sum"].to(shift.dtype)
-        if not needed[6]:
-            return *nothing, dshift, dadd, None, *dgates
+        if not needed[4]:
+            return *nothing, dshift, None, *dgates
         pieces = Pieces() if ctx.behind is None else ctx.behind.pieces
         pieces.maps.append((dy, tuple(gates), ctx.mean))
         dx = pieces.write(ctx.kernels, x, order(x)) if ctx.behind is None else None
-        return *nothing, dshift, dadd, dx, *dgates
+        return *nothing, dshift, dx, *dgates
 
 
 # --- what both need --------------------------------------------------------------------------------------------------

@@ -144,11 +144,12 @@ def test_an_infinite_factor_stays_where_it_is():
 
 
 def look(x, w):
-    x, mean, top = ops.squeeze(x, (2, 3), kinds=("avg", "max"))
+    joint = ops.Joint(x)
+    mean, top = joint.squeeze((2, 3), kinds=("avg", "max"))
     gate = torch.sigmoid(w * mean + top)
-    x, top, root = ops.squeeze(x, (1,), kinds=("max", "sum"), gates=(gate,))
-    x, *spread = ops.squeeze(x, (2,), (3,), kinds=("var", "lp"))
-    return ops.gate(x, gate, torch.sigmoid(top - root), shift=spread[0] + spread[1])
+    top, root = joint.squeeze((1,), kinds=("max", "sum"), gates=(gate,))
+    spread = joint.squeeze((2,), (3,), kinds=("var", "lp"))
+    return joint.gate(gate, torch.sigmoid(top - root), shift=spread[0] + spread[1])
 
 
 def gradients(x, w):

@@ -16,25 +16,7 @@ from regard.ops.selfgating import reference as _selfgating
 from regard.ops.squeezing import reference as _squeezing
 from regard.tap import Tap, hooked
 
-__all__ = [
-    "agree",
-    "agreeing",
-    "attend",
-    "attending",
-    "convolve",
-    "convolving",
-    "cross",
-    "crossing",
-    "excite",
-    "exciting",
-    "gate",
-    "gating",
-    "selfgate",
-    "selfgating",
-    "squeeze",
-    "squeezing",
-    "use_impl",
-]
+__all__ = ["Joint", "agree", "attend", "convolve", "cross", "excite", "gate", "selfgate", "squeeze", "use_impl"]
 
 agreeing = Op("regard.ops.agreeing", _agreeing.run)
 attending = Op("regard.ops.attending", _attending.run)
@@ -64,9 +46,8 @@ def squeeze(
     Impls:     reference, cpu, triton
     Tolerance: float32 1e-5, bfloat16 2e-2, float16 4e-3, relative to the largest value
 
-    The map comes back first, then the results, those of the first `dims` before those of the second. Work on with the
-    map that comes back: a `gate` that follows then leaves its gradient to the squeeze, which writes the gradient of x
-    once.
+    The map comes back first, itself, then the results, those of the first `dims` before those of the second. What is
+    squeezed and then weighed is better a `Joint`, which writes the gradient of the map once.
 
     Args:
         x: the map.
@@ -75,7 +56,7 @@ def squeeze(
         kinds: any of ``"avg"``, ``"sum"``, ``"max"``, ``"var"``, ``"lp"``, ``"lse"``.
         gates: tensors that broadcast to the map, which is squeezed as if it had been multiplied by them.
     """
-    return squeezing(x, dims, tuple(kinds), tuple(gates))
+    return x, *squeezing(x, dims, tuple(kinds), tuple(gates))[1:]
 
 
 def gate(x: Tensor, *gates: Tensor, mean: bool = False, shift: Tensor | None = None) -> Tensor:
@@ -99,6 +80,40 @@ def gate(x: Tensor, *gates: Tensor, mean: bool = False, shift: Tensor | None = N
         shift: a tensor that broadcasts to the map and is added to it at the end.
     """
     return gating(x, gates, mean, shift)
+
+
+class Joint:
+    """A map that is squeezed, once or several times, and then weighed: its gradient is written once.
+
+    The results and gradients are those of `squeeze` and `gate`. But the gate leaves its part of the map's gradient to
+    the squeeze, which writes the sum in one pass, so that between the two the map has no gradient of its own that a
+    hook could see or `autograd.grad` be asked for: it stays in here.
+
+    Args:
+        x: the map.
+
+    Example:
+        >>> import torch
+        >>> from regard import ops
+        >>> joint = ops.Joint(torch.randn(2, 8, 5, 7))
+        >>> (mean,) = joint.squeeze((2, 3))
+        >>> joint.gate(torch.sigmoid(mean)).shape
+        torch.Size([2, 8, 5, 7])
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self._x = x
+
+    def squeeze(
+        self, *dims: tuple[int, ...], kinds: Sequence[str] = ("avg",), gates: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, ...]:
+        """The results of `squeeze`, without the map."""
+        self._x, *results = squeezing(self._x, dims, tuple(kinds), tuple(gates))
+        return tuple(results)
+
+    def gate(self, *gates: Tensor, mean: bool = False, shift: Tensor | None = None) -> Tensor:
+        """The result of `gate`."""
+        return gating(self._x, gates, mean, shift)
 
 
 def selfgate(

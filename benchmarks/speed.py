@@ -231,10 +231,8 @@ def whole(found: dict[str, Any]) -> str:
 
 Made by `make whole`: {asked["model"]}, batch {asked["batch"]}, {asked["side"]} px, {machine["threads"]} threads, one
 gate at the end of each residual branch; {asked["rounds"]} rounds in turns. The floor's share is what the gates' maps
-would cost at the speed of memory, over the step of the network without gates. *Fused* is after `Attached.fuse`: the
-addition and the ReLU behind the gate are done in its pass, and in inference the norm before it, where the gate looks at
-averages alone. timm's are its own modules at the same places. *Busy*: the step without gates varied by more than 10 %,
-too much to tell small differences.
+would cost at the speed of memory, over the step of the network without gates. timm's are its own modules at the same
+places. *Busy*: the step without gates varied by more than 10 %, too much to tell small differences.
 
 {_markdown(rows)}"""
 

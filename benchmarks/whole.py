@@ -5,7 +5,6 @@ Usage: python benchmarks/whole.py [--quick] [--batch N] [--side N] [--rounds N] 
 The mechanism stands at the end of every residual branch. Step times are over those of the same network without
 attention, round by round. The floor's share is what the maps at the sites would cost at the speed of memory (see
 docs/speed.md), measured in the same rounds. Nothing else may run meanwhile; it takes about ten minutes.
-"fused" is after `Attached.fuse`.
 """
 
 import argparse
@@ -33,17 +32,13 @@ GOALS = {"se": 0.02, "eca": 0.02, "cbam": 0.05, "coordinate": 0.05}  # over the 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-def network(
-    mechanism: str | None, x: Tensor, *, theirs: bool = False, fused: bool = False, model: str = "resnet50"
-) -> nn.Module:
+def network(mechanism: str | None, x: Tensor, *, theirs: bool = False, model: str = "resnet50") -> nn.Module:
     """The network with a mechanism at the end of every residual branch, its weights as drawn."""
     torch.manual_seed(0)
     options = {"block_args": {"attn_layer": THEIRS[mechanism]}} if theirs and mechanism else {}
     net: nn.Module = timm.create_model(model, **options)
     if mechanism and not theirs:
-        attached = regard.attach(net, mechanism, at="branches", example=x[:1], start="paper")
-        if fused:
-            attached.fuse(x[:1])
+        regard.attach(net, mechanism, at="branches", example=x[:1], start="paper")
     return net
 
 
@@ -89,7 +84,6 @@ def measure(mechanisms: list[str], batch: int, side: int, rounds: int, model: st
         for mode, run in (("inference", forward), ("training", step)):
             arms = {"none": network(None, x, model=model)}
             arms |= {name: network(name, x, model=model) for name in mechanisms}
-            arms |= {f"{name} fused": network(name, x, fused=True, model=model) for name in mechanisms}
             arms |= {
                 f"timm's {name}": network(name, x, theirs=True, model=model) for name in mechanisms if name in THEIRS
             }
@@ -99,7 +93,7 @@ def measure(mechanisms: list[str], batch: int, side: int, rounds: int, model: st
             share = ratio(timings["floor"], timings["none"])
             for name in list(arms)[1:]:
                 over = ratio(timings[name], timings["none"])
-                points = GOALS.get(name.removesuffix(" fused"))
+                points = GOALS.get(name)
                 goal = None if points is None else 1 + share[1] + points
                 records.append(record(layout, mode, name, over, share, goal, noisy(timings["none"].spread)))
     return records

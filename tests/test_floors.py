@@ -37,7 +37,7 @@ FLOORS = [
     "regard.ops",
     "regard.ops.agreeing.cpu regard.ops.selfgating.cpu",
     "regard.ops.convolving.cpu regard.ops.squeezing.cpu regard.ops.squeezing.triton regard.ops.gating.cpu"
-    " regard.ops.gating.triton regard.ops.exciting.cpu regard.ops.folding",
+    " regard.ops.gating.triton regard.ops.exciting.cpu",
     "regard.ops.gradients",
     "regard.ops.kernels.cpu regard.ops.kernels.triton",
     "regard.ops.kernels.plan regard.ops.kernels.library",

@@ -35,58 +35,69 @@ def weight():
 
 
 def one(x, w):
-    x, mean = ops.squeeze(x, (2, 3))
-    return ops.gate(x, torch.sigmoid(w * mean))
+    joint = ops.Joint(x)
+    (mean,) = joint.squeeze((2, 3))
+    return joint.gate(torch.sigmoid(w * mean))
 
 
 def two(x, w):
-    x, mean, top = ops.squeeze(x, (2, 3), kinds=("avg", "max"))
+    joint = ops.Joint(x)
+    mean, top = joint.squeeze((2, 3), kinds=("avg", "max"))
     gate = torch.sigmoid(w * mean + top)
-    x, top, mean = ops.squeeze(x, (1,), kinds=("max", "avg"), gates=(gate,))
-    return ops.gate(x, gate, torch.sigmoid(top - mean))
+    top, mean = joint.squeeze((1,), kinds=("max", "avg"), gates=(gate,))
+    return joint.gate(gate, torch.sigmoid(top - mean))
 
 
 def spread(x, w):
-    x, mean, variance = ops.squeeze(x, (2, 3), kinds=("avg", "var"))
-    x, norm = ops.squeeze(x, (2, 3), kinds=("lp",))
-    return ops.gate(x, torch.sigmoid(w * mean + variance - norm))
+    joint = ops.Joint(x)
+    mean, variance = joint.squeeze((2, 3), kinds=("avg", "var"))
+    (norm,) = joint.squeeze((2, 3), kinds=("lp",))
+    return joint.gate(torch.sigmoid(w * mean + variance - norm))
 
 
 def axes(x, w):
-    x, *profiles = ops.squeeze(x, (3,), (2,))
-    return ops.gate(x, *(torch.sigmoid(w * profile) for profile in profiles))
+    joint = ops.Joint(x)
+    return joint.gate(*(torch.sigmoid(w * profile) for profile in joint.squeeze((3,), (2,))))
 
 
 def three(x, w):
-    x, *stats = ops.squeeze(x, (2,), (3,), (1,), kinds=("max", "avg"))
-    return ops.gate(x, *(torch.sigmoid(a * b) for a, b in zip(stats[::2], stats[1::2], strict=True)), mean=True) * w
+    joint = ops.Joint(x)
+    stats = joint.squeeze((2,), (3,), (1,), kinds=("max", "avg"))
+    return joint.gate(*(torch.sigmoid(a * b) for a, b in zip(stats[::2], stats[1::2], strict=True)), mean=True) * w
 
 
 def pooled(x, w):
-    x, logits = ops.squeeze(x, (1,), kinds=("sum",), gates=(w,))
+    joint = ops.Joint(x)
+    (logits,) = joint.squeeze((1,), kinds=("sum",), gates=(w,))
     weights = logits.flatten(2).softmax(-1).view(logits.shape)
-    x, context = ops.squeeze(x, (2, 3), kinds=("sum",), gates=(weights,))
-    return ops.gate(x, torch.sigmoid(context), shift=context)
+    (context,) = joint.squeeze((2, 3), kinds=("sum",), gates=(weights,))
+    return joint.gate(torch.sigmoid(context), shift=context)
 
 
-def also_read(x, w):  # what the squeeze passes on goes elsewhere too
-    z, mean = ops.squeeze(x, (2, 3))
-    return ops.gate(z, torch.sigmoid(w * mean)) + 2 * z.tanh() + x
+def also_read(x, w):  # the map goes elsewhere too
+    return one(x, w) + 2 * x.tanh() + x
 
 
 def two_gates(x, w):
-    z, mean = ops.squeeze(x, (2, 3))
-    return ops.gate(z, torch.sigmoid(w * mean)) + ops.gate(z, mean)
+    joint = ops.Joint(x)
+    (mean,) = joint.squeeze((2, 3))
+    return joint.gate(torch.sigmoid(w * mean)) + joint.gate(mean)
 
 
 def no_gate(x, w):
-    _, top = ops.squeeze(x, (2, 3), kinds=("max",))
+    (top,) = ops.Joint(x).squeeze((2, 3), kinds=("max",))
     return top * w
 
 
 def detached(x, w):
-    z, mean = ops.squeeze(x, (2, 3))
-    return ops.gate(z, torch.sigmoid(w * mean.detach()))
+    joint = ops.Joint(x)
+    (mean,) = joint.squeeze((2, 3))
+    return joint.gate(torch.sigmoid(w * mean.detach()))
+
+
+def apart(x, w):  # the public pair
+    z, mean, top = ops.squeeze(x, (2, 3), kinds=("avg", "max"))
+    return ops.gate(z, torch.sigmoid(w * mean), top)
 
 
 def other_layout(x, w):  # the gradient arrives laid out otherwise than the map
@@ -97,7 +108,7 @@ def expanded(x, w):  # a gradient without memory of its own
     return two(x, w).sum((2, 3))
 
 
-FORMS = [one, two, spread, axes, three, pooled, also_read, two_gates, no_gate, detached, other_layout, expanded]
+FORMS = [one, two, spread, axes, three, pooled, also_read, two_gates, no_gate, detached, apart, other_layout, expanded]
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -190,9 +201,10 @@ def test_a_map_that_needs_no_gradient(form):
 
 def test_a_gradient_of_what_was_seen_alone():
     x, w = draw(), weight()
-    z, mean = ops.squeeze(x, (2, 3))
+    joint = ops.Joint(x)
+    (mean,) = joint.squeeze((2, 3))
     gate = torch.sigmoid(w * mean)
-    ops.gate(z, gate)
+    joint.gate(gate)
     (dx,) = torch.autograd.grad(gate.sum(), x)
     with ops.use_impl("reference"):
         (expected,) = torch.autograd.grad(torch.sigmoid(w * x.mean((2, 3), keepdim=True)).sum(), x)
@@ -255,3 +267,131 @@ def test_a_gate_that_is_given_twice():
 
     x, w = draw(), weight()
     agree(gradients(squared, x, w), exact(squared, x, w))
+
+
+# --- the public pair, whatever is asked of its gradients --------------------------------------------------------------
+
+
+def read(tensors):
+    return [None if tensor is None else tensor.clone() for tensor in tensors]
+
+
+def retained(x, z, y, stats, w):
+    z.retain_grad()
+    (y.sum() + z.square().sum()).backward()
+    return x.grad, z.grad, w.grad
+
+
+def hooked(x, z, y, stats, w):
+    seen = []
+    z.register_hook(lambda gradient: seen.append(gradient.clone()))
+    y.square().sum().backward()
+    return *seen, x.grad
+
+
+def halved(x, z, y, stats, w):
+    z.register_hook(lambda gradient: gradient / 2)
+    y.square().sum().backward()
+    return x.grad, w.grad
+
+
+def kept_by_the_node(x, z, y, stats, w):
+    seen = []
+    z.grad_fn.register_prehook(lambda gradients: seen.extend(read(gradients)))
+    y.square().sum().backward()
+    return *seen, x.grad
+
+
+def partial(x, z, y, stats, w):
+    return [
+        gradient
+        for what in (y.sum(), y.square().sum(), stats[0].sum(), (stats[-1] * w).sum())
+        for wanted in ((z,), (x, z), (z, w), (w,), tuple(stats))
+        for gradient in torch.autograd.grad(what, wanted, retain_graph=True, allow_unused=True)
+    ]
+
+
+def into_inputs(x, z, y, stats, w):
+    z.retain_grad()
+    y.sum().backward(inputs=[z], retain_graph=True)
+    first = read([z.grad, x.grad, w.grad])
+    y.square().sum().backward(inputs=[x, w])
+    return *first, z.grad, x.grad, w.grad
+
+
+def again(x, z, y, stats, w):
+    z.retain_grad()
+    y.sum().backward(retain_graph=True)
+    first = read([x.grad, z.grad])
+    stats[-1].sum().backward(retain_graph=True)
+    y.square().sum().backward()
+    return *first, x.grad, z.grad, w.grad
+
+
+def through_an_edge(x, z, y, stats, w):
+    return torch.autograd.grad(y.square().sum(), torch.autograd.graph.get_gradient_edge(z))
+
+
+WAYS = [retained, hooked, halved, kept_by_the_node, partial, into_inputs, again, through_an_edge]
+SECOND = {
+    "itself": lambda z, g: ops.gate(z, g),
+    "cloned": lambda z, g: ops.gate(z.clone(), g),
+    "detached": lambda z, g: ops.gate(z.detach(), g),
+    "viewed": lambda z, g: ops.gate(z.view_as(z), g),
+    "seen again": lambda z, g: ops.gate(ops.squeeze(z, (1,))[0], g, ops.squeeze(z, (1,), gates=(g,))[1]),
+    "gate first": lambda z, g: ops.gate(ops.squeeze(ops.gate(z, g), (1,))[0], g),
+    "jointly": lambda z, g: (joint := ops.Joint(z)).gate(g, *joint.squeeze((1,))) + z,
+}
+
+
+@pytest.mark.parametrize("second", SECOND)
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_the_public_pair_has_every_gradient_that_autograd_has(way, second):
+    def run(dtype):
+        x, w = (tensor.detach().to(dtype).requires_grad_() for tensor in (draw(), weight()))
+        z, *stats = ops.squeeze(x * 1, (2, 3), kinds=("avg", "max", "var"))
+        return way(x, z, SECOND[second](z, torch.sigmoid(w * stats[0] + stats[1])), stats, w)
+
+    found = run(torch.float32)
+    with ops.use_impl("reference"):
+        expected = run(torch.float64)
+    assert len(found) == len(expected) > 0
+    for mine, theirs in zip(found, expected, strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            assert (mine.double() - theirs).abs().max() <= 2e-5 * theirs.abs().max()
+
+
+def test_nothing_is_left_behind():
+    x, w = draw(), weight()
+    y = one(x, w)
+    node = next(node for node, _ in y.grad_fn.next_functions if hasattr(node, "tape"))
+    for wanted in ((w,), (x,), (x, w)):
+        torch.autograd.grad(y.sum(), wanted, retain_graph=True)
+        assert not node.tape.held
+
+
+def test_two_passes_at_once_through_one_graph():
+    """One of them waits between the gate and the squeeze until the other one is through."""
+    x, w = draw(), weight()
+    joint, waiting, through = ops.Joint(x), threading.Event(), threading.Event()
+    (mean,) = joint.squeeze((2, 3))
+    gate = torch.sigmoid(w * mean)
+    y = joint.gate(gate)
+    expected = torch.autograd.grad(y.sum(), x, retain_graph=True)[0]
+    slow, found = None, []
+
+    def wait(gradient):
+        if threading.current_thread() is slow:
+            waiting.set()
+            assert through.wait(20)
+
+    gate.register_hook(wait)
+    slow = threading.Thread(target=lambda: found.extend(torch.autograd.grad(y.sum(), x, retain_graph=True)))
+    slow.start()
+    assert waiting.wait(20)
+    other = torch.autograd.grad(y.sum(), x, retain_graph=True)[0]
+    through.set()
+    slow.join()
+    assert torch.equal(other, expected)
+    assert torch.equal(found[0], expected)

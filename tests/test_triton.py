@@ -110,13 +110,13 @@ def test_everything_in_one_pass(dtype, layout):
     smalls = a, b, c = draw(2, 6, 1, 1), draw(1, 6, 1, 1, dtype=dtype), draw(2, 1, 5, 7)
     wide = map.double()
     tolerance = {torch.float32: 1e-6, torch.bfloat16: 8e-3, torch.float16: 5e-4}[dtype]  # the interpreter cuts bits off
-    y = kernels.affine(map, smalls, terms=[(a, c), (b,)], x=x, weight=c, relu=True)
-    near(y, (wide * a * b * c + a * c + b + x.double() * c).relu(), tolerance)
+    y = kernels.affine(map, smalls, terms=[(a, c), (b,)], x=x, weight=c)
+    near(y, wide * a * b * c + a * c + b + x.double() * c, tolerance)
     assert (y.dtype, y.stride()) == (dtype, map.stride())
     near(kernels.affine(map, smalls, mean=True), wide * (a + b + c) / 3, tolerance)
     assert kernels.affine(map, out=map, x=x) is map
     near(map, wide + x.double(), tolerance)
-    assert kernels.affine(map * float("nan"), relu=True).isnan().all()
+    assert kernels.affine(map * float("nan")).isnan().all()
 
 
 @runs
@@ -144,11 +144,12 @@ def test_an_infinite_factor_stays_where_it_is():
 
 
 def look(x, w):
-    x, mean, top = ops.squeeze(x, (2, 3), kinds=("avg", "max"))
+    joint = ops.Joint(x)
+    mean, top = joint.squeeze((2, 3), kinds=("avg", "max"))
     gate = torch.sigmoid(w * mean + top)
-    x, top, root = ops.squeeze(x, (1,), kinds=("max", "sum"), gates=(gate,))
-    x, *spread = ops.squeeze(x, (2,), (3,), kinds=("var", "lp"))
-    return ops.gate(x, gate, torch.sigmoid(top - root), shift=spread[0] + spread[1])
+    top, root = joint.squeeze((1,), kinds=("max", "sum"), gates=(gate,))
+    spread = joint.squeeze((2,), (3,), kinds=("var", "lp"))
+    return joint.gate(gate, torch.sigmoid(top - root), shift=spread[0] + spread[1])
 
 
 def gradients(x, w):
@@ -188,14 +189,14 @@ def test_what_is_refused():
     assert "dense" in reason(draw(2, 6, 5, 14)[..., ::2], (2, 3))
     assert "no gates with var" in reason(x, (2, 3), kinds=("var",), gates=(x[:, :1],))
     assert "between 1 and 2^31" in reason(x[:0], (2, 3))
-    assert "smaller than the map" in ops.gating.why_not("triton", x, (x,), False, None, None, False, False)
+    assert "smaller than the map" in ops.gating.why_not("triton", x, (x,), False, None)
 
 
 @elsewhere
 def test_on_the_cpu_triton_is_never_imported():
     script = (
         "import sys, torch, regard; regard.create('se', 8)(torch.ones(1, 8, 2, 2)); print('triton' in sys.modules);"
-        "args = torch.ones(1, 8, 2, 2), (torch.ones(1, 8, 1, 1),), False, None, None, False, False;"
+        "args = torch.ones(1, 8, 2, 2), (torch.ones(1, 8, 1, 1),), False, None;"
         "print(regard.ops.gating.why_not('triton', *args))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -238,7 +239,7 @@ def test_the_compiler_takes_every_kernel(compiled, layout):
     kernels.gather(x, found["place"], found["max"], (channel,))
     kernels.affine(x, (channel, pixel), terms=[(channel, pixel)], x=x, weight=channel)
     kernels.affine(x, picks=[(found["place"], found["max"], (channel,))])
-    kernels.affine(x, (channel, pixel), mean=True, relu=True)
+    kernels.affine(x, (channel, pixel), mean=True)
     kernels.scatter(x, found["place"], found["max"], (channel,))
     assert len(compiled) >= 10
     assert not re.findall(r"\b(?:atom|red)\.", "".join(compiled))  # no sum in an order of its own

@@ -315,10 +315,10 @@ class _Watch(TorchFunctionMode):
                     times = f"times {self.names(factors)}, " if factors else ""
                     self.add("step", times + self.over(OVER[kind], x, axes), [x, *factors], squeezed)
             elif op.name == "gating":
-                x, gates, mean, shift, added, relu, _ = args
+                x, gates, mean, shift = args
                 words = [f"times {'the mean of ' * mean}{self.names(gates)}"] if gates else []
-                words += ["add"] * (shift is not None) + ["add"] * (added is not None) + ["ReLU"] * relu
-                self.add("step", ", ".join(words), [x, *gates, shift, added], result)
+                words += ["add"] * (shift is not None)
+                self.add("step", ", ".join(words), [x, *gates, shift], result)
             elif op.name == "convolving":
                 x, weight = args
                 name = self.constants.get(weight, "").removesuffix(".weight")

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import astuple, replace
+from dataclasses import astuple
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -27,15 +27,10 @@ from regard.borrowing import borrowed, brief, call, is_sharded, refuse_unhookabl
 from regard.errors import UserError, near
 from regard.files import whole
 from regard.layout import LAYOUTS, Layout
-from regard.ops.dispatch import undisturbed
-from regard.ops.ending import Ending, hooked, mark
-from regard.ops.folding import Lazy, Normed, cannot_fold
 from regard.registry import create, info
 from regard.site import At, choose, find, glob
 from regard.survey import CHILD, CONVOLUTIONS, Survey, dry_run
 
-# their result is a tensor of its own
-OWNED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LARGEST = 2**16  # number in a file's header
 NAMED = ("channels", "layouts", "beside")  # by the names of sites
 RECORD = ("mechanism", "options", "start", *NAMED)  # what a file keeps of an attachment
@@ -49,33 +44,13 @@ class Inserted(nn.Module):
         self.records: dict[str, dict[str, Any]] = {}
         # by label, what went into the convolution that it stands beside; replicas on several devices share this
         self.entering: dict[tuple[str, torch.device], Tensor] = {}
-        self.endings: dict[str, Ending] = {}  # by label, what follows a gate that was fused
 
-    def forward(self, x: Tensor, owned: bool = False) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         for label, mechanism in self.named_children():
-            if label in self.endings and next(reversed(self._modules)) == label and undisturbed():
-                x = self._fused(label, mechanism, x, owned)
-                continue
             layout = Layout(*self.records[label]["layouts"][self.records[label]["site"]])
             entered = self.entering.pop((label, x.device), None)
             x = layout.through(mechanism if entered is None else partial(mechanism, entered), x)
         return x
-
-    def _fused(self, label: str, mechanism: nn.Module, x: Tensor, owned: bool) -> Tensor:
-        """The mechanism's result, pending where the network goes on with an addition or a ReLU."""
-        ending = self.endings[label]
-        if ending.inplace and (not owned or torch.is_grad_enabled()):
-            ending = replace(ending, inplace=False)
-        if hooked(mechanism) or type(x) not in (Tensor, Normed):
-            return mechanism(x)
-        mark(x, ending)
-        try:
-            y = mechanism.forward(x)
-        finally:
-            mark(x, None)
-        if ending.seen is not None and not (len(ending.seen) == 1 and ending.seen[0] is y and y.untouched):
-            ending.seen.append(y)  # never one alone: see Attached.fuse
-        return y
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"entering": {}}  # a pass that failed half-way leaves a tensor
@@ -84,9 +59,7 @@ class Inserted(nn.Module):
 def _send_through(site: nn.Module, args: Any, output: Tensor) -> Tensor:
     """The one hook, at every site."""
     inserted: Any = site._modules[CHILD]
-    if not inserted.endings or hooked(inserted):
-        return inserted(output)
-    return inserted.forward(output, owned=type(site) in OWNED and len(site._forward_hooks) == 1)
+    return inserted(output)
 
 
 class _Keep:
@@ -258,86 +231,6 @@ class Attached:
             inserted = everywhere.get(f"{site}.{CHILD}")
             if isinstance(inserted, Inserted) and self.label in inserted.records:
                 _take_out(everywhere, site, inserted, self.label)
-
-    def fuse(self, example: Any, *, inplace: bool = False) -> list[str]:
-        """Do what follows the gates in their own pass: the addition of a residual block and its ReLU.
-
-        One run of the model tells at which sites an addition of two maps, a ReLU, or both follow the mechanism's only
-        gate; there the gate adds and cuts off while it writes, and the map is written and read up to twice less. The
-        results agree to rounding. Anything else that looks at the site's output still finds it; only the other map of
-        the addition must not be changed in place between the addition and the ReLU. The model is fused until `unfuse`,
-        also in training; a saved attachment is not. In evaluation without gradients a batch norm at the site joins the
-        pass as well, where the mechanism asks for averages alone.
-
-        Args:
-            example: input of the run, as in `attach`; the model is left exactly as it was.
-            inplace: in inference the gate writes over the site's output, which nobody else may own: the site is a norm
-                or a convolution without other hooks.
-
-        Returns:
-            The sites that are fused.
-
-        Raises:
-            UserError: nothing is to be fused, or a site's output may have other owners.
-
-        Example:
-            >>> import regard, torch, torchvision
-            >>> net = torchvision.models.resnet18().eval()
-            >>> attached = regard.attach(net, "se", example=torch.randn(1, 3, 64, 64))
-            >>> len(attached.fuse(torch.randn(1, 3, 64, 64)))
-            8
-            >>> attached.unfuse()
-        """
-        self.unfuse()
-        modules = dict(self.model.named_modules())
-        places = {site: modules[site] for site in self.modules if site not in self.orphans}
-        maps = Layout("channels_first")
-        tried = [s for s in places if Layout(*self._record["layouts"][s]) == maps and s not in self._record["beside"]]
-        for site in tried if inplace else ():
-            if type(places[site]) not in OWNED or len(places[site]._forward_hooks) > 1:
-                raise UserError(
-                    f"inplace: whether anybody else owns the output of {site!r} ({type(places[site]).__name__}) cannot "
-                    "be known: only that of a norm or a convolution without other hooks is its own"
-                )
-        for site in tried:
-            places[site]._modules[CHILD].endings[self.label] = Ending(seen=[])
-        try:
-            with borrowed(self.model), torch.no_grad():
-                call(self.model, example)
-        except BaseException:
-            self.unfuse()
-            raise
-        fused, lazy = [], {}
-        for site in tried:
-            module = places[site]
-            endings = module._modules[CHILD].endings
-            ending = endings.pop(self.label, None)
-            if ending is not None and len(ending.seen or ()) == 1 and (ending.add or ending.relu or inplace):
-                endings[self.label] = Ending(ending.add, ending.relu, inplace)
-                fused.append(site)
-                if cannot_fold(module) is None:
-                    lazy[site] = vars(module)["forward"] = Lazy(module)
-        if not fused:
-            raise UserError(
-                f"nothing to fuse: at no site of {self.label!r} is the result that of one gate, with an addition of "
-                "two maps or a ReLU behind it"
-            )
-        if lazy:
-            with borrowed(self.model), torch.no_grad():
-                call(self.model, example)
-        for site, forward in lazy.items():
-            if forward.settled:  # the mechanism needs the norm's result
-                del vars(places[site])["forward"]
-            forward.settled = False
-        return fused
-
-    def unfuse(self) -> None:
-        """Undo `fuse`."""
-        for module in self.model.modules():
-            inserted = module._modules.get(CHILD)
-            if isinstance(inserted, Inserted) and self.label in inserted.endings:
-                del inserted.endings[self.label]
-                _write_norm(module)
 
     def _inserted(self) -> Inserted:
         """Where what belongs to the whole attachment is noted."""
@@ -761,19 +654,11 @@ def _take_out(everywhere: Mapping[str, nn.Module], site: str, inserted: Inserted
         convolution = everywhere.get(beside["convolution"])
         for key in _keepers(convolution, inserted, label):
             del convolution._forward_pre_hooks[key]  # type: ignore[union-attr]
-    if inserted.endings.pop(label, None):
-        _write_norm(module)
     del inserted._modules[label], inserted.records[label]
     if not inserted.records:
         del module._modules[CHILD]
         for key in _hooks(module):
             del module._forward_hooks[key]
-
-
-def _write_norm(site: nn.Module) -> None:
-    """Undo what made a norm lazy."""
-    if isinstance(vars(site).get("forward"), Lazy):
-        del vars(site)["forward"]
 
 
 def _kernels(modules: Mapping[str, nn.Module], survey: Survey) -> str:

@@ -8,6 +8,12 @@ from torch import Tensor, nn
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
+def hooked(module: nn.Module) -> bool:
+    """Whether anybody is told of a module's calls, and would miss one that is not made in the ordinary way."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(hooks)
+
+
 class Tap(nn.Module):
     """Pass a map on unchanged; a forward hook on the tap sees it.
 

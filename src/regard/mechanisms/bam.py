@@ -117,7 +117,7 @@ class BAM(nn.Module):
         self.gate = Tap("element", low=1.0, high=2.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, mean = ops.squeeze(x, tuple(range(2, x.dim())))
+        _, mean = ops.squeeze(x, tuple(range(2, x.dim())))
         channel = self.up(torch.relu(self.norm(self.down(mean.flatten(1))))).view(mean.shape)
         s = torch.relu(self.reduce_norm(self.reduce(x)))
         for dilated, norm in zip(self.dilated, self.dilated_norms, strict=True):

@@ -148,24 +148,25 @@ class CBAM(nn.Module):
                 nn.init.zeros_(self.norm.weight)  # type: ignore[arg-type]
             self.mask = Tap("spatial")
 
-    def weigh_channels(self, x: Tensor, gates: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
-        x, *squeezed = ops.squeeze(x, tuple(range(2, x.dim())), kinds=self.squeeze, gates=gates)
+    def weigh_channels(self, joint: ops.Joint, axes: tuple[int, ...], gates: Sequence[Tensor]) -> Tensor:
+        squeezed = joint.squeeze(axes, kinds=self.squeeze, gates=gates)
         gate = ops.excite(*(s.flatten(1) for s in squeezed), down=self.down, up=self.up)
-        return x, self.gate(gate.view(squeezed[0].shape))
+        return self.gate(gate.view(squeezed[0].shape))
 
-    def weigh_pixels(self, x: Tensor, gates: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
-        x, *squeezed = ops.squeeze(x, (1,), kinds=("max", "avg"), gates=gates)
+    def weigh_pixels(self, joint: ops.Joint, gates: Sequence[Tensor]) -> Tensor:
+        squeezed = joint.squeeze((1,), kinds=("max", "avg"), gates=gates)
         logits = self.norm(ops.convolve(torch.cat(squeezed, dim=1), self.conv.weight))
-        return x, self.mask(torch.sigmoid(logits))
+        return self.mask(torch.sigmoid(logits))
 
     def forward(self, x: Tensor) -> Tensor:
         parallel = self.arrangement == "parallel"
+        axes, joint = tuple(range(2, x.dim())), ops.Joint(x)
         gates: list[Tensor] = []
         for part in ("channel", "spatial") if parallel else self.arrangement.split("-"):
-            weigh = self.weigh_channels if part == "channel" else self.weigh_pixels
-            x, gate = weigh(x, () if parallel else gates)
-            gates.append(gate)
-        return ops.gate(x, *gates)
+            seen = () if parallel else tuple(gates)
+            channel = part == "channel"
+            gates.append(self.weigh_channels(joint, axes, seen) if channel else self.weigh_pixels(joint, seen))
+        return joint.gate(*gates)
 
     def extra_repr(self) -> str:
         return f"squeeze={'+'.join(self.squeeze)}, arrangement={self.arrangement}"

@@ -82,13 +82,13 @@ class Coordinate(nn.Module):
         self.gate = nn.ModuleList(Tap("axis") for _ in range(spatial_dims))
 
     def forward(self, x: Tensor) -> Tensor:
-        axes = range(2, x.dim())
+        axes, joint = range(2, x.dim()), ops.Joint(x)
         others = [tuple(other for other in axes if other != axis) for axis in axes]
-        x, *profiles = ops.squeeze(x, *others) if len(axes) > 1 else (x, x)
+        profiles = joint.squeeze(*others) if len(axes) > 1 else (x,)
         f = F.hardswish(self.norm(self.down(torch.cat([profile.flatten(2) for profile in profiles], dim=2))))
         parts = f.split([x.shape[axis] for axis in axes], dim=2)
         gates = [
             tap(torch.sigmoid(up(part)).view(profile.shape))
             for tap, up, part, profile in zip(self.gate, self.up, parts, profiles, strict=True)
         ]
-        return ops.gate(x, *gates)
+        return joint.gate(*gates)

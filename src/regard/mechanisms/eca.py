@@ -78,6 +78,7 @@ class ECA(nn.Module):
         self.gate = Tap("channel")
 
     def forward(self, x: Tensor) -> Tensor:
-        x, s = ops.squeeze(x, tuple(range(2, x.dim())))
+        joint = ops.Joint(x)
+        (s,) = joint.squeeze(tuple(range(2, x.dim())))
         gate = torch.sigmoid(ops.convolve(s.flatten(1).unsqueeze(1), self.conv.weight)).view(s.shape)
-        return ops.gate(x, self.gate(gate))
+        return joint.gate(self.gate(gate))

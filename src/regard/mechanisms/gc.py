@@ -116,16 +116,16 @@ class GC(nn.Module):
             self.gate = Tap("channel")
 
     def forward(self, x: Tensor) -> Tensor:
-        axes = tuple(range(2, x.dim()))
+        axes, joint = tuple(range(2, x.dim())), ops.Joint(x)
         if self.query is None:
-            x, pooled = ops.squeeze(x, axes)
+            (pooled,) = joint.squeeze(axes)
         else:
             # a 1x1 convolution, and a product of pixels and weights, as sums of the map times a factor
             query = self.query.weight.view(1, -1, *[1] * len(axes))
-            x, logits = ops.squeeze(x, (1,), kinds=("sum",), gates=(query,))
+            (logits,) = joint.squeeze((1,), kinds=("sum",), gates=(query,))
             logits = logits + self.query.bias
             weights = self.weights(logits.flatten(2).softmax(-1).view(logits.shape))
-            x, pooled = ops.squeeze(x, axes, kinds=("sum",), gates=(weights,))
+            (pooled,) = joint.squeeze(axes, kinds=("sum",), gates=(weights,))
         context = pooled.flatten(1)
         gates: list[Tensor] = []
         shift = None
@@ -133,7 +133,7 @@ class GC(nn.Module):
             gates.append(self.gate(torch.sigmoid(self.mul(context)).view(pooled.shape)))
         if self.add is not None:
             shift = self.add(context).view(pooled.shape)
-        return ops.gate(x, *gates, shift=shift)
+        return joint.gate(*gates, shift=shift)
 
 
 def _network(channels: int, width: int) -> nn.Sequential:

@@ -73,16 +73,16 @@ class GCT(nn.Module):
         self.gate = Tap("channel", high=2.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        axes = tuple(range(2, x.dim()))
+        axes, joint = tuple(range(2, x.dim())), ops.Joint(x)
         if self.mode == "l2":
-            x, norm = ops.squeeze(x, axes, kinds=("lp",))
+            (norm,) = joint.squeeze(axes, kinds=("lp",))
             strength = self.alpha * (norm.flatten(1).square() + self.epsilon).sqrt()
             norm = (strength.square().mean(1, keepdim=True) + self.epsilon).sqrt()
         else:
             strength = self.alpha * (x if self.after_relu else x.abs()).sum(axes)
             norm = strength.abs().mean(1, keepdim=True) + self.epsilon
         gate = 1 + torch.tanh(self.gamma * strength / norm + self.beta)
-        return ops.gate(x, self.gate(gate.reshape(*gate.shape, *[1] * len(axes))))
+        return joint.gate(self.gate(gate.reshape(*gate.shape, *[1] * len(axes))))
 
     def extra_repr(self) -> str:
         return f"mode={self.mode}, after_relu={self.after_relu}"

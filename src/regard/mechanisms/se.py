@@ -73,6 +73,7 @@ class SE(nn.Module):
         self.gate = Tap("channel")
 
     def forward(self, x: Tensor) -> Tensor:
-        x, s = ops.squeeze(x, tuple(range(2, x.dim())))
+        joint = ops.Joint(x)
+        (s,) = joint.squeeze(tuple(range(2, x.dim())))
         gate = ops.excite(s.flatten(1), down=self.down, up=self.up)
-        return ops.gate(x, self.gate(gate.view(s.shape)))
+        return joint.gate(self.gate(gate.view(s.shape)))

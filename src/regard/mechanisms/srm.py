@@ -54,8 +54,9 @@ class SRM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         axes = tuple(range(2, x.dim()))
-        x, mean, variance = ops.squeeze(x, axes, kinds=("avg", "var"))
+        joint = ops.Joint(x)
+        mean, variance = joint.squeeze(axes, kinds=("avg", "var"))
         count = x[0, 0].numel()
         spread = (variance * (count / max(count - 1, 1)) + 1e-5).sqrt()
         z = (torch.stack([mean.flatten(1), spread.flatten(1)], dim=2) * self.weight).sum(2)
-        return ops.gate(x, self.gate(torch.sigmoid(self.norm(z)).view(mean.shape)))
+        return joint.gate(self.gate(torch.sigmoid(self.norm(z)).view(mean.shape)))

@@ -108,12 +108,13 @@ class TAM(nn.Module):
                 f"tam: a batch of {x.shape[0]} frames does not hold whole clips of {self.frames}: give the frames of "
                 "whole clips, or create it with another frames="
             )
-        x, squeezed = ops.squeeze(x, tuple(range(2, x.dim())))
+        joint = ops.Joint(x)
+        (squeezed,) = joint.squeeze(tuple(range(2, x.dim())))
         s = squeezed.flatten(1).unflatten(0, (-1, self.frames)).transpose(1, 2)
         gate = torch.sigmoid(self.activate(s)).transpose(1, 2).reshape(squeezed.shape)
         kernel = self.kernel(torch.softmax(self.adapt(s.flatten(0, 1)), dim=-1).unflatten(0, s.shape[:2]))
 
-        gated = ops.gate(x, self.gate(gate)).unflatten(0, (-1, self.frames))
+        gated = joint.gate(self.gate(gate)).unflatten(0, (-1, self.frames))
         size = kernel.shape[2]
         around = F.pad(gated, [0, 0] * (x.dim() - 1) + [size // 2, size // 2])
         weights = kernel.to(x.dtype).reshape(s.shape[0], 1, s.shape[1], *[1] * (x.dim() - 2), size)

@@ -77,13 +77,14 @@ class Triplet(nn.Module):
         self.gate = nn.ModuleList(Tap("axis") for _ in self.axes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, *stats = ops.squeeze(x, *((axis,) for axis in self.axes), kinds=("max", "avg"))
+        joint = ops.Joint(x)
+        stats = joint.squeeze(*((axis,) for axis in self.axes), kinds=("max", "avg"))
         pairs = zip(stats[::2], stats[1::2], strict=True)
         gates = [
             tap(self._weigh(pair, axis, conv, norm))
             for tap, pair, axis, conv, norm in zip(self.gate, pairs, self.axes, self.conv, self.norm, strict=True)
         ]
-        return ops.gate(x, *gates, mean=True)
+        return joint.gate(*gates, mean=True)
 
     def _weigh(self, pair: tuple[Tensor, Tensor], axis: int, conv: nn.Module, norm: nn.Module) -> Tensor:
         squeezed, weight = torch.stack([z.squeeze(axis) for z in pair], dim=1), cast(Tensor, conv.weight)

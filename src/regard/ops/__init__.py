@@ -4,40 +4,19 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_compiling
 
 from regard.ops.agreeing import reference as _agreeing
 from regard.ops.attending import reference as _attending
 from regard.ops.convolving import reference as _convolving
 from regard.ops.crossing import reference as _crossing
 from regard.ops.dispatch import Op, use_impl
-from regard.ops.ending import Pending, hooked, mark, marked
 from regard.ops.exciting import reference as _exciting
-from regard.ops.folding import Normed, average, prepare, settled, squeezes
 from regard.ops.gating import reference as _gating
 from regard.ops.selfgating import reference as _selfgating
 from regard.ops.squeezing import reference as _squeezing
-from regard.tap import Tap
+from regard.tap import Tap, hooked
 
-__all__ = [
-    "agree",
-    "agreeing",
-    "attend",
-    "attending",
-    "convolve",
-    "convolving",
-    "cross",
-    "crossing",
-    "excite",
-    "exciting",
-    "gate",
-    "gating",
-    "selfgate",
-    "selfgating",
-    "squeeze",
-    "squeezing",
-    "use_impl",
-]
+__all__ = ["Joint", "agree", "attend", "convolve", "cross", "excite", "gate", "selfgate", "squeeze", "use_impl"]
 
 agreeing = Op("regard.ops.agreeing", _agreeing.run)
 attending = Op("regard.ops.attending", _attending.run)
@@ -67,9 +46,8 @@ def squeeze(
     Impls:     reference, cpu, triton
     Tolerance: float32 1e-5, bfloat16 2e-2, float16 4e-3, relative to the largest value
 
-    The map comes back first, then the results, those of the first `dims` before those of the second. Work on with the
-    map that comes back: a `gate` that follows then leaves its gradient to the squeeze, which writes the gradient of x
-    once.
+    The map comes back first, itself, then the results, those of the first `dims` before those of the second. What is
+    squeezed and then weighed is better a `Joint`, which writes the gradient of the map once.
 
     Args:
         x: the map.
@@ -78,33 +56,16 @@ def squeeze(
         kinds: any of ``"avg"``, ``"sum"``, ``"max"``, ``"var"``, ``"lp"``, ``"lse"``.
         gates: tensors that broadcast to the map, which is squeezed as if it had been multiplied by them.
     """
-    if type(x) is Normed:
-        if squeezes(x, dims, kinds, gates):
-            return x, average(x, squeezing(x.x, dims, kinds, ())[1])
-        x = _settled(x)
-    results = squeezing(x, dims, tuple(kinds), tuple(gates))
-    ending = None if is_compiling() else marked(x)
-    if ending is not None:
-        mark(results[0], ending)
-    return results
+    return x, *squeezing(x, dims, tuple(kinds), tuple(gates))[1:]
 
 
-def gate(
-    x: Tensor,
-    *gates: Tensor,
-    mean: bool = False,
-    shift: Tensor | None = None,
-    add: Tensor | None = None,
-    relu: bool = False,
-) -> Tensor:
+def gate(x: Tensor, *gates: Tensor, mean: bool = False, shift: Tensor | None = None) -> Tensor:
     """Weigh a map by its gates.
 
-    Formula:   y = x * g1 * g2 * ... + shift + add, or with `mean` x * (g1 + g2 + ...) / n + shift + add; with `relu`
-               max(y, 0)
-    Shape:     x, add, y: (B, C, *spatial);  each gate, and the shift, broadcasts to x
+    Formula:   y = x * g1 * g2 * ... + shift, or with `mean` x * (g1 + g2 + ...) / n + shift
+    Shape:     x, y: (B, C, *spatial);  each gate, and the shift, broadcasts to x
     Gradient:  dx = dy * g1 * g2 ...;  dg = sum of dy * x * (the other gates) over the axes in which g has size 1
-    Keeps:     reference: x, the gates, and for each gate but the last one map more; cpu, triton: x and the gates; with
-               `relu` y and add as well
+    Keeps:     reference: x, the gates, and for each gate but the last one map more; cpu, triton: x and the gates
     Traffic:   reference: for each gate reads the map once and writes it once; cpu, triton: reads x once and writes y
                once; backward reads x and dy, then dy, and writes dx
     Impls:     reference, cpu, triton
@@ -117,28 +78,42 @@ def gate(
         gates: tensors that broadcast to the map, e.g. (B, C, 1, 1) or (B, 1, H, W).
         mean: whether the map is weighed by the mean of its gates instead of their product.
         shift: a tensor that broadcasts to the map and is added to it at the end.
-        add: another map, added to it at the end: the other branch of a residual block.
-        relu: whether what is below 0 becomes 0 after all that.
     """
-    ending = None if is_compiling() else marked(x)
-    if ending is not None and add is None and not relu:
-
-        def run(more: Tensor | None, cut: bool, inplace: bool) -> Tensor:
-            if type(x) is Normed:
-                weigh = prepare(x, gates, shift, more, cut)
-                return weigh() if weigh else gating(x.settle(), gates, mean, shift, more, cut, inplace)
-            return gating(x, gates, mean, shift, more, cut, inplace)
-
-        return Pending.of(x, ending, run)
-    return gating(settled(x), gates, mean, shift, add, relu, False)
+    return gating(x, gates, mean, shift)
 
 
-def _settled(x: Normed) -> Tensor:
-    """The result of a norm; what follows the gate is still known."""
-    value, ending = x.settle(), marked(x)
-    if ending is not None:
-        mark(value, ending)
-    return value
+class Joint:
+    """A map that is squeezed, once or several times, and then weighed: its gradient is written once.
+
+    The results and gradients are those of `squeeze` and `gate`. But the gate leaves its part of the map's gradient to
+    the squeeze, which writes the sum in one pass, so that between the two the map has no gradient of its own that a
+    hook could see or `autograd.grad` be asked for: it stays in here.
+
+    Args:
+        x: the map.
+
+    Example:
+        >>> import torch
+        >>> from regard import ops
+        >>> joint = ops.Joint(torch.randn(2, 8, 5, 7))
+        >>> (mean,) = joint.squeeze((2, 3))
+        >>> joint.gate(torch.sigmoid(mean)).shape
+        torch.Size([2, 8, 5, 7])
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self._x = x
+
+    def squeeze(
+        self, *dims: tuple[int, ...], kinds: Sequence[str] = ("avg",), gates: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, ...]:
+        """The results of `squeeze`, without the map."""
+        self._x, *results = squeezing(self._x, dims, tuple(kinds), tuple(gates))
+        return tuple(results)
+
+    def gate(self, *gates: Tensor, mean: bool = False, shift: Tensor | None = None) -> Tensor:
+        """The result of `gate`."""
+        return gating(self._x, gates, mean, shift)
 
 
 def selfgate(

@@ -95,20 +95,6 @@ LOOKS = 1024  # remembered by each op
 _include, _exclude = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_tls_local_exclude_set
 
 
-def _usual() -> Iterator[int]:
-    for inference in (False, True):
-        with torch.inference_mode(inference):
-            yield _include().raw_repr()
-
-
-_USUAL = frozenset(_usual())
-
-
-def undisturbed() -> bool:
-    """Whether nothing but torch itself watches what is computed: no compiler, tracer, transform or dispatch mode."""
-    return not torch.compiler.is_compiling() and _include().raw_repr() in _USUAL
-
-
 def look(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """All of the arguments, and of what torch is doing, that the choice of an implementation may depend on.
 

@@ -1,10 +1,9 @@
 """Squeeze and gate with their gradients, for any kernels: the gradient of a map is written once.
 
-Between a squeeze and the gate that follows it, ordinary autograd would write the gradient of the map in pieces and
-add them up. Here the gate, and every squeeze but the first, leave theirs on a `Tape` as small tensors, and the first
-squeeze, whose backward runs last by construction, writes the sum in one pass. What else reads the map in between
-arrives in the ordinary way and is added. A backward that is itself differentiated, or meets tensors that no kernel may
-see, is that of the reference.
+Between a squeeze and the gate that follows it (`ops.Joint`), ordinary autograd would write the gradient of the map in
+pieces and add them up. Here the gate, and every squeeze but the first, leave theirs on a `Tape` as small tensors, and
+the first squeeze, whose backward runs last by construction, writes the sum in one pass. A backward that is itself
+differentiated, or meets tensors that no kernel may see, is that of the reference.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from math import prod
 from typing import Any, Protocol
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -37,25 +37,24 @@ class Kernels(Protocol):
 
 
 class Tape:
-    """What the gradient of a map is still made of, in the backward pass that is running.
+    """What the gradient of a map is still made of, for each backward pass by itself: several may run at once.
 
-    A backward pass may stop before the squeeze that would have taken the pieces up; the next one finds none of them.
+    Args:
+        node: of the squeeze.
     """
 
-    def __init__(self) -> None:
-        self.run, self.held = -1, Pieces()
+    def __init__(self, node: Any) -> None:
+        self.node, self.held = ref(node), dict[int, Pieces]()
 
-    @property
-    def pieces(self) -> Pieces:
-        run = torch._C._current_graph_task_id()
-        if run != self.run:
-            self.run, self.held = run, Pieces()
-        return self.held
+    def leave(self, pieces: Pieces) -> None:
+        """For the squeeze, if this pass will come to it and take them up."""
+        node: Any = self.node()
+        if torch._C._will_engine_execute_node(node):
+            self.held.setdefault(torch._C._current_graph_task_id(), Pieces()).extend(pieces)
 
     def take(self) -> Pieces:
-        """Everything; the tape is empty afterwards."""
-        pieces, self.held = self.pieces, Pieces()
-        return pieces
+        """Everything that this pass left."""
+        return self.held.pop(torch._C._current_graph_task_id(), None) or Pieces()
 
 
 @dataclass
@@ -111,7 +110,7 @@ class Pieces:
 def squeeze(
     kernels: Kernels, x: Tensor, dims: tuple[tuple[int, ...], ...], kinds: tuple[str, ...], gates: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """`ops.squeeze` by these kernels."""
+    """`ops.squeeze` by these kernels. The map that comes back is for `gate` and another `squeeze` alone."""
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *gates)):
         return _Squeeze.apply(kernels, dims, kinds, _tape_behind(x), x, *gates)
     found = _squeezed(kernels, x, dims, kinds, gates, places=False)
@@ -180,7 +179,7 @@ class _Squeeze(Function):
         *gates: Tensor,
     ) -> tuple[Tensor, ...]:
         found = _squeezed(kernels, x, dims, kinds, gates, places=True)
-        ctx.kernels, ctx.dims, ctx.kinds, ctx.behind, ctx.tape = kernels, dims, kinds, behind, Tape()
+        ctx.kernels, ctx.dims, ctx.kinds, ctx.behind, ctx.tape = kernels, dims, kinds, behind, Tape(ctx)
         ctx.set_materialize_grads(False)
         needed = [name for kind, name in {"max": "place", "var": "mean", "lp": "lp"}.items() if kind in kinds]
         ctx.needed, ctx.shape, ctx.axes, ctx.gates = needed, x.shape, order(x), len(gates)
@@ -240,7 +239,7 @@ class _Squeeze(Function):
         if not ctx.needs_input_grad[4]:
             return *nothing, None, *dgates
         if ctx.behind is not None:
-            ctx.behind.pieces.extend(pieces)
+            ctx.behind.leave(pieces)
             return *nothing, None, *dgates
         if not ctx.reads_x:
             x = x.expand(ctx.shape)  # its dtype and shape are all that is asked for
@@ -250,31 +249,19 @@ class _Squeeze(Function):
 # --- gate ------------------------------------------------------------------------------------------------------------
 
 
-def cannot_gate(x: Tensor, smalls: tuple[Tensor, ...], add: Tensor | None) -> str | None:
-    """Why these cannot be gates (and shift) of a map, or another one be added to it, or None."""
+def cannot_gate(x: Tensor, smalls: tuple[Tensor, ...]) -> str | None:
+    """Why these cannot be gates (and shift) of a map, or None."""
     if any(small.dim() != x.dim() or small.numel() == x.numel() > 1 for small in smalls):
         return "needs gates of the map's rank that are smaller than the map"
-    if add is not None and (add.shape, add.dtype) != (x.shape, x.dtype):
-        return "adds a map of the same shape and dtype only"
     return None
 
 
-def gate(
-    kernels: Kernels,
-    x: Tensor,
-    gates: tuple[Tensor, ...],
-    mean: bool = False,
-    shift: Tensor | None = None,
-    add: Tensor | None = None,
-    relu: bool = False,
-    inplace: bool = False,
-) -> Tensor:
-    """`ops.gate` by these kernels; over the map only where no gradients are recorded."""
-    tensors = (x, *gates, *(tensor for tensor in (shift, add) if tensor is not None))
+def gate(kernels: Kernels, x: Tensor, gates: tuple[Tensor, ...], mean: bool, shift: Tensor | None) -> Tensor:
+    """`ops.gate` by these kernels."""
+    tensors = (x, *gates) if shift is None else (x, *gates, shift)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return _Gate.apply(kernels, _tape_behind(x), mean, relu, shift, add, x, *gates)
-    out = x if inplace else None
-    return kernels.affine(x, gates, mean=mean, terms=() if shift is None else ((shift,),), x=add, relu=relu, out=out)
+        return _Gate.apply(kernels, _tape_behind(x), mean, shift, x, *gates)
+    return kernels.affine(x, gates, mean=mean, terms=() if shift is None else ((shift,),))
 
 
 class _Gate(Function):
@@ -284,26 +271,19 @@ class _Gate(Function):
         kernels: Kernels,
         behind: Tape | None,
         mean: bool,
-        relu: bool,
         shift: Tensor | None,
-        add: Tensor | None,
         x: Tensor,
         *gates: Tensor,
     ) -> Tensor:
-        ctx.kernels, ctx.behind, ctx.mean, ctx.relu = kernels, behind, mean, relu
-        y = kernels.affine(x, gates, mean=mean, terms=() if shift is None else ((shift,),), x=add, relu=relu)
-        ctx.shift = None if shift is None else shift.shape
-        ctx.save_for_backward(x, y if relu else None, shift, *gates)
-        return y
+        ctx.kernels, ctx.behind, ctx.mean = kernels, behind, mean
+        ctx.save_for_backward(x, shift, *gates)
+        return kernels.affine(x, gates, mean=mean, terms=() if shift is None else ((shift,),))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Gradients:
-        x, y, shift, *gates = ctx.saved_tensors
+        x, shift, *gates = ctx.saved_tensors
         needed = ctx.needs_input_grad
-        nothing: Gradients = (None, None, None, None)
-        if ctx.relu:  # the result says where it was cut off
-            dy = torch.ops.aten.threshold_backward(dy, y, 0)
-        dadd = dy if needed[5] else None
+        nothing: Gradients = (None, None, None)
         if must_be_plain(dy):
             shifts = () if shift is None else (shift,)
             dx, *rest = differentiate(
@@ -311,25 +291,26 @@ class _Gate(Function):
                 (x, *gates, *shifts),
                 (dy,),
             )
-            return *nothing, rest[-1] if shifts else None, dadd, dx, *rest[: len(gates)]
+            return *nothing, rest[-1] if shifts else None, dx, *rest[: len(gates)]
         dgates: list[Tensor | None] = [None] * len(gates)
-        wanted = {at: gate for at, gate in enumerate(gates) if needed[7 + at]}
+        wanted = {at: gate for at, gate in enumerate(gates) if needed[5 + at]}
         if wanted:
             others = {at: () if ctx.mean else tuple(g for k, g in enumerate(gates) if k != at) for at in wanted}
             requests = [Request(broadcast_along(gate, x.shape), ("sum",), others[at]) for at, gate in wanted.items()]
             for (at, gate), found in zip(wanted.items(), ctx.kernels.reduce(x, requests, dy), strict=True):
                 dgates[at] = (found["sum"] / len(gates) if ctx.mean else found["sum"]).to(gate.dtype)
         dshift = None
-        if needed[4]:
+        if needed[3]:
             axes = broadcast_along(shift, x.shape)
             dy = arrange(dy, order(x))
             dshift = ctx.kernels.reduce(dy, [Request(axes, ("sum",))])[0]["sum"].to(shift.dtype)
-        if not needed[6]:
-            return *nothing, dshift, dadd, None, *dgates
-        pieces = Pieces() if ctx.behind is None else ctx.behind.pieces
-        pieces.maps.append((dy, tuple(gates), ctx.mean))
-        dx = pieces.write(ctx.kernels, x, order(x)) if ctx.behind is None else None
-        return *nothing, dshift, dadd, dx, *dgates
+        if not needed[4]:
+            return *nothing, dshift, None, *dgates
+        pieces = Pieces(maps=[(dy, tuple(gates), ctx.mean)])
+        if ctx.behind is not None:
+            ctx.behind.leave(pieces)
+            return *nothing, dshift, None, *dgates
+        return *nothing, dshift, pieces.write(ctx.kernels, x, order(x)), *dgates
 
 
 # --- what both need --------------------------------------------------------------------------------------------------

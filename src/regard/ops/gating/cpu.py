@@ -8,45 +8,20 @@ from regard.ops import gradients
 from regard.ops.kernels import cpu
 
 
-def why_not(
-    x: Tensor,
-    gates: tuple[Tensor, ...],
-    mean: bool,
-    shift: Tensor | None,
-    add: Tensor | None,
-    relu: bool,
-    inplace: bool,
-) -> str | None:
+def why_not(x: Tensor, gates: tuple[Tensor, ...], mean: bool, shift: Tensor | None) -> str | None:
     smalls = gates if shift is None else (*gates, shift)
-    everything = smalls if add is None else (*smalls, add)
-    if not (x.is_cpu and all(tensor.is_cpu for tensor in everything)):
-        return f"needs tensors on the CPU, got {', '.join(str(tensor.device) for tensor in (x, *everything))}"
-    return gradients.cannot_gate(x, smalls, add) or cpu.why_not(x) or cpu.cannot_weigh(x, gates, mean, shift, add)
+    if not (x.is_cpu and all(tensor.is_cpu for tensor in smalls)):
+        return f"needs tensors on the CPU, got {', '.join(str(tensor.device) for tensor in (x, *smalls))}"
+    return gradients.cannot_gate(x, smalls) or cpu.why_not(x) or cpu.cannot_weigh(x, gates, mean, shift)
 
 
-def run(
-    x: Tensor,
-    gates: tuple[Tensor, ...],
-    mean: bool,
-    shift: Tensor | None,
-    add: Tensor | None,
-    relu: bool,
-    inplace: bool,
-) -> Tensor:
-    return gradients.gate(cpu, x, gates, mean, shift, add, relu, inplace)
+def run(x: Tensor, gates: tuple[Tensor, ...], mean: bool, shift: Tensor | None) -> Tensor:
+    return gradients.gate(cpu, x, gates, mean, shift)
 
 
-def prepare(
-    x: Tensor,
-    gates: tuple[Tensor, ...],
-    mean: bool,
-    shift: Tensor | None,
-    add: Tensor | None,
-    relu: bool,
-    inplace: bool,
-) -> Callable[..., Tensor] | None:
+def prepare(x: Tensor, gates: tuple[Tensor, ...], mean: bool, shift: Tensor | None) -> Callable[..., Tensor] | None:
     terms = () if shift is None else ((shift,),)
-    affine = cpu.prepare_affine(x, gates, mean, terms, add, relu, inplace)
+    affine = cpu.prepare_affine(x, gates, mean, terms)
     if affine is None:
         return None
-    return lambda x, gates, mean, shift, add, *_: affine(x, gates if shift is None else (*gates, shift), add)
+    return lambda x, gates, mean, shift: affine(x, gates if shift is None else (*gates, shift))

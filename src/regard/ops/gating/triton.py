@@ -9,39 +9,23 @@ from regard.ops import gradients
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # then the kernels run anywhere, very slowly
 
 
-def why_not(
-    x: Tensor,
-    gates: tuple[Tensor, ...],
-    mean: bool,
-    shift: Tensor | None,
-    add: Tensor | None,
-    relu: bool,
-    inplace: bool,
-) -> str | None:
+def why_not(x: Tensor, gates: tuple[Tensor, ...], mean: bool, shift: Tensor | None) -> str | None:
     if not (x.is_cuda or INTERPRETED):
         return f"needs a tensor on a GPU, got {x.device.type}"
     smalls = (*gates, *(() if shift is None else (shift,)))
-    if any(tensor.device != x.device for tensor in (*smalls, *(() if add is None else (add,)))):
+    if any(tensor.device != x.device for tensor in smalls):
         return f"needs everything on {x.device}"
-    reason = gradients.cannot_gate(x, smalls, add)
+    reason = gradients.cannot_gate(x, smalls)
     if reason is not None:
         return reason
     try:
         from regard.ops.kernels import triton
     except ImportError:
         return "needs the package triton"
-    return triton.why_not(x) or triton.cannot_weigh(x, gates, mean, shift, add)
+    return triton.why_not(x) or triton.cannot_weigh(x, gates, mean, shift)
 
 
-def run(
-    x: Tensor,
-    gates: tuple[Tensor, ...],
-    mean: bool,
-    shift: Tensor | None,
-    add: Tensor | None,
-    relu: bool,
-    inplace: bool,
-) -> Tensor:
+def run(x: Tensor, gates: tuple[Tensor, ...], mean: bool, shift: Tensor | None) -> Tensor:
     from regard.ops.kernels import triton
 
-    return gradients.gate(triton, x, gates, mean, shift, add, relu, inplace)
+    return gradients.gate(triton, x, gates, mean, shift)

@@ -1,7 +1,7 @@
-// affine: y = map * factors + x * weight + small terms + gradients of maxima, and a ReLU; all in one pass.
+// affine: y = map * factors + x * weight + small terms + gradients of maxima; all in one pass.
 //
-// The gate forward, the gradient of a map backward, and the addition of a branch. Traffic: reads each map once, writes
-// one. A result larger than the caches is written past them.
+// The gate forward, the gradient of a map backward. Traffic: reads each map once, writes one. A result larger than the
+// caches is written past them.
 #include "map.h"
 
 struct Term {
@@ -17,7 +17,7 @@ struct Pick {
 };
 
 struct Affine {
-    int32_t bfloat16, threads, factors, mean, terms, relu, stream, weighted, picks, unused;
+    int32_t bfloat16, threads, factors, mean, terms, stream, weighted, picks;
     Index size[4];
     Map y, map, x;  // x.data may be null
     Operand factor[3], weight;
@@ -42,8 +42,8 @@ struct Row {
 };
 
 template <int VECTORS, bool MEAN, int ADDED, int X, bool PICKS> struct Formula {
-    float share, least;  // of a mean's factors; what the result is cut off at
-    int picks;           // maxima along another axis than the row
+    float share;  // of a mean's factors
+    int picks;    // maxima along another axis than the row
 
     template <class T, class Load>
     inline Vector operator()(const Row &row, const T *map, const T *x, Index r, Load load) const {
@@ -71,7 +71,7 @@ template <int VECTORS, bool MEAN, int ADDED, int X, bool PICKS> struct Formula {
                 value += places == own ? load(row.values[k] + r) * row.scale[k] : Vector{};
             }
         }
-        return value < least ? spread(least) : value;  // NaN stays NaN
+        return value;
     }
 };
 
@@ -95,7 +95,7 @@ inline void write(const F formula, const Row row, T *y, const T *map, const T *x
 // The rows from .. to of the map, counted over its first three axes.
 template <class T, int VECTORS, bool MEAN, int ADDED, int X, bool PICKS>
 void rows(const Affine &a, Index from, Index to) {
-    Formula<VECTORS, MEAN, ADDED, X, PICKS> formula{a.factors ? 1.0f / (float)a.factors : 1, a.relu ? 0 : LEAST, 0};
+    Formula<VECTORS, MEAN, ADDED, X, PICKS> formula{a.factors ? 1.0f / (float)a.factors : 1, 0};
     for (int k = 0; k < a.picks; k++) formula.picks += a.pick[k].value.stride[3] != 0;
     for (Index at = from; at < to;) {
         const Index p = at / a.size[2] % a.size[1], i = at / a.size[2] / a.size[1];

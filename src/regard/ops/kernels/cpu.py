@@ -55,8 +55,7 @@ class _Maximum(Structure):
 
 class _Affine(Structure):
     _fields_ = [("bfloat16", c_int32), ("threads", c_int32), ("factors", c_int32), ("mean", c_int32)]
-    _fields_ += [("terms", c_int32), ("relu", c_int32), ("stream", c_int32), ("weighted", c_int32)]
-    _fields_ += [("picks", c_int32), ("unused", c_int32)]
+    _fields_ += [("terms", c_int32), ("stream", c_int32), ("weighted", c_int32), ("picks", c_int32)]
     _fields_ += [("size", c_int64 * 4), ("y", _Operand), ("map", _Operand), ("x", _Operand)]
     _fields_ += [("factor", _Operand * 3), ("weight", _Operand), ("term", _Term * 4), ("pick", _Maximum * 3)]
 
@@ -271,7 +270,6 @@ def affine(
     terms: Sequence[Sequence[Tensor]] = (),
     x: Tensor | None = None,
     weight: Tensor | None = None,
-    relu: bool = False,
     picks: Sequence[tuple[Tensor, Tensor, Sequence[Tensor]]] = (),
     out: Tensor | None = None,
 ) -> Tensor:
@@ -283,7 +281,6 @@ def affine(
         mean: by their mean instead.
         terms: products of one or two small tensors, added.
         x: another map, added; times `weight`, which broadcasts to it, where there is one.
-        relu: whether what is below 0 becomes 0 at the end.
         picks: places of maxima as `reduce` gave them, what is added there, and the factors by which it is multiplied.
         out: where to write; may be `map` itself.
     """
@@ -302,7 +299,6 @@ def affine(
         mean,
         tuple(tuple(tuple(factor.shape) for factor in term) for term in terms),
         None if weight is None else tuple(weight.shape),
-        relu,
         tuple((tuple(values.shape), tuple(tuple(factor.shape) for factor in scales)) for _, values, scales in picks),
         out is None and y.numel() * y.element_size() >= PAST_THE_CACHE,
         torch.get_num_threads(),
@@ -317,47 +313,38 @@ def affine(
 
 
 def prepare_affine(
-    x: Tensor,
-    factors: Sequence[Tensor],
-    mean: bool,
-    terms: Sequence[Sequence[Tensor]],
-    add: Tensor | None,
-    relu: bool,
-    inplace: bool,
-) -> Callable[[Tensor, Sequence[Tensor], Tensor | None], Tensor] | None:
-    """`affine` for all maps that look like this one: a function of the map, its smalls, and another map.
+    x: Tensor, factors: Sequence[Tensor], mean: bool, terms: Sequence[Sequence[Tensor]]
+) -> Callable[[Tensor, Sequence[Tensor]], Tensor] | None:
+    """`affine` for all maps that look like this one: a function of the map and its smalls.
 
     The smalls are the factors, then those of each term. None where one of them must be laid out anew.
     """
     axes = order(x)
     smalls = (*factors, *(small for term in terms for small in term))
-    if not all(_laid(small, axes) for small in smalls) or (add is not None and order(add) != axes):
+    if not all(_laid(small, axes) for small in smalls):
         return None
-    shape, strides = tuple(x.shape), x.stride() if inplace else steps(x.shape, axes)
+    shape, strides = tuple(x.shape), steps(x.shape, axes)
     plan = _plan_affine.__wrapped__(
         shape,
         axes,
         x.stride(),
         strides,
-        None if add is None else add.stride(),
+        None,
         x.dtype == torch.bfloat16,
         tuple(tuple(factor.shape) for factor in factors),
         mean,
         tuple(tuple(tuple(small.shape) for small in term) for term in terms),
         None,
-        relu,
         (),
-        not inplace and x.numel() * x.element_size() >= PAST_THE_CACHE,
+        x.numel() * x.element_size() >= PAST_THE_CACHE,
         torch.get_num_threads(),
     )
     run, address, dtype = function("affine"), addressof(plan), x.dtype
-    pointers_to = c_void_p * (2 + len(smalls) + (add is not None))
+    pointers_to = c_void_p * (2 + len(smalls))
 
-    def affine(x: Tensor, smalls: Sequence[Tensor], add: Tensor | None, plan: _Affine = plan) -> Tensor:
-        y = x if inplace else torch.empty_strided(shape, strides, dtype=dtype, device=CPU)
+    def affine(x: Tensor, smalls: Sequence[Tensor], plan: _Affine = plan) -> Tensor:
+        y = torch.empty_strided(shape, strides, dtype=dtype, device=CPU)
         pointers = [y.data_ptr(), x.data_ptr()]
-        if add is not None:
-            pointers.append(add.data_ptr())
         for small in smalls:
             pointers.append(small.data_ptr())
         run(address, pointers_to(*pointers))
@@ -366,9 +353,7 @@ def prepare_affine(
     return affine
 
 
-def cannot_weigh(
-    x: Tensor, gates: Sequence[Tensor], mean: bool, shift: Tensor | None, add: Tensor | None
-) -> str | None:
+def cannot_weigh(x: Tensor, gates: Sequence[Tensor], mean: bool, shift: Tensor | None) -> str | None:
     """Why a map cannot be weighed by these gates, and their gradients be found, or None."""
     axes = order(x)
     shape, stride, bfloat16, threads = tuple(x.shape), x.stride(), x.dtype == torch.bfloat16, torch.get_num_threads()
@@ -378,8 +363,7 @@ def cannot_weigh(
     along = [broadcast_along(gate, shape) for gate in gates]
     requests = tuple((dims, ("sum",), factors) for dims, factors in zip(along, others, strict=True))
     try:
-        also = None if add is None else stride
-        _plan_affine(shape, axes, stride, stride, also, bfloat16, shapes, mean, terms, None, False, (), False, threads)
+        _plan_affine(shape, axes, stride, stride, None, bfloat16, shapes, mean, terms, None, (), False, threads)
         _plan_reduce(shape, stride, axes, bfloat16, stride, requests, threads)
     except Cannot as reason:
         return str(reason)
@@ -398,7 +382,6 @@ def _plan_affine(
     mean: bool,
     terms: tuple[tuple[tuple[int, ...], ...], ...],
     weight: tuple[int, ...] | None,
-    relu: bool,
     picks: tuple[tuple[tuple[int, ...], tuple[tuple[int, ...], ...]], ...],
     stream: bool,
     threads: int,
@@ -410,7 +393,7 @@ def _plan_affine(
     row = sizes[3] * (2 if bfloat16 else 4)
     stream = stream and (row >= LONG_ROW or row % 64 == 0)
     slots, step = _Slots(), iter(steps)
-    plan = _Affine(bfloat16, threads, len(factors), mean and len(factors) > 1, len(terms), relu, stream)
+    plan = _Affine(bfloat16, threads, len(factors), mean and len(factors) > 1, len(terms), stream)
     plan.size[:] = sizes
     plan.y, plan.map = _operand(slots, walks[0]), _operand(slots, walks[1])
     if x is not None:

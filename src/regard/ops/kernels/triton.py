@@ -470,7 +470,6 @@ def _affine(
     SCALES: tl.constexpr,
     WEIGHT: tl.constexpr,
     MEAN: tl.constexpr,
-    RELU: tl.constexpr,
     ALIGN: tl.constexpr,
     P: tl.constexpr,
     Q: tl.constexpr,
@@ -501,8 +500,6 @@ def _affine(
         if weight is not None:
             added *= _load(weight, at, size, WEIGHT).to(tl.float32)
         value += added
-    if RELU:
-        value = tl.where(value < 0, 0, value)  # NaN stays NaN
     tl.store(_within(y, at, y_stride, ALIGN), value, mask=inside)
 
 
@@ -514,7 +511,6 @@ def affine(
     terms: Sequence[Sequence[Tensor]] = (),
     x: Tensor | None = None,
     weight: Tensor | None = None,
-    relu: bool = False,
     picks: Sequence[tuple[Tensor, Tensor, Sequence[Tensor]]] = (),
     out: Tensor | None = None,
 ) -> Tensor:
@@ -538,13 +534,11 @@ def affine(
     maxima = tuple((at, _dense(d, axes), tuple(_dense(scale, axes) for scale in scales)) for at, d, scales in picks)
     mean = mean and len(factors) > 1
     with torch.cuda.device_of(map):
-        _affine[grid](y, map, x, weight, smalls, products, maxima, *arguments, MEAN=mean, RELU=relu, **options)
+        _affine[grid](y, map, x, weight, smalls, products, maxima, *arguments, MEAN=mean, **options)
     return y
 
 
-def cannot_weigh(
-    x: Tensor, gates: Sequence[Tensor], mean: bool, shift: Tensor | None, add: Tensor | None
-) -> str | None:
+def cannot_weigh(x: Tensor, gates: Sequence[Tensor], mean: bool, shift: Tensor | None) -> str | None:
     """Why a map cannot be weighed by these gates, and their gradients be found, or None."""
     axes, shape = order(x), tuple(x.shape)
     shapes = tuple(tuple(gate.shape) for gate in gates)

@@ -59,6 +59,31 @@ def test_help_does_not_wait_for_torch():
         assert ran.stdout
 
 
+def without_torch(*words):
+    """Run the command line in a process of its own, hold that it loads no torch, and give status and both outputs."""
+    program = f"import sys; sys.argv = ['regard', *{words}]\nfrom regard.cli import main\ntry: main()\n"
+    program += "finally: print('torch' in sys.modules, file=sys.stderr)"
+    ran = subprocess.run([sys.executable, "-c", program], env=tiny.ENVIRONMENT, capture_output=True, text=True)
+    *said, loaded = ran.stderr.splitlines()
+    assert loaded == "False", f"regard {' '.join(words)} loads torch"
+    return ran.returncode, ran.stdout, "\n".join(said)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "sentence"),
+    [
+        ("list --category channel", 0, ""),
+        ("info cbam[squeeze=max]", 0, ""),
+        ("info sse", 2, "no mechanism 'sse'; did you mean"),
+        ("report /nowhere", 2, "/nowhere holds no comparison"),
+    ],
+)
+def test_what_needs_no_torch_does_not_load_it(words, status, sentence):
+    ended, out, err = without_torch(*words.split())
+    assert (ended, bool(out)) == (status, status == 0)
+    assert sentence in err
+
+
 @pytest.mark.parametrize("command", ["list", "info", "sites", "advise", "compare", "report", "app"])
 def test_help_shows_every_option_and_examples(capsys, command):
     status, out, err = call(capsys, command, "--help")
@@ -138,6 +163,14 @@ def test_list_by_category_and_as_json(capsys):
     assert 0 < len(some) < len(rows)
     hard = json.loads(call(capsys, "list", "--attention", "hard", "--json")[1])
     assert [row["name"] for row in hard] == ["glimpse"]
+
+
+def test_info_of_an_arm_has_its_options(capsys):
+    card = json.loads(call(capsys, "info", "eca[kernel_size=9]", "--json")[1])
+    assert (card["options"]["kernel_size"], card["parameters_at_256"]) == (9, 9)
+    assert "squeeze='max'" in call(capsys, "info", "cbam[squeeze=max]")[1]
+    status, _, err = call(capsys, "info", "cbam[squeze=max]")
+    assert (status, err) == (2, "regard: cbam has no option 'squeze'; did you mean 'squeeze'?\n")
 
 
 def test_info_shows_the_card(capsys):

@@ -42,6 +42,7 @@ FLOORS = [
     "regard.ops.kernels.cpu regard.ops.kernels.triton",
     "regard.ops.kernels.plan regard.ops.kernels.library",
     "regard.ops.dispatch regard.ops.*",
+    "regard.cards",
     "regard.registry",
     "regard.tap regard.norm regard.conv regard.files regard.layout regard.positions regard.svg regard.peers"
     " regard.guard",

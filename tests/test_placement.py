@@ -11,6 +11,7 @@ import torchvision
 from torch import nn
 
 import regard
+from regard.placing import plan
 from regard.site import WORDS
 from test_insertion import found, logits, refused
 
@@ -260,3 +261,38 @@ def test_the_door_of_timm():
 
 def test_every_word_is_explained():
     assert all(f'``"{word}"``' in regard.sites.__doc__ for word in WORDS)
+
+
+# --- sequences and volumes ---------------------------------------------------------------------------------------------
+
+CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def network_over(axes):
+    conv = CONV[axes]
+    return nn.Sequential(conv(1, 16, 3), nn.ReLU(), conv(16, 32, 3), nn.ReLU()), torch.randn(2, 1, *[9] * axes)
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+def test_a_mechanism_of_other_maps_says_how_many_spatial_axes_it_works_with(axes):
+    net, x = network_over(axes)
+    attachable = [name for name in regard.names() if regard.info(name).place and name not in ("sk", "tam")]
+    for name in attachable:
+        known = regard.info(name).spatial
+        if axes in known:
+            regard.attach(net, name, example=x).remove()
+            continue
+        words = f"{name} works on maps with {' or '.join(map(str, known))} spatial axes, and the map at '3' has {axes}"
+        with pytest.raises(regard.UserError, match=f"^{words}$"):
+            regard.attach(net, name, example=x)
+        assert plan(net, x, mechanism=name).refused == f"{name} cannot be attached: {words}"
+    (row,) = regard.advise(net, x, mechanisms=["triplet"], rounds=1).rows
+    assert row.refused == f"triplet works on maps with 2 spatial axes, and the map at '3' has {axes}"
+
+
+def test_a_wrong_number_of_spatial_axes_that_was_asked_for_is_said():
+    net, x = network_over(1)
+    with pytest.raises(regard.UserError, match="cbam was asked for with spatial_dims=2, and the map at '3' has 1 spat"):
+        regard.attach(net, "cbam", example=x, spatial_dims=2)
+    with pytest.raises(regard.UserError, match="no option 'spatial_dims': it works on maps with 2 spatial axes"):
+        regard.create("triplet", 16, spatial_dims=1)

@@ -21,6 +21,7 @@ EXAMPLES = {
     "info": """Examples:
 
   regard info cbam
+  regard info "cbam[squeeze=max]"
   regard info cbam --json""",
     "sites": """Examples:
 
@@ -165,14 +166,15 @@ def list_(
     json
         Print JSON instead of a table.
     """
-    import regard
-    from regard.errors import near
+    from regard.cards import cards
+    from regard.errors import UserError, near
 
-    known = sorted({regard.info(name).category for name in regard.names()})
+    every = [known for _, known in sorted(cards().items())]
+    known = sorted({one.category for one in every})
     if category is not None and category not in known:
         hint = near(category, known) or f": the categories are {', '.join(known)}"
-        raise regard.UserError(f"there is no category {category!r}{hint}")
-    found = [regard.info(name) for name in regard.names(category, attention=attention)]
+        raise UserError(f"there is no category {category!r}{hint}")
+    found = [i for i in every if category in (None, i.category) and attention in (None, i.attention)]
     if json:
         keys = ("name", "category", "attention", "paper")
         _print_json([{key: getattr(i, key) for key in keys} | {"parameters_at_256": i.parameters(256)} for i in found])
@@ -200,18 +202,19 @@ def info(name: str, /, *, json: bool = False) -> None:
     Parameters
     ----------
     name
-        A registered name; `regard list` shows them.
+        A registered name, with options where wanted: se, "cbam[squeeze=max]"; `regard list` shows the names.
     json
         Print JSON instead of text.
     """
-    import regard
+    from regard.cards import card
 
-    known = regard.info(name)
+    known = card(name)
     if json:
         options = dict(known.options)
         keys = ("name", "category", "attention", "paper", "place", "signature")
-        shown = {key: getattr(known, key) for key in keys} | {"exceptions": dict(known.exceptions)}
-        _print_json(shown | {"options": options, "parameters_at_256": known.parameters(256), "card": dict(known.slots)})
+        shown = {key: getattr(known, key) for key in keys}
+        shown |= {"spatial_axes": list(known.spatial), "exceptions": dict(known.exceptions), "options": options}
+        _print_json(shown | {"parameters_at_256": known.parameters(256, **options), "card": dict(known.slots)})
     else:
         print(known)
 
@@ -479,11 +482,12 @@ def report(folder: Path, /, *, json: bool = False) -> None:
     json
         Print the result as JSON instead of text.
     """
-    from regard.comparison import report as page
     from regard.comparison.results import Comparison
 
     comparison = Comparison.load(folder)
     comparison.save()
+    from regard.comparison import report as page  # it draws, and that takes seconds to import
+
     page.write(comparison)
     _show(comparison, json)
 

@@ -27,7 +27,7 @@ from regard.borrowing import borrowed, brief, call, is_sharded, refuse_unhookabl
 from regard.errors import UserError, near
 from regard.files import whole
 from regard.layout import LAYOUTS, Layout
-from regard.registry import create, info
+from regard.registry import create, info, wrong_axes
 from regard.site import At, choose, find, glob
 from regard.survey import CHILD, CONVOLUTIONS, Survey, dry_run
 
@@ -358,6 +358,14 @@ def attach(
                     f"{site.name!r} is the end of none: {_kernels(modules, survey)}"
                 )
     for site in chosen:
+        axes = len(site.shape) - 2
+        if axes not in known.spatial:
+            raise wrong_axes(mechanism, axes, f"the map at {site.name!r}")
+        if options.get("spatial_dims", axes) != axes:
+            raise UserError(
+                f"{mechanism} was asked for with spatial_dims={options['spatial_dims']}, and the map at {site.name!r} "
+                f"has {axes} spatial axes: leave spatial_dims out"
+            )
         shapes = list(dict.fromkeys(output.shape for output in survey.outputs[site.name]))
         if len(shapes) > 1:
             listed = " and ".join(map(str, shapes[:3]))

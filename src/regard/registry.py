@@ -8,22 +8,31 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from regard.errors import UserError, near
-from regard.tap import fade_in
+
+if TYPE_CHECKING:  # what is known of the mechanisms is told without loading torch, see `regard.cards`
+    import torch
+    from torch import Tensor, nn
 
 SLOTS = ("Paper", "Category", "Formula", "Shape", "Cost", "Place", "Differs", "Maps")
 PLACES = ("branches", "convolutions", "expansions", "kernels", "blocks", "stages", "transitions", "head")
 ATTENTIONS = ("soft", "hard", "self")
 SAME = "(B, C, *spatial) -> same"
+RANKS = (1, 2, 3)  # spatial axes of sequences, images and volumes
+
+
+def fade_in(module: nn.Module) -> None:
+    """As `regard.tap.fade_in`."""
+    from regard import tap
+
+    tap.fade_in(module)
+
 
 # What the authors' checkpoint asks for: our channels, our options, and their names for our parameters.
 Translation = tuple[int | None, dict[str, Any], dict[str, str]]
-Factory = TypeVar("Factory", bound=Callable[..., nn.Module])
+Factory = TypeVar("Factory", bound="Callable[..., nn.Module]")
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class Info:
         place: the word that ``at="auto"`` stands for; None when `attach` cannot put it into a network.
         parameters: published formula, ``parameters(channels, **options) -> int``; options left out have their defaults.
         signature: shapes of inputs and outputs, see `shapes`; most are ``(B, C, *spatial) -> same``.
+        spatial: numbers of spatial axes that it works with.
         beside: for one that takes a convolution of the network, with its norm and activation, for its first branch:
             from that convolution to the options with which it is built; it is called with what goes into the
             convolution and what the activation gives.
@@ -52,16 +62,17 @@ class Info:
     """
 
     name: str
-    factory: Callable[..., nn.Module]
+    factory: Callable[..., nn.Module] = field(repr=False)
     category: str
     attention: str
     paper: str
     place: str | None
-    parameters: Callable[..., int]
+    parameters: Callable[..., int] = field(repr=False)
     signature: str
-    beside: Callable[[nn.Module], dict[str, Any]] | None
-    identity: Callable[[nn.Module], None] | None
-    official: Mapping[str, Callable[..., Translation]]
+    spatial: tuple[int, ...]
+    beside: Callable[[nn.Module], dict[str, Any]] | None = field(repr=False)
+    identity: Callable[[nn.Module], None] | None = field(repr=False)
+    official: Mapping[str, Callable[..., Translation]] = field(repr=False)
     exceptions: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     slots: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -93,6 +104,7 @@ def register(
     parameters: Callable[..., int],
     attention: str = "soft",
     signature: str = SAME,
+    spatial: tuple[int, ...] | None = None,
     beside: Callable[[nn.Module], dict[str, Any]] | None = None,
     identity: Callable[[nn.Module], None] | None = fade_in,
     official: Mapping[str, Callable[..., Translation]] | None = None,
@@ -103,6 +115,7 @@ def register(
     Args:
         name: lower-case identifier.
         parameters: see `Info`; called with every option, given or default: take what matters, and ``**_``.
+        spatial: see `Info`; by default what the signature says: 2 for ``H, W``, 1, 2 and 3 for ``*spatial``.
         category, paper, place, attention, signature, beside, identity, official, exceptions: see `Info`. Most gates can
             leave all after the parameters alone.
 
@@ -118,16 +131,50 @@ def register(
         >>> regard.create("halve", 8)
         Halve()
     """
+    return _adds(
+        _registry, name, category=category, paper=paper, place=place, parameters=parameters, attention=attention,
+        signature=signature, spatial=spatial, beside=beside, identity=identity, official=official,
+        exceptions=exceptions,
+    )  # fmt: skip
+
+
+def registering(into: dict[str, Info]) -> Callable[..., Callable[[Factory], Factory]]:
+    """A `register` whose mechanisms go elsewhere than among those that can be built."""
+
+    def register(name: str, **known: Any) -> Callable[[Factory], Factory]:
+        return _adds(into, name, **known)
+
+    return register
+
+
+def _adds(
+    registry: dict[str, Info],
+    name: str,
+    *,
+    category: str,
+    paper: str,
+    place: str | None,
+    parameters: Callable[..., int],
+    attention: str = "soft",
+    signature: str = SAME,
+    spatial: tuple[int, ...] | None = None,
+    beside: Callable[[nn.Module], dict[str, Any]] | None = None,
+    identity: Callable[[nn.Module], None] | None = fade_in,
+    official: Mapping[str, Callable[..., Translation]] | None = None,
+    exceptions: Mapping[str, str] | None = None,
+) -> Callable[[Factory], Factory]:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UserError(f"a mechanism's name is a lower-case identifier such as 'se', got {name!r}")
     if place not in (*PLACES, None):
         raise UserError(f"{name}: the place is None or one of {', '.join(PLACES)}, got {place!r}")
-
     if attention not in ATTENTIONS:
         raise UserError(f"{name}: attention is one of {', '.join(ATTENTIONS)}, got {attention!r}")
 
+    takes = signature.partition(" -> ")[0]
+    ranks = spatial or ((2,) if "H, W" in takes else RANKS if "*spatial" in takes else ())
+
     def add(factory: Factory) -> Factory:
-        known = _registry.get(name)
+        known = registry.get(name)
         if known and (known.factory.__module__, known.factory.__qualname__) != (
             factory.__module__,
             factory.__qualname__,
@@ -145,9 +192,9 @@ def register(
                 raise UserError(f"{name} has no option {min(unknown)!r}")
             return parameters(channels, **{**options, **chosen})
 
-        _registry[name] = Info(
-            name, factory, category, attention, paper, place, count, signature, beside, identity, official or {},
-            exceptions or {}, options, _slots(factory),
+        registry[name] = Info(
+            name, factory, category, attention, paper, place, count, signature, ranks, beside, identity,
+            official or {}, exceptions or {}, options, _slots(factory),
         )  # fmt: skip
         return factory
 
@@ -167,12 +214,22 @@ def info(name: str) -> Info:
     """What is known of a mechanism; ``print(info("cbam"))`` shows its card."""
     if "[" in name:
         raise UserError(f"options are keyword arguments here: pass {name.partition('[')[0]!r} and option=value")
-    if name not in _registry:
-        raise UserError(
-            f"there is no mechanism {name!r}"
-            f"{near(name, names()) or near(name.lower(), names()) or ': the names are ' + ', '.join(names())}"
-        )
-    return _registry[name]
+    return among(_registry, name)
+
+
+def among(registry: Mapping[str, Info], name: str) -> Info:
+    """The mechanism of this name, or a sentence with the names that are like it."""
+    if name not in registry:
+        known = sorted(registry)
+        hint = near(name, known) or near(name.lower(), known) or f": the names are {', '.join(known)}"
+        raise UserError(f"there is no mechanism {name!r}{hint}")
+    return registry[name]
+
+
+def wrong_axes(name: str, axes: int, where: str = "this map") -> UserError:
+    """What to say of a map with a number of spatial axes that a mechanism does not work with."""
+    known = " or ".join(map(str, info(name).spatial))
+    return UserError(f"{name} works on maps with {known} spatial axes, and {where} has {axes}")
 
 
 def create(
@@ -211,7 +268,9 @@ def check_options(known: Info, options: Mapping[str, Any]) -> None:
     """Refuse options that a mechanism does not have, and values of another type than their default."""
     for option, value in options.items():
         if option not in known.options:
-            hint = near(option, list(known.options)) or f": its options are {', '.join(known.options)}"
+            hint = near(option, list(known.options)) or f": its options are {', '.join(known.options) or 'none'}"
+            if option == "spatial_dims" and value not in known.spatial:
+                hint = f": it works on maps with {' or '.join(map(str, known.spatial))} spatial axes"
             raise UserError(f"{known.name} has no option {option!r}{hint}")
         default = known.options[option]
         if isinstance(default, bool) and not isinstance(value, bool):
@@ -241,6 +300,8 @@ def load_official(
     if key not in translators:
         known_keys = sorted(translators)
         raise UserError(f"there is no official key {key!r}{near(key, known_keys) or ': ' + ', '.join(known_keys)}")
+    from torch import Tensor
+
     known, translate = translators[key]
     said = f"load_official({key!r})"
     if not isinstance(tensors, Mapping) or not all(
@@ -325,6 +386,8 @@ def shapes(
 
 def example_inputs(known: Info, channels: int = 20, **others: Any) -> tuple[Tensor, ...]:
     """Random inputs of the shapes that a mechanism takes; see `shapes` for the other arguments."""
+    import torch
+
     return tuple(torch.randn(shape) for shape in shapes(known, channels, **others)[0])
 
 

@@ -76,12 +76,24 @@ def without_torch(*words):
         ("info cbam[squeeze=max]", 0, ""),
         ("info sse", 2, "no mechanism 'sse'; did you mean"),
         ("report /nowhere", 2, "/nowhere holds no comparison"),
+        ("compare sse", 2, "no mechanism 'sse'; did you mean"),
+        ("compare cbam[squeze=max]", 2, "cbam has no option 'squeze'"),
+        ("compare se --data /nowhere", 2, "does not exist"),
+        ("compare se --model nonet.py:build", 2, "there is no file nonet.py"),
     ],
 )
 def test_what_needs_no_torch_does_not_load_it(words, status, sentence):
     ended, out, err = without_torch(*words.split())
     assert (ended, bool(out)) == (status, status == 0)
     assert sentence in err
+
+
+def test_a_changed_question_is_told_without_loading_torch(compared, photos):
+    (_, _, _), folder = compared
+    words = ["compare", "se", "--data", str(photos), *tiny.WORDS, "--seeds", "1", "--out", str(folder)]
+    status, out, err = without_torch(*words, "--epochs", "2")
+    assert (status, out) == (2, "")
+    assert "holds another question (epochs was 1, now 2): ask that one, or pass another --out" in err
 
 
 @pytest.mark.parametrize("command", ["list", "info", "sites", "advise", "compare", "report", "app"])
@@ -322,6 +334,9 @@ def test_report_prints_what_compare_found(capsys, compared):
 
 
 def test_every_option_of_compare_reaches_it(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    Path("w.pt").touch()
     defaults = inspect.signature(question.compare).parameters
     given = {}
 

@@ -263,7 +263,7 @@ def test_every_word_is_explained():
     assert all(f'``"{word}"``' in regard.sites.__doc__ for word in WORDS)
 
 
-# --- sequences and volumes ---------------------------------------------------------------------------------------------
+# --- sequences and volumes --------------------------------------------------------------------------------------------
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 

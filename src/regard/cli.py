@@ -241,8 +241,8 @@ def sites(
     Parameters
     ----------
     model
-        A network of timm, torchvision/NAME, or file.py:function, which runs that file and calls the function without
-        arguments; it returns a model, or a model and an example.
+        small_resnet, a network of timm, torchvision/NAME, or file.py:function, which runs that file and calls the
+        function; it returns a model, or a model and an example.
     mechanism
         Mark the sites of this one, with options where wanted; else those of --at.
     at
@@ -300,8 +300,8 @@ def advise(
     Parameters
     ----------
     model
-        A network of timm, torchvision/NAME, or file.py:function, which runs that file and calls the function without
-        arguments; it returns a model, or a model and an example.
+        small_resnet, a network of timm, torchvision/NAME, or file.py:function, which runs that file and calls the
+        function; it returns a model, or a model and an example.
     arms
         Mechanisms, with options where wanted: se, "cbam[squeeze=max]"; all of them if none is named.
     size
@@ -403,7 +403,9 @@ def compare(
     data
         fashion or cluttered (inside the package), or a folder of class folders, with or without train/ and val/.
     model
-        small_resnet, or any network of timm, with options where wanted: "resnet18[zero_init_last=false]".
+        small_resnet or any network of timm, with options where wanted: "resnet18[zero_init_last=false]";
+        torchvision/NAME; or file.py:function, which is told the numbers of classes and channels where it takes
+        num_classes and in_chans.
     seeds
         How many seeds, counted from 0; 8 if not said. Fewer than 6 can never show a difference, more arms need more.
     seed_list
@@ -444,30 +446,20 @@ def compare(
     json
         Print the result as JSON instead of text.
     """
+    from regard.comparison.asked import refuse_early
+
+    asked: dict[str, Any] = {
+        "data": data, "model": model, "size": size, "epochs": epochs, "batch": batch, "learning_rate": learning_rate,
+        "at": _at(at), "start": start, "trunk": trunk, "margin": margin, "pretrained": pretrained, "weights": weights,
+        "device": device,
+    }  # fmt: skip
+    chosen = _seeds(seeds, seed_list)
+    refuse_early(arms, out, **asked)
     _show_a_sign_of_life()
     from regard.comparison.question import compare as ask
 
     comparison = ask(
-        arms,
-        data=data,
-        model=model,
-        seeds=_seeds(seeds, seed_list),
-        epochs=epochs,
-        size=size,
-        batch=batch,
-        learning_rate=learning_rate,
-        at=_at(at),
-        start=start,
-        trunk=trunk,
-        margin=margin,
-        pretrained=pretrained,
-        weights=weights,
-        control=control,
-        out=out,
-        skip_broken=skip_broken,
-        keep=keep,
-        workers=workers,
-        device=device,
+        arms, seeds=chosen, control=control, out=out, skip_broken=skip_broken, keep=keep, workers=workers, **asked
     )
     _show(comparison, json)
 
@@ -582,9 +574,10 @@ def bench(
 
 
 def look(
-    model: str,
+    network: str,
     /,
     *images: str,
+    model: str | None = None,
     weights: Path | None = None,
     pretrained: bool = False,
     size: int | None = None,
@@ -610,11 +603,14 @@ def look(
 
     Parameters
     ----------
-    model
-        A network of timm, torchvision/NAME, file.py:function, weights that `regard compare` kept, or its folder for
-        all arms side by side.
+    network
+        small_resnet, a network of timm, torchvision/NAME, file.py:function, weights that `regard compare` kept, or its
+        folder for all arms side by side.
     images
         Files, folders, or patterns; nothing is fetched from the net.
+    model
+        The file.py:function of weights or of a folder that `regard compare` wrote with it: no file is run that only a
+        folder names.
     weights
         A checkpoint of the network (safetensors, or a plain state dict); without one its weights are random.
     pretrained
@@ -658,9 +654,9 @@ def look(
 
     paths = expand(images)
     place = _place(query)
-    subjects = open_subjects(model, weights=weights, pretrained=pretrained, size=size)
+    subjects = open_subjects(network, own=model, weights=weights, pretrained=pretrained, size=size)
     for word in beside or []:
-        subjects += open_subjects(word, pretrained=pretrained, size=size)
+        subjects += open_subjects(word, own=model, pretrained=pretrained, size=size)
     _check_target(out / "gallery.html")
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -690,6 +686,7 @@ def look(
 
 def app_(
     *models: str,
+    model: str | None = None,
     weights: Path | None = None,
     pretrained: bool = False,
     size: int | None = None,
@@ -704,8 +701,10 @@ def app_(
     Parameters
     ----------
     models
-        Networks of timm, torchvision/NAME, file.py:function, weights that `regard compare` kept, or its folder for all
-        of its arms; a few networks of timm if none is named.
+        small_resnet, networks of timm, torchvision/NAME, file.py:function, weights that `regard compare` kept, or its
+        folder for all of its arms; a few networks of timm if none is named.
+    model
+        The file.py:function of weights or of a folder that `regard compare` wrote with it.
     weights
         A checkpoint of the one network that is named (safetensors, or a plain state dict).
     pretrained
@@ -722,7 +721,7 @@ def app_(
     _show_a_sign_of_life()
     from regard.app import offers, serve
 
-    offered = offers(models, weights=weights, pretrained=pretrained, size=size)
+    offered = offers(models, own=model, weights=weights, pretrained=pretrained, size=size)
     serve(offered, host=host, port=port, megabytes=megabytes, tell=lambda address: print(address, flush=True))
 
 

@@ -391,8 +391,12 @@ def example_inputs(known: Info, channels: int = 20, **others: Any) -> tuple[Tens
     return tuple(torch.randn(shape) for shape in shapes(known, channels, **others)[0])
 
 
-def parse(text: str) -> tuple[str, dict[str, Any]]:
+def parse(text: str, what: str = "arm") -> tuple[str, dict[str, Any]]:
     """Read ``name[option=value,...]``: numbers, ``true``, ``false`` and ``none`` become what they say, else text.
+
+    Args:
+        text: of an arm.
+        what: the word for it in sentences.
 
     Example:
         >>> parse("cbam[squeeze=max,reduction=8]")
@@ -400,14 +404,14 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     """
     match = re.fullmatch(r"\s*([A-Za-z0-9_]+)\s*(?:\[(.*)\])?\s*", text)
     if not match:
-        raise UserError(f"cannot read the arm {text!r}: write a name, or name[option=value,option=value]")
+        raise UserError(f"cannot read the {what} {text!r}: write a name, or name[option=value,option=value]")
     options: dict[str, Any] = {}
     for part in filter(None, map(str.strip, (match[2] or "").split(","))):
         option, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not option or not value:
-            raise UserError(f"cannot read {part!r} in the arm {text!r}: write option=value")
+            raise UserError(f"cannot read {part!r} in the {what} {text!r}: write option=value")
         if option in options:
-            raise UserError(f"the arm {text!r} gives {option!r} twice")
+            raise UserError(f"the {what} {text!r} gives {option!r} twice")
         options[option] = _value(value)
     return match[1], options
 

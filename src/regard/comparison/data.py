@@ -18,6 +18,7 @@ from filelock import FileLock
 from PIL import Image
 
 from regard.comparison.folders import (
+    SIZES,
     TEST,
     TRAIN,
     UNASSIGNED,
@@ -33,7 +34,6 @@ from regard.errors import UserError
 from regard.files import whole, write_text
 
 FASHION_CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-SIZES = {"fashion": 28, "cluttered": 56}  # the embedded sets, and the side of their images in pixels
 FASHION_TRAINING = 10_000  # the rest are the test images
 PIECES, PIECE = 10, 9  # Cluttered Fashion: how many pieces of other items, and their side in pixels
 

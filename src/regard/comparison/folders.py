@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from regard.errors import UserError, near
 
+SIZES = {"fashion": 28, "cluttered": 56}  # the embedded sets, and the side of their images in pixels
 UNASSIGNED, TRAIN, VALIDATION, TEST = -1, 0, 1, 2
 PART_FOLDERS = {
     **dict.fromkeys(("train", "training"), TRAIN),

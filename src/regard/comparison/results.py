@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from regard.comparison.statistics import Verdict
 
 # what a question asks that was stored before there was a choice
-BEFORE = {"trunk": "trained"}
+BEFORE = {"trunk": "trained", "model_sha256": None}
 SLOW = 1.2  # an arm whose inference takes this many times that of `none` is named as slow
 
 

@@ -296,3 +296,98 @@ def test_a_wrong_number_of_spatial_axes_that_was_asked_for_is_said():
         regard.attach(net, "cbam", example=x, spatial_dims=2)
     with pytest.raises(regard.UserError, match="no option 'spatial_dims': it works on maps with 2 spatial axes"):
         regard.create("triplet", 16, spatial_dims=1)
+
+
+# --- modules that are called several times, or have several names ----------------------------------------------------
+
+
+class Loop(nn.Module):
+    """One ReLU behind every convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16))
+        self.convs = nn.ModuleList(nn.Conv2d(16, 16, 3, 1, 1) for _ in range(3))
+        self.act = self.relu = nn.ReLU()
+        self.scores = nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = self.act(self.stem(x))
+        for conv in self.convs:
+            x = self.act(conv(x))
+        return self.scores(x.mean((2, 3)))
+
+
+class Twice(nn.Module):
+    """A residual block that calls one convolution and one norm twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(16, 16, 3, 1, 1), nn.BatchNorm2d(16)
+
+    def forward(self, x):
+        return torch.relu(x + self.norm(self.conv(torch.relu(self.norm(self.conv(x))))))
+
+
+class Recurrent(nn.Module):
+    """One block, three times."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.stem, self.block = nn.Conv2d(3, 16, 3, 2, 1), block
+
+    def forward(self, x):
+        x = self.stem(x)
+        for _ in range(3):
+            x = self.block(x)
+        return x
+
+
+class Siamese(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, 1, 1), nn.ReLU())
+
+    def forward(self, x):
+        return self.net(x) + self.net(x.flip(-1))
+
+
+def repeating(name):
+    blocks = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), Twice(), Twice())
+    return {"loop": Loop(), "blocks": blocks, "recurrent": Recurrent(Twice()), "siamese": Siamese()}[name]
+
+
+@pytest.mark.parametrize(
+    ("network", "sites"), [("loop", ["convs.2"]), ("blocks", ["1", "2"]), ("recurrent", ["stem"]), ("siamese", None)]
+)
+def test_auto_takes_no_site_that_is_called_several_times(network, sites):
+    for mechanism in ("se", "simam", "bam", "danet_position"):
+        net = repeating(network)
+        if sites is None:
+            with refused(f"every place for {mechanism} in this Siamese is called several times in one pass, such as '"):
+                regard.attach(net, mechanism, example=X)
+            assert regard.attach(net, mechanism, example=X, repeated=True).sites
+            continue
+        chosen = regard.attach(net, mechanism, example=X).sites
+        assert set(chosen) <= set(sites)
+        assert mechanism in ("bam", "danet_position") or chosen == sites
+        assert [
+            place.name for place in plan(repeating(network), X, mechanism=mechanism).places if place.chosen
+        ] == chosen
+
+
+def test_a_module_with_several_names_is_found_by_each():
+    net = Recurrent(nn.Sequential(nn.Conv2d(16, 8, 3), nn.Conv2d(8, 16, 3)))
+    net.alias, net.last = net.stem, net.block
+    for at in ("alias", "ali*", ["alias"], ["stem", "alias"], lambda name, *_: name == "stem"):
+        assert [site.name for site in regard.sites(net, at, example=X)] == ["stem"]
+    for at in ("last.1", "last", "l*.1", ["last.1"]):
+        assert [site.name for site in regard.sites(net, at, example=X)] == ["block.1"]
+    attached = regard.attach(net, "se", at="alias", example=X)
+    assert attached.sites == ["stem"]
+    attached.train_only("last.0")
+    assert net.block[0].weight.requires_grad
+    with refused("at='lost' matches no module"):
+        regard.sites(net, "lost", example=X)
+    with refused(r"there is no module 'last\.7'"):
+        regard.sites(net, ["last.7"], example=X)

@@ -307,6 +307,20 @@ def test_a_long_measurement_shows_each_row(capsys, monkeypatch, net):
     assert re.search(r"^1/2 se: training step x \d\.\d\d, memory x \d\.\d\d\n2/2 tam: 'tam' cannot", err)
 
 
+def test_the_shell_completes_mechanisms_and_words_for_sites(capsys):
+    def completed(*words):
+        return [line.partition("\t")[0] for line in call(capsys, "__complete", *words)[1].splitlines()[2:]]
+
+    attachable = [name for name in regard.names() if regard.info(name).place]
+    assert completed("compare", "se", "c") == completed("sites", "resnet18", "--mechanism", "c") == attachable
+    assert completed("info", "") == regard.names()
+    assert completed("advise", "resnet18", "--at", "") == list(WORDS)
+    assert "channel" in completed("list", "--category", "")
+    script = cli._app(cyclopts).generate_completion(shell="bash")
+    assert "__complete" in script
+    assert "--install-completion" in call(capsys, "--help")[1]
+
+
 # ---- compare and report
 
 
@@ -364,6 +378,20 @@ def test_every_option_of_compare_reaches_it(capsys, monkeypatch, tmp_path):
 
 
 # ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("command", "python", "shown"),
+    [
+        ("compare", "leave it out (skip_broken=True)", "leave it out (--skip-broken)"),
+        ("advise", "pass repeated=True if that is meant", "pass --repeated if that is meant"),
+        ("sites", "pass repeated=True if that is meant", "pass repeated=True if that is meant"),
+        ("sites", "try at='branches' or at='head', layout='tokens'", "try --at branches or --at head, --layout tokens"),
+        ("compare", "pass hidden=3", "pass hidden=3"),
+    ],
+)
+def test_pythons_arguments_are_options_on_the_command_line(command, python, shown):
+    assert cli._as_options(python, [command]) == shown
 
 
 @pytest.mark.parametrize(

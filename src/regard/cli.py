@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 EXAMPLES = {
     "list": """Examples:
@@ -105,12 +107,23 @@ def _run(words: list[str], debug: bool) -> int:
     except UserError as error:
         if debug:
             raise
-        return _complain(str(error))
+        return _complain(_as_options(str(error), words[:1]))
     except ModuleNotFoundError as error:
         if debug or (error.name or "").startswith("regard"):
             raise
         extra = "app" if words[:1] == ["app"] else "compare"
         return _complain(f"this command needs the package {error.name!r}: pip install 'regard[{extra}]'")
+
+
+def _as_options(sentence: str, command: list[str]) -> str:
+    """A sentence with Python's arguments as the options of the command: ``skip_broken=True`` is ``--skip-broken``."""
+    given = inspect.signature(_commands().get("".join(command), _commands)).parameters.values()
+    for parameter in given:
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            option = "--" + parameter.name.strip("_").replace("_", "-")
+            sentence = re.sub(rf"\b{parameter.name}=True\b", option, sentence)
+            sentence = re.sub(rf"\b{parameter.name}='([^' ]*)'", rf"{option} \1", sentence)
+    return sentence
 
 
 def _complain(sentence: str) -> int:
@@ -145,11 +158,55 @@ the question or the files, 130 Ctrl-C.""",
         suppress_keyboard_interrupt=False,
         default_parameter=cyclopts.Parameter(consume_multiple=True, negative=""),
     )
-    commands = {"list": list_, "info": info, "sites": sites, "advise": advise, "compare": compare, "report": report}
-    commands |= {"look": look, "app": app_, "bench": bench, "ops": ops}
-    for name, command in commands.items():
+    for name, command in _commands().items():
+        hints = get_type_hints(command)
+        for word in COMPLETED.keys() & hints.keys():
+            hints[word] = Annotated[hints[word], cyclopts.Parameter(completer=COMPLETED[word])]
+        command.__annotations__ = hints
         app.command(command, name=name, help_epilogue=EXAMPLES[name])
+    app.register_install_completion_command(
+        help="Let the shell complete commands, options, mechanisms and words for sites (bash, zsh, fish, powershell)."
+    )
     return app
+
+
+def _commands() -> dict[str, Any]:
+    commands = {"list": list_, "info": info, "sites": sites, "advise": advise, "compare": compare, "report": report}
+    return commands | {"look": look, "app": app_, "bench": bench, "ops": ops}
+
+
+def _mechanisms(_: Any) -> dict[str, str]:
+    from regard.cards import cards
+
+    return {name: card.slots["Summary"] for name, card in sorted(cards().items())}
+
+
+def _attachable(_: Any) -> dict[str, str]:
+    from regard.cards import cards
+
+    return {name: card.slots["Summary"] for name, card in sorted(cards().items()) if card.place}
+
+
+def _categories(_: Any) -> list[str]:
+    from regard.cards import cards
+
+    return sorted({card.category for card in cards().values()})
+
+
+def _words(_: Any) -> list[str]:
+    from regard.registry import PLACES
+
+    return ["auto", *PLACES]
+
+
+# what the shell completes, by the names of the parameters
+COMPLETED: dict[str, Callable[[Any], Any]] = {
+    "name": _mechanisms,
+    "names": _mechanisms,
+    "arms": _attachable,
+    "mechanism": _attachable,
+}
+COMPLETED |= {"category": _categories, "at": _words}
 
 
 def list_(

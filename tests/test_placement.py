@@ -391,3 +391,14 @@ def test_a_module_with_several_names_is_found_by_each():
         regard.sites(net, "lost", example=X)
     with refused(r"there is no module 'last\.7'"):
         regard.sites(net, ["last.7"], example=X)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch deprecates tracing
+def test_what_was_traced_agrees_at_other_sizes():
+    """docs/export.md says so."""
+    net, x = network_over(1)
+    for name in ("se", "cbam"):
+        regard.attach(net, name, example=x, start="paper")
+    traced = torch.jit.trace(net.eval(), x, check_trace=False)
+    other = torch.randn(3, 1, 14)
+    torch.testing.assert_close(traced(other), net(other))

@@ -152,7 +152,7 @@ inline Vector larger(Vector best, Vector value) {
     __m512 v = (__m512)value;  // the instruction drops a NaN in its first operand and keeps one in its second
     return (Vector)_mm512_mask_mov_ps(_mm512_max_ps(v, (__m512)best), _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), v);
 #else
-    return (value > best) | (value != value) ? value : best;
+    return ((value > best) | (value != value)) ? value : best;
 #endif
 }
 
@@ -208,7 +208,7 @@ constexpr Index LITTLE = 16384;  // steps of work for which no thread is worth w
 
 // Runs work(0) .. work(items - 1) on the threads that torch brought, each item whole on one thread.
 template <class Work>
-inline void share(Index items, int threads, Work work) {
+inline void share(Index items, [[maybe_unused]] int threads, Work work) {
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1 && items > 1)
     for (Index item = 0; item < items; item++) {
         work(item);

@@ -248,7 +248,7 @@ template <class T> void gate_image(const SelfGate &a, Index image, int threads) 
     const Index channels = a.channels;
     const float *known = channel.data(), strength = a.strength ? *a.strength : 1;
     const bool past = a.stream;
-    tiles.visit(threads, [&](Index tile, Index from, Index to) {
+    tiles.visit(threads, [&](Index, Index from, Index to) {
         std::vector<float> turns(a.shuffle ? channels : 0);
         float *turn = turns.data();
         for (Index p = from; p < to; p++) {
@@ -313,7 +313,7 @@ template <class T, class D> void differentiate_image(const SelfGate &a, Index im
         const Line found(a, image, c, sum[0], sum[channels], sum[2 * channels], sum[3 * channels]);
         line[c] = found.constant, line[channels + c] = found.factor;
     }
-    tiles.visit(threads, [&](Index tile, Index from, Index to) {
+    tiles.visit(threads, [&](Index, Index from, Index to) {
         std::vector<float> turns;
         for (Index p = from; p < to; p++) {
             const D *dy = arranged(turns, p, 1);

@@ -16,8 +16,10 @@
 using Index = int64_t;
 #if defined(__AVX512F__)
 constexpr int W = 16;  // lanes
-#else
+#elif defined(__AVX2__)
 constexpr int W = 8;
+#else
+constexpr int W = 4;  // the generic level: what SSE2 and NEON have, without a line for either
 #endif
 
 typedef float Vector __attribute__((vector_size(4 * W)));
@@ -71,9 +73,23 @@ inline void store(Bfloat16 *to, Vector value) {
 
 #if defined(__AVX512F__)
 const Places LANES = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-#else
+#elif defined(__AVX2__)
 const Places LANES = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
+const Places LANES = {0, 1, 2, 3};
 #endif
+
+// result[i] = places[i] < W ? first[places[i]] : second[places[i] - W], by places that the compiler knows
+inline Vector shuffle(Vector first, Vector second, Places places) {
+#if defined(__clang__)
+    Vector result;
+    for (int i = 0; i < W; i++) result[i] = places[i] < W ? first[places[i]] : second[places[i] - W];
+    return result;
+#else
+    return (Vector)__builtin_shuffle(first, second, places);
+#endif
+}
+inline Vector shuffle(Vector only, Places places) { return shuffle(only, only, places); }
 
 // The last n <= W numbers of a row; the other lanes come as 0.
 inline Vector load(const float *from, int n) {
@@ -139,6 +155,8 @@ inline void finish_streams() {
 inline float sum(Vector value) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps((__m512)value);
+#elif !defined(__AVX2__)
+    return (value[0] + value[2]) + (value[1] + value[3]);
 #else
     return ((value[0] + value[4]) + (value[2] + value[6])) + ((value[1] + value[5]) + (value[3] + value[7]));
 #endif

@@ -172,8 +172,8 @@ template <class T> void interleave(T *to, const float *from, Index half) {
     each(half, [&](Index r, auto lanes) {
         const Vector first = lanes.load(from + r), second = lanes.load(from + half + r);
         const int n = 2 * lanes.n;
-        store(to + 2 * r, n < W ? n : W, (Vector)__builtin_shuffle(first, second, low));
-        if (n > W) store(to + 2 * r + W, n - W, (Vector)__builtin_shuffle(first, second, high));
+        store(to + 2 * r, n < W ? n : W, shuffle(first, second, low));
+        if (n > W) store(to + 2 * r + W, n - W, shuffle(first, second, high));
     });
 }
 template <class T> void separate(float *to, const T *from, Index half) {
@@ -181,8 +181,8 @@ template <class T> void separate(float *to, const T *from, Index half) {
     each(half, [&](Index r, auto lanes) {
         const int n = 2 * lanes.n;
         const Vector low = load(from + 2 * r, n < W ? n : W), high = n > W ? load(from + 2 * r + W, n - W) : Vector{};
-        lanes.store(to + r, (Vector)__builtin_shuffle(low, high, even));
-        lanes.store(to + half + r, (Vector)__builtin_shuffle(low, high, odd));
+        lanes.store(to + r, shuffle(low, high, even));
+        lanes.store(to + half + r, shuffle(low, high, odd));
     });
 }
 

@@ -736,7 +736,7 @@ def ops(*, json: bool = False) -> None:
 
     rows = implementations.overview()
     if json:
-        _print_json({"ops": rows, "no_kernels": library.missing()})
+        _print_json({"ops": rows, "no_kernels": library.missing(), **library.overview()})
     else:
         print(implementations.table(rows))
 

@@ -20,6 +20,7 @@ struct Agree {
     float *scales;  // [2][batch][groups]: mean and standard deviation of t
     float *sums;    // [3][batch][groups]: the gradients of weight, bias, strength
 };
+SHARED(Agree)
 
 namespace {
 

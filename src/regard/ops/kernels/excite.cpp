@@ -13,6 +13,7 @@ struct Excite {
     const float *down, *down_bias, *up, *up_bias;
     float *activations;        // (inputs, batch, hidden); may be null
 };
+SHARED(Excite)
 
 namespace {
 

@@ -31,6 +31,10 @@ struct Bfloat16 {
     uint16_t bits;
 };
 
+// Lets Python ask for the size of a struct that it fills in, to compare it with its own when it loads the library.
+#define SHARED(Struct) \
+    extern "C" { __attribute__((visibility("default"))) int32_t regard_sizeof_##Struct = sizeof(Struct); }
+
 // A small tensor beside a map: stride 0 along the axes in which it has one number. stride[3] is 0 or 1.
 struct Operand {
     const float *data;

@@ -18,6 +18,7 @@ struct SelfGate {
     float *stats;  // [2][batch][channels]: mean, sum of squared deviations
     float *sums;   // [4][batch][channels]: the gradients of slope, level, bias, strength
 };
+SHARED(SelfGate)
 
 namespace {
 

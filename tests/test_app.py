@@ -22,6 +22,7 @@ import tiny
 from regard import app, cli
 from regard.comparison import prices
 from regard.drawing import draw
+from regard.errors import install
 from regard.looking import open_subject, read, see
 from regard.saliency import METHODS
 
@@ -234,7 +235,7 @@ def test_a_missing_package_is_named_with_its_extra(capsys, monkeypatch):
 
     monkeypatch.setattr(app, "offers", missing)
     assert cli._run(["app"], debug=False) == 2
-    assert "needs the package 'gradio': pip install 'regard[app]'" in capsys.readouterr().err
+    assert f"needs the package 'gradio': {install('app')}" in capsys.readouterr().err
 
 
 # ---- the server

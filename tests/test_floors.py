@@ -41,7 +41,7 @@ FLOORS = [
     "regard.ops.gradients",
     "regard.ops.kernels.cpu regard.ops.kernels.triton",
     "regard.ops.kernels.plan regard.ops.kernels.library",
-    "regard.ops.dispatch regard.ops.*",
+    "regard.ops.kernels.interface regard.ops.dispatch regard.ops.*",
     "regard.registry",
     "regard.tap regard.norm regard.conv regard.files regard.layout regard.positions regard.svg regard.peers"
     " regard.guard",

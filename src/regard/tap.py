@@ -4,14 +4,21 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as anywhere
 
+GLOBAL = (
+    anywhere._global_forward_hooks,
+    anywhere._global_forward_pre_hooks,
+    anywhere._global_backward_hooks,
+    anywhere._global_backward_pre_hooks,
+)
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def hooked(module: nn.Module) -> bool:
     """Whether anybody is told of a module's calls, and would miss one that is not made in the ordinary way."""
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(hooks)
+    own = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(own) or any(GLOBAL)
 
 
 class Tap(nn.Module):
@@ -47,7 +54,7 @@ class Tap(nn.Module):
     @property
     def watched(self) -> bool:
         """Whether somebody reads the map: one that grows with the square of the pixels is only built then."""
-        return bool(self._forward_hooks)
+        return hooked(self)
 
     def fade_in(self) -> None:
         """Start from a gate at rest. The strength is not counted in a mechanism's published parameters."""

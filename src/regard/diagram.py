@@ -123,7 +123,8 @@ def trace(module: nn.Module, inputs: Sequence[Tensor], letters: Mapping[int, str
         letters = dict(list(axes)[::-1])
     depths = {name.count(".") + 1 for name, child in module.named_modules() if name and child._modules}
     for depth, roll in product((sys.maxsize, *sorted(depths, reverse=True)), (False, True)):
-        nodes = _Watch(module, inputs, letters, depth).nodes
+        with borrowed(module) as twin:
+            nodes = _Watch(twin, inputs, letters, depth).nodes
         nodes = _tidied(_rolled(nodes) if roll else nodes)
         if len(nodes) <= MOST and _width(_layout(nodes)) <= WIDEST:
             break
@@ -153,16 +154,13 @@ class _Watch(TorchFunctionMode):
             self.constants[constant] = name
         for name, tensor in zip(inspect.signature(module.forward).parameters, inputs, strict=False):
             self.add("input", name, [], tensor)
-        hooks = [child.register_forward_pre_hook(self.enter) for child in self.modules]
-        hooks += [child.register_forward_hook(self.leave, with_kwargs=True) for child in self.modules]
-        try:
-            with borrowed(module), torch.no_grad(), self.watched_ops():
-                torch.manual_seed(0)
-                with self:
-                    result = module(*inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        for child in self.modules:
+            child.register_forward_pre_hook(self.enter)
+            child.register_forward_hook(self.leave, with_kwargs=True)
+        with torch.no_grad(), self.watched_ops():
+            torch.manual_seed(0)
+            with self:
+                result = module(*inputs)
         outputs = [(path, leaf) for path, leaf in tree_flatten_with_path(result)[0] if isinstance(leaf, Tensor)]
         for number, (path, tensor) in enumerate(outputs, 1):
             name = getattr(path[-1], "key", f"y{number}") if len(outputs) > 1 else "y"

@@ -15,7 +15,7 @@ offer ``prepare(*args)`` besides: a faster ``run`` for arguments of this look wh
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from importlib.resources import files
 from types import ModuleType

@@ -45,7 +45,7 @@ FLOORS = [
     "regard.registry",
     "regard.tap regard.norm regard.conv regard.files regard.layout regard.positions regard.svg regard.peers"
     " regard.guard",
-    "regard.errors",
+    "regard.errors regard.blocks",
 ]
 
 

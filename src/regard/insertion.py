@@ -14,12 +14,14 @@ from dataclasses import astuple
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.utils._pytree import tree_leaves
 
 import regard.mechanisms  # noqa: F401  (registers them)
@@ -42,18 +44,23 @@ class Inserted(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.records: dict[str, dict[str, Any]] = {}
-        # by label, what went into the convolution that it stands beside; replicas on several devices share this
-        self.entering: dict[tuple[str, torch.device], Tensor] = {}
+        # by label and call, what went into the convolution that it stands beside; replicas and twins share this
+        self.entering: dict[tuple[str, int], Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         for label, mechanism in self.named_children():
             layout = Layout(*self.records[label]["layouts"][self.records[label]["site"]])
-            entered = self.entering.pop((label, x.device), None)
+            entered = self.entering.pop((label, _call()), None)
             x = layout.through(mechanism if entered is None else partial(mechanism, entered), x)
         return x
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"entering": {}}  # a pass that failed half-way leaves a tensor
+
+
+def _call() -> int:
+    """Which of the calls that run side by side this is: each has a thread of its own."""
+    return 0 if is_compiling() else get_ident()
 
 
 def _send_through(site: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -69,7 +76,7 @@ class _Keep:
         self.inserted, self.label = inserted, label
 
     def __call__(self, convolution: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self.inserted.entering[self.label, args[0].device] = args[0]
+        self.inserted.entering[self.label, _call()] = args[0]
 
 
 class Attached:
@@ -83,13 +90,18 @@ class Attached:
         orphans: sites where it no longer works, with the reason (a tool rebuilt the module).
     """
 
-    def __init__(self, model: nn.Module, label: str, record: Mapping[str, Any]) -> None:
+    def __init__(self, model: nn.Module, label: str, record: Mapping[str, Any], above: str = "") -> None:
         self.model = model
         self.label = label
         self.mechanism: str = record["mechanism"]
         self.options: dict[str, Any] = dict(record["options"])
         self.start: str = record["start"]
         self._record = dict(record)
+        self._above = above  # what the names of the model's parts began with when this was attached
+
+    def on(self, model: nn.Module) -> Attached:
+        """The same attachment in a copy of the model."""
+        return Attached(model, self.label, self._record, self._above)
 
     @property
     def sites(self) -> list[str]:
@@ -149,7 +161,8 @@ class Attached:
     def train_only(self, *others: str) -> None:
         """Freeze the host: only the added parameters get gradients, and those of other modules that are named.
 
-        `train_all` and `remove` undo it. The host's batch norms still follow the batches in training mode, see `train`.
+        `train_all` and `remove` undo it; what another attachment froze as well, or the user, stays frozen. The host's
+        batch norms still follow the batches in training mode, see `train`.
 
         Args:
             others: patterns of names of the host's modules, such as ``"fc"`` or ``"layer4.**"``, see `regard.sites`.
@@ -174,17 +187,44 @@ class Attached:
                 raise UserError(f"no module with parameters matches {text!r}{near(text, names)}")
             kept.update(found)
         self.train_all()
-        frozen = [n for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in kept]
-        self._inserted().records[self.label]["frozen"] = frozen
+        held = self._held_by_others()
+        frozen = [
+            name
+            for name, parameter in self.model.named_parameters()
+            if id(parameter) not in kept and (parameter.requires_grad or id(parameter) in held)
+        ]
+        for record in self._records():
+            record["frozen"] = [*record.get("frozen", ()), *(self._above + name for name in frozen)]
         for name in frozen:
             self.model.get_parameter(name).requires_grad_(False)
 
     def train_all(self) -> None:
-        """Undo `train_only`: what it froze gets gradients again."""
-        everything = dict(self.model.named_parameters())
-        for name in self._inserted().records[self.label].pop("frozen", ()):
-            if name in everything:
-                everything[name].requires_grad_(True)
+        """Undo `train_only`: what it froze gets gradients again, unless another attachment froze it too."""
+        if not self._records():
+            raise UserError(f"{self.label!r} was removed: attach it again")
+        released = self._held()
+        for record in self._records():
+            record["frozen"] = [name for name in record.get("frozen", ()) if not name.startswith(self._above)]
+        held = self._held_by_others()
+        for parameter in released:
+            if id(parameter) not in held:
+                parameter.requires_grad_(True)
+
+    def _held(self) -> list[nn.Parameter]:
+        """What it keeps frozen."""
+        names = {name.removeprefix(self._above) for record in self._records() for name in record.get("frozen", ())}
+        return [parameter for name, parameter in self.model.named_parameters() if name in names]
+
+    def _held_by_others(self) -> set[int]:
+        """Ids of what the other attachments keep frozen."""
+        others = [found for found in attached(self.model) if (found.model, found.label) != (self.model, self.label)]
+        return {id(parameter) for other in others for parameter in other._held()}
+
+    def _records(self) -> list[dict[str, Any]]:
+        """What the model knows of it, at each of its sites."""
+        everywhere = dict(self.model.named_modules())
+        found = [everywhere.get(f"{site}.{CHILD}") for site in self.sites]
+        return [i.records[self.label] for i in found if isinstance(i, Inserted) and self.label in i.records]
 
     def parameter_groups(
         self, *, weight_decay: float, lr: float | None = None, host_lr: float | None = None
@@ -224,22 +264,13 @@ class Attached:
 
     def remove(self) -> None:
         """Take everything out again: the outputs and keys of the host are what they were, bit for bit."""
-        if self.modules:
+        if self._records():
             self.train_all()
         everywhere = dict(self.model.named_modules())
         for site in self.sites:
             inserted = everywhere.get(f"{site}.{CHILD}")
             if isinstance(inserted, Inserted) and self.label in inserted.records:
                 _take_out(everywhere, site, inserted, self.label)
-
-    def _inserted(self) -> Inserted:
-        """Where what belongs to the whole attachment is noted."""
-        everywhere = dict(self.model.named_modules())
-        for site in self.sites:
-            inserted = everywhere.get(f"{site}.{CHILD}")
-            if isinstance(inserted, Inserted) and self.label in inserted.records:
-                return inserted
-        raise UserError(f"{self.label!r} was removed: attach it again")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the added weights alone, with what is needed to attach them again, as one safetensors file.
@@ -408,7 +439,7 @@ def attached(model: nn.Module) -> list[Attached]:
                 host, above = _host(here, record["site"])
                 if (host, label) not in found:
                     part = model.get_submodule(host)
-                    found[host, label] = Attached(part, label, _below(record, above))
+                    found[host, label] = Attached(part, label, _below(record, above), above)
     return list(found.values())
 
 
@@ -608,10 +639,11 @@ def _check_calls(model: nn.Module, example: Any, attached: Attached, before: Sur
 
         return add
 
-    handles = [module.register_forward_hook(count(name)) for name, module in attached.modules.items()]
     try:
-        with borrowed(model), torch.no_grad():
-            call(model, example)
+        with borrowed(model) as twin, torch.no_grad():
+            for name, module in attached.on(twin).modules.items():
+                module.register_forward_hook(count(name))
+            call(twin, example)
     except UserError as error:
         raise UserError(
             f"{attached.label!r} cannot stand there: {str(error).removeprefix(attached.mechanism + ': ')}"
@@ -621,9 +653,6 @@ def _check_calls(model: nn.Module, example: Any, attached: Attached, before: Sur
             f"with {attached.label!r} attached the model fails ({brief(error)}): choose other sites or options; a "
             "container that runs its children by itself is no site"
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
     for name, times in calls.items():
         if times != len(before.outputs[name]):
             raise UserError(f"site {name!r} runs all its children by itself: choose the last module inside it")

@@ -507,8 +507,8 @@ def see(subject: Subject, images: Tensor, query: tuple[float, float] = (0.5, 0.5
         images: as `Subject.prepare` gives them.
         query: the place (row, column) whose view is taken of weights between positions, as shares of the sides.
     """
-    with torch.inference_mode(), borrowed(subject.model), record(subject.model, queries=[query]) as maps:
-        output = subject.model(images)
+    with torch.inference_mode(), borrowed(subject.model) as twin, record(twin, queries=[query]) as maps:
+        output = twin(images)
     classes: list[tuple[int, float | None]] = [(0, None)] * len(images)
     if isinstance(output, Tensor) and output.dim() == 2:
         shares = output.float().softmax(1).max(1)
@@ -603,8 +603,8 @@ def _view(
 def _layer(model: nn.Module, images: Tensor, layer: str, notes: list[str]) -> str | None:
     """The layer whose map is explained, if the network gives classes."""
     try:
-        with torch.inference_mode(), borrowed(model):
-            output = model(images[:1])
+        with torch.inference_mode(), borrowed(model) as twin:
+            output = twin(images[:1])
     except Exception as error:  # networks are other people's code
         raise UserError(
             f"the network cannot be run on pictures of {tuple(images.shape[1:])} ({brief(error)}): give it pictures of "

@@ -1,5 +1,6 @@
 """Files and folders of strangers: whatever they hold, one sentence names the file and the field, and nothing runs."""
 
+import asyncio
 import copy
 import json
 import os
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import regard
+import regard.guard as guards
 import tiny
 from regard.comparison import data, grid, hosts, question, report, training
 from regard.comparison.results import Comparison
@@ -664,3 +666,87 @@ def test_without_docstrings():
     assert done.returncode == 0, done.stderr
     assert "glimpse cannot be attached: no docstring says more, since python -OO takes them away" in done.stdout
     assert "se: no docstring says more" in done.stdout
+
+
+# ---- the page, without its server
+
+
+class Page:
+    """What stands behind the guard: an upload leaves a file, as gradio does."""
+
+    def __init__(self, folder):
+        self.folder, self.asked = folder, []
+
+    async def __call__(self, scope, receive, send):
+        body = (await receive())["body"] if scope["method"] == "POST" else b""
+        self.asked.append((scope["path"], body))
+        answer = b"{}"
+        if scope["path"].endswith("upload"):
+            path = self.folder / str(len(self.asked))
+            path.write_bytes(body)
+            answer = json.dumps([str(path)]).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": answer})
+
+
+def ask(guarded, path, *parts, method="POST", host=b"localhost", length=None, pause=0.0, **headers):
+    """The status of an answer to what is sent in parts."""
+    size = sum(map(len, parts)) if length is None else length
+    given = [(b"host", host), (b"content-length", b"%d" % size), *((k.encode(), v) for k, v in headers.items())]
+    waiting, status = list(parts), []
+
+    async def receive():
+        await asyncio.sleep(pause)
+        return {"type": "http.request", "body": waiting.pop(0) if waiting else b"", "more_body": bool(waiting)}
+
+    async def send(message):
+        status.append(message.get("status"))
+
+    scope = {"type": "http", "path": path, "method": method, "headers": given}
+    asyncio.run(guarded(scope, receive, send))
+    return status[0]
+
+
+UPLOAD, JOIN = "/gradio_api/upload", "/gradio_api/queue/join"
+
+
+def test_what_lies_uploaded_has_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(guards, "TOTAL", 5_000_000)
+    guarded = guards.guard(Page(tmp_path), tmp_path, 2)
+    assert [ask(guarded, UPLOAD, b"x" * 1_500_000) for _ in range(5)] == [200, 200, 200, 429, 429]
+    (tmp_path / "1").unlink()  # it was asked about
+    assert ask(guarded, UPLOAD, b"x" * 1_500_000) == 200
+    monkeypatch.setattr(guards, "FORGOTTEN", 0)
+    assert [ask(guarded, UPLOAD, b"x" * 1_500_000) for _ in range(3)] == [200, 200, 200]
+    assert len(list(tmp_path.iterdir())) == 1
+    assert ask(guarded, UPLOAD, b"x", length=10**30) == 413
+
+
+def test_what_comes_slowly_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(guards, "PATIENCE", 0.05)
+    page = Page(tmp_path)
+    guarded = guards.guard(page, tmp_path, 2)
+    for path in (UPLOAD, JOIN, "/gradio_api/cancel"):
+        assert ask(guarded, path, *[b"x"] * 50, pause=0.01) == 408
+    assert not page.asked
+    assert ask(guarded, UPLOAD, *[b"x" * 20_000] * 10, pause=0.01) == 200
+    assert page.asked == [(UPLOAD, b"x" * 200_000)]
+
+
+@pytest.mark.parametrize(
+    ("host", "name", "own"),
+    [
+        ("127.0.0.1", b"localhost:7860", True), ("127.0.0.1", b"127.0.0.1", True), ("::1", b"[::1]:7860", True),
+        ("localhost", b"LocalHost.", True), ("127.0.0.1", b"evil.example", False), ("127.0.0.1", b"192.0.2.1", False),
+        ("127.0.0.1", b"localhost.evil.example", False), ("127.0.0.1", b"", False), ("127.0.0.1", b":7860", False),
+        ("0.0.0.0", b"192.0.2.1:7860", True), ("0.0.0.0", b"evil.example", False), ("0.0.0.0", b"localhost", True),
+        ("studio.example", b"studio.example:7860", True), ("127.0.0.1", b"2130706433.example", False),
+    ],
+)  # fmt: skip
+def test_the_page_knows_its_names(tmp_path, host, name, own):
+    guarded = guards.guard(Page(tmp_path), tmp_path, 2, host=host)
+    assert ask(guarded, "/", method="GET", host=name) == (200 if own else 403)
+    if own:
+        assert ask(guarded, "/", method="GET", host=name, origin=b"http://" + name) == 200
+        assert ask(guarded, "/", method="GET", host=name, origin=b"http://evil.example") == 403
+        assert ask(guarded, "/", method="GET", host=name, origin=b"null") == 403

@@ -99,19 +99,19 @@ def guard(
             if body is None:
                 await _answer(send, 408, "This came too slowly.")
                 return
-            if call == "queue/join":
+            if call != "upload":
                 try:
                     asked = json.loads(body)
+                    # what is checked, and not what another reader might make of the same bytes
+                    body = json.dumps(asked, ensure_ascii=False, allow_nan=False).encode()
                 except (ValueError, RecursionError):
                     asked = None
-                if not _is_question(asked, functions):
+                if not isinstance(asked, dict) or (call == "queue/join" and not _is_question(asked, functions)):
                     await _answer(send, 422, "This is no question of the page.")
                     return
                 if not _harmless(asked, folder):
                     await _answer(send, 403, "Only what was uploaded here is looked at.")
                     return
-                # what was checked, and not what another reader might make of the same bytes
-                body = json.dumps(asked).encode()
             read = {"type": "http.request", "body": body, "more_body": False}
             out = uploads.noting(with_policy) if call == "upload" else with_policy
             await inner(scope, _again(read, receive), out)
@@ -188,11 +188,10 @@ async def _whole(receive: Receive) -> bytes | None:
             return b"".join(parts)
 
 
-def _is_question(asked: Any, functions: Collection[int] | None) -> bool:
+def _is_question(asked: dict[str, Any], functions: Collection[int] | None) -> bool:
     """Whether this is what the page asks, of a function that it has."""
     return (
-        isinstance(asked, dict)
-        and type(number := asked.get("fn_index")) is int
+        type(number := asked.get("fn_index")) is int
         and (functions is None or number in functions)
         and isinstance(asked.get("data"), list)
         and isinstance(asked.get("session_hash"), str)
@@ -232,7 +231,7 @@ def _again(first: MutableMapping[str, Any], receive: Receive) -> Receive:
 
 
 async def _answer(send: Send, status: int, sentence: str) -> None:
-    # what was not read of the request ends with the connection
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+    headers = [(b"content-type", b"text/plain; charset=utf-8")]
+    headers += [(b"connection", b"close")] if status == 408 else []  # the rest would come as slowly
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": sentence.encode()})

@@ -497,7 +497,14 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> Attached:
         if shape != shapes.get(key):
             raise UserError(f"{path} was made for another host: there {key!r} is {shapes.get(key)}, here {shape}")
     ranks = {site: record["options"].get("spatial_dims", 2) for site in record["channels"]}
-    built = _build(record, ranks, 0)
+    try:
+        built = _build(record, ranks, 0)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a mechanism makes of a value that it did not expect
+        raise UserError(
+            f"{path} asks for a {record['mechanism']} that cannot be built ({brief(error)}): write it again with save"
+        ) from error
     weights: dict[str, dict[str, Tensor]] = {}
     for site, mechanism in built.items():
         prefix, new = f"{site}.{CHILD}.{label}.", mechanism.state_dict()

@@ -210,15 +210,7 @@ def create(
     if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
         raise UserError(f"{name}: channels is a positive whole number, got {channels!r}")
     check_options(known, options)
-    try:
-        return known.factory(channels, **options).to(device=device, dtype=dtype)
-    except UserError:
-        raise
-    except Exception as error:  # whatever a mechanism makes of a value that it did not expect
-        raise UserError(
-            f"{spell(name, options)} cannot be built for {channels} channels "
-            f"({type(error).__name__}: {str(error).partition(chr(10))[0]}): see `regard info {name}`"
-        ) from error
+    return known.factory(channels, **options).to(device=device, dtype=dtype)
 
 
 def check_options(known: Info, options: Mapping[str, Any]) -> None:

@@ -205,7 +205,12 @@ def _arms(arms: str | Sequence[str], control: str | None) -> list[str]:
         arm = spell(name, options)
         if len(arm) > 200:
             raise UserError(f"the arm {arm[:40]}... is longer than the name of a file may be: leave options out")
-        create(name, 64 if options.get("kernel_size") != "released" else 256, **options)
+        try:
+            create(name, 64 if options.get("kernel_size") != "released" else 256, **options)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a mechanism makes of a value that it did not expect
+            raise UserError(f"the arm {arm!r} cannot be built ({error}): see `regard info {name}`") from error
         if arm in asked:
             raise UserError(f"the arm {arm!r} is given twice: leave one out")
         asked.append(arm)

@@ -622,7 +622,7 @@ def test_a_full_disk_stops_the_comparison(finished, tmp_path, monkeypatch):
             self.sent = []
 
         def recv(self):
-            return "none", 0, False
+            return "none", 0, False, None
 
         def send(self, message):
             self.sent.append(message)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from regard.borrowing import same_kind
 from regard.errors import UserError
-from regard.files import opened
+from regard.files import regular
 from regard.models import check_timm, timm_model
 from regard.registry import parse
 
@@ -217,8 +217,8 @@ def load(host: nn.Module, path: Path, classes: int | None = None) -> None:
     Raises:
         UserError: there is no such file, it holds no plain state dict, or it does not fit.
     """
-    opened(path).close()
     try:
+        regular(path).close()
         if path.suffix == ".safetensors":
             tensors = safetensors.torch.load_file(path)
         else:
@@ -227,6 +227,8 @@ def load(host: nn.Module, path: Path, classes: int | None = None) -> None:
         tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
         if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
             raise TypeError
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}") from error
     except Exception as error:  # what an unpickler raises for a file that is none differs with every file
         raise UserError(f"{path} is no plain state dict, so it is not loaded: save model.state_dict()") from error
     own = host.state_dict()

@@ -275,7 +275,7 @@ def _curves(comparison: Comparison) -> dict[str, Any] | None:
     }
 
 
-def _gallery(folder: Path, arm: str, classes: int) -> dict[str, Any] | None:
+def _gallery(folder: Path, arm: str, classes: int = 2**31) -> dict[str, Any] | None:
     """What one arm looked at: a row of test images, and a row for each of its last taps."""
     path = folder / "maps" / f"{slug(arm)}.npz"
     if not path.exists():

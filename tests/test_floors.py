@@ -20,7 +20,7 @@ FLOORS = [
     "regard.comparison.training",
     "regard.comparison.pictures regard.comparison.results",
     "regard.comparison.data regard.comparison.hosts regard.comparison.statistics",
-    "regard.comparison.folders",
+    "regard.comparison.folders regard.comparison.records",
     "regard.comparison",
     "regard.ticker",
     "regard.advising regard.placing regard.benchmarking",
@@ -43,6 +43,7 @@ FLOORS = [
     "regard.ops.kernels.plan regard.ops.kernels.library",
     "regard.ops.kernels.interface regard.ops.dispatch regard.ops.*",
     "regard.registry",
+    "regard.schema regard.images",
     "regard.tap regard.norm regard.conv regard.files regard.layout regard.positions regard.svg regard.peers"
     " regard.guard",
     "regard.errors regard.blocks",

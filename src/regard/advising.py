@@ -298,7 +298,7 @@ def _arms(mechanisms: Iterable[str] | None) -> list[str]:
     arms = [parse(text) for text in mechanisms]
     for name, options in arms:
         if info(name).place is None:
-            raise UserError(f"{name} cannot be attached: {' '.join(info(name).slots['Place'].split())}")
+            raise UserError(f"{name} cannot be attached: {info(name).said('Place')}")
         check_options(info(name), options)
     return list(dict.fromkeys(spell(name, options) for name, options in arms)) or _arms(None)
 

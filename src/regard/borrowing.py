@@ -143,6 +143,13 @@ def same_randomness() -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda)
 
 
+def same_kind(tensor: Tensor, own: Tensor) -> bool:
+    """Whether a tensor may be copied into another: precision may differ, but no number loses a part of itself."""
+    return tensor.layout == own.layout and (
+        tensor.dtype == own.dtype or (tensor.is_floating_point() and own.is_floating_point())
+    )
+
+
 def call(model: nn.Module, example: Any) -> Any:
     if isinstance(example, tuple):
         return model(*example)

@@ -8,6 +8,10 @@ class UserError(ValueError):
     """
 
 
+class DiskFull(UserError):
+    """There is no room left where a file is written."""
+
+
 def near(word: str, known: "list[str] | tuple[str, ...]", count: int = 3) -> str:
     """The most similar known words as the tail of a sentence: ``; did you mean 'a' or 'b'?``, or nothing."""
     import difflib

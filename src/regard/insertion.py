@@ -15,27 +15,60 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from threading import get_ident
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.compiler import is_compiling
-from torch.utils._pytree import tree_leaves
 
 import regard.mechanisms  # noqa: F401  (registers them)
-from regard.borrowing import borrowed, brief, call, is_sharded, refuse_unhookable, same_randomness
+from regard.borrowing import borrowed, brief, call, is_sharded, refuse_unhookable, same_kind, same_randomness
 from regard.errors import UserError, near
-from regard.files import whole
-from regard.layout import LAYOUTS, Layout
-from regard.registry import create, info
+from regard.files import opened, whole
+from regard.layout import Layout
+from regard.registry import check_options, create, info
+from regard.schema import Within, fault
 from regard.site import At, choose, find, glob
 from regard.survey import CHILD, CONVOLUTIONS, Survey, dry_run
 
-LARGEST = 2**16  # number in a file's header
+Number = Annotated[int, Within(-(2**16), 2**16)]
+Side = Annotated[int, Within(1, 2**16)]
+Option = Number | Annotated[float, Within(-(2**16), 2**16)] | bool | Annotated[str, Within(1, 200)] | None
+Options = dict[str, Option | Annotated[list[Option], Within(1, 16)]]
 NAMED = ("channels", "layouts", "beside")  # by the names of sites
 RECORD = ("mechanism", "options", "start", *NAMED)  # what a file keeps of an attachment
+
+
+class Beside(TypedDict):
+    """The convolution that a mechanism stands beside, and what it is built with therefore."""
+
+    convolution: str
+    options: Options
+
+
+class Header(TypedDict):
+    """What a file of `Attached.save` says of itself."""
+
+    label: str
+    mechanism: str
+    options: Options
+    start: Literal["identity", "paper"]
+    channels: Annotated[dict[str, Side], Within(1)]
+    layouts: dict[
+        str,
+        tuple[
+            Literal["channels_first", "channels_last", "tokens"],
+            Annotated[int, Within(0, 2**16)],
+            Annotated[list[Side], Within(0, 3)],
+        ],
+    ]
+    beside: dict[str, Beside]
+    host: list[str]
+    fingerprint: str
+    shapes: dict[str, list[Annotated[int, Within(0, 2**53)]]]
+    sha256: str
 
 
 class Inserted(nn.Module):
@@ -297,8 +330,8 @@ class Attached:
         try:
             with whole(path) as temporary:
                 save_file(tensors, temporary, metadata={"format": "pt", "regard": json.dumps(header)})
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
 
     def __repr__(self) -> str:
         if not self.modules:
@@ -361,7 +394,7 @@ def attach(
     """
     known = info(mechanism)
     if known.place is None:
-        raise UserError(f"{mechanism} cannot be attached: {' '.join(known.slots['Place'].split())}")
+        raise UserError(f"{mechanism} cannot be attached: {known.said('Place')}")
     for option, value in options.items():
         if isinstance(value, nn.Module):
             raise UserError(
@@ -495,15 +528,31 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> Attached:
         if shape != shapes.get(key):
             raise UserError(f"{path} was made for another host: there {key!r} is {shapes.get(key)}, here {shape}")
     ranks = {site: record["options"].get("spatial_dims", 2) for site in record["channels"]}
-    attached = _insert(model, label, record, _build(record, ranks, 0))
-    for site, mechanism in attached.modules.items():
-        prefix = f"{site}.{CHILD}.{label}."
-        weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        try:
-            mechanism.load_state_dict(weights)
-        except RuntimeError as error:
-            attached.remove()
-            raise UserError(f"{path} does not hold the weights of {record['mechanism']} at {site!r}") from error
+    try:
+        built = _build(record, ranks, 0)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a mechanism makes of a value that it did not expect
+        raise UserError(
+            f"{path} asks for a {record['mechanism']} that cannot be built ({brief(error)}): write it again with save"
+        ) from error
+    weights: dict[str, dict[str, Tensor]] = {}
+    for site, mechanism in built.items():
+        prefix, new = f"{site}.{CHILD}.{label}.", mechanism.state_dict()
+        held = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        weights[site] = held
+        if held.keys() != new.keys() or any(held[name].shape != new[name].shape for name in new):
+            raise UserError(f"{path} does not hold the weights of {record['mechanism']} at {site!r}")
+        for name in new:
+            if not same_kind(held[name], new[name]):
+                raise UserError(f"{path} holds {prefix}{name} as {held[name].dtype}, where {new[name].dtype} belongs")
+    attached = _insert(model, label, record, built)
+    try:
+        for site, mechanism in attached.modules.items():
+            mechanism.load_state_dict(weights[site])
+    except BaseException:
+        attached.remove()
+        raise
     return attached
 
 
@@ -523,45 +572,55 @@ def _shapes(model: nn.Module, record: Mapping[str, Any]) -> dict[str, list[int]]
 
 def _read(path: Path) -> tuple[str, list[str], dict[str, list[int]], dict[str, Any], dict[str, Tensor]]:
     """Label, host's keys and shapes, record and tensors of a file, which may come from anybody."""
+    opened(path).close()
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["regard"])
+            text = (file.metadata() or {}).get("regard")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            label, host, shapes = header["label"], header["host"], dict(header["shapes"])
-            record = {name: header[name] for name in RECORD}
-            _check_label(label)
-            known = info(record["mechanism"])
-            options = [record["options"], *(beside["options"] for beside in record["beside"].values())]
-            sizes = [[prefix, *grid] for _, prefix, grid in record["layouts"].values()]
-            numbers = tree_leaves([record["channels"], options, sizes])
-            sound = (
-                header["fingerprint"] == _fingerprint(host)
-                and record["start"] in ("identity", "paper")
-                and record["layouts"].keys() == record["channels"].keys() >= record["beside"].keys()
-                and all(word in LAYOUTS for word, _, _ in record["layouts"].values())
-                and all(isinstance(number, str | int | float | None) for number in numbers)
-                and all(abs(number) <= LARGEST for number in numbers if isinstance(number, int | float))
-            )
-            if not sound or known.place is None:
-                raise KeyError
-            count = sum(
-                known.parameters(channels, **record["beside"].get(site, {}).get("options", {}) | record["options"])
-                for site, channels in record["channels"].items()
-            )
-            if header["sha256"] != _digest(tensors):
-                raise UserError(f"{path} is damaged: its weights are not those that were written")
-            # before anything is built: a small file asks for no large modules
-            if count > sum(tensor.numel() for tensor in tensors.values()):
-                raise UserError(f"{path} does not hold the weights of {known.name}: it is cut short or was changed")
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}") from error
-    except UserError:
-        raise
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged or no safetensors file: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"{path} holds no attachment of regard: write one with attached.save(path)") from error
-    return label, host, shapes, record, tensors
+    try:
+        header = json.loads(text or "null")
+        wrong = None if text else "it has no header of ours"
+    except (ValueError, RecursionError) as error:
+        header, wrong = None, f"its header is no JSON: {str(error).partition(chr(10))[0]}"
+    if wrong := wrong or fault(header, Header) or _unsound(header):
+        raise UserError(f"{path} holds no attachment of regard ({wrong}): write one with attached.save(path)")
+    record = {name: header[name] for name in RECORD}
+    _check_label(header["label"])
+    known = info(record["mechanism"])
+    if known.place is None:
+        raise UserError(f"{path} holds no attachment of regard ({known.name} cannot be attached): write one with save")
+    try:
+        count = 0
+        for site, channels in record["channels"].items():
+            options = record["beside"].get(site, {}).get("options", {}) | record["options"]
+            check_options(known, options)
+            count += known.parameters(channels, **options)
+    except Exception as error:  # a formula makes anything of options that no module would take
+        raise UserError(f"{path} asks for a {known.name} that cannot be built: {brief(error)}") from error
+    if header["sha256"] != _digest(tensors):
+        raise UserError(f"{path} is damaged: its weights are not those that were written")
+    # before anything is built: a small file asks for no large modules
+    if count > sum(tensor.numel() for tensor in tensors.values()):
+        raise UserError(f"{path} does not hold the weights of {known.name}: it is cut short or was changed")
+    return header["label"], header["host"], header["shapes"], record, tensors
+
+
+def _unsound(header: Any) -> str | None:
+    """What of a header cannot be, though every field is of its kind."""
+    sites = header["channels"].keys()
+    if header["fingerprint"] != _fingerprint(header["host"]):
+        return "fingerprint is not that of host"
+    if header["layouts"].keys() != sites or not header["beside"].keys() <= sites:
+        return "layouts or beside are not those of the sites in channels"
+    for site in (*sites, *(beside["convolution"] for beside in header["beside"].values())):
+        if not site or f".{CHILD}." in f".{site}.":
+            return f"channels has a site {site!r}"
+    for site, (word, prefix, grid) in header["layouts"].items():
+        if bool(grid) != (word == "tokens") or (prefix and word != "tokens"):
+            return f"layouts.{site} has a prefix or a grid that does not belong to {word}"
+    return None
 
 
 def _missing(keys: list[str], wanted: list[str]) -> list[str]:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regard.borrowing import same_kind
 from regard.errors import UserError
+from regard.files import regular
 from regard.models import check_timm, timm_model
 from regard.registry import parse
 
@@ -189,13 +191,14 @@ def _timm(
     name: str, classes: int, channels: int, options: dict[str, Any], pretrained: bool, widening: float
 ) -> nn.Module:
     check(name)
+    own: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
     if widening != 1.0:
-        plain = _zoo().create_model(name, **options)
+        plain: Any = timm_model(name, options)
         if not isinstance(plain, _zoo().models.ResNet):
             raise UserError(f"the wider control knows {SMALL} and the ResNets of timm, not {name!r}: leave it out")
         widths = [stage["num_chs"] // plain.layer1[0].expansion for stage in plain.feature_info[1:]]
-        options["channels"] = tuple(max(8, round(width * widening / 8) * 8) for width in widths)
-    host = timm_model(name, options, pretrained=pretrained, num_classes=classes, in_chans=channels)
+        own["channels"] = tuple(max(8, round(width * widening / 8) * 8) for width in widths)
+    host = timm_model(name, options, pretrained=pretrained, **own)
     if pretrained and _zoo().get_pretrained_cfg(name).num_classes != classes:
         for classifier in classifiers(host):
             for parameter in classifier.parameters():
@@ -215,12 +218,15 @@ def load(host: nn.Module, path: Path, classes: int | None = None) -> None:
         UserError: there is no such file, it holds no plain state dict, or it does not fit.
     """
     try:
+        regular(path).close()
         if path.suffix == ".safetensors":
             tensors = safetensors.torch.load_file(path)
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
             tensors = tensors.get("state_dict", tensors.get("model", tensors))
         tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
+        if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+            raise TypeError
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
     except Exception as error:  # what an unpickler raises for a file that is none differs with every file
@@ -228,10 +234,16 @@ def load(host: nn.Module, path: Path, classes: int | None = None) -> None:
     own = host.state_dict()
     other = [key for key in own if key in tensors and tensors[key].shape != own[key].shape]
     # a classifier for other classes differs in its outputs alone
-    head = [key for key in other if tensors[key].shape[1:] == own[key].shape[1:] and len(own[key]) == classes]
+    head = [k for k in other if tensors[k].dim() and own[k].shape == (classes, *tensors[k].shape[1:])]
     differences = [f"lacks {key!r}" for key in sorted(own.keys() - tensors.keys())]
     differences += [f"has {key!r} too many" for key in sorted(tensors.keys() - own.keys())]
     differences += [f"has {key!r} in another shape" for key in other if key not in head]
+    differences += [
+        f"has {key!r} as {str(tensors[key].dtype).removeprefix('torch.')} and not as "
+        f"{str(own[key].dtype).removeprefix('torch.')}"
+        for key in own
+        if key in tensors and not same_kind(tensors[key], own[key])
+    ]
     if differences:
         raise UserError(f"{path} does not fit the model: it {'; it '.join(differences[:3])}")
     host.load_state_dict({key: torch.zeros_like(own[key]) if key in head else tensors[key] for key in own})

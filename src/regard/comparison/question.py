@@ -6,7 +6,7 @@ import hashlib
 import json
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -18,15 +18,17 @@ from filelock import FileLock, Timeout
 from regard.comparison import data as images_of
 from regard.comparison import grid, hosts, prices, report, training
 from regard.comparison.display import Display
-from regard.comparison.results import BEFORE, Comparison, counted
+from regard.comparison.folders import text as as_text
+from regard.comparison.results import BEFORE, Comparison, counted, read_cost, read_question, read_run
 from regard.comparison.statistics import fewest_pairs
 from regard.errors import UserError
-from regard.files import write_text
+from regard.files import regular, write_text
 from regard.registry import create, info, parse, spell
 
 EPOCHS = {"fashion": 3, "cluttered": 5}  # of the embedded images; a folder's default is below
 KEPT = ("first", "all", "none")
 TRUNKS = ("trained", "frozen")
+MOST_SEEDS = 1000
 # learnt from the runs, or only said: a change of these is no other question
 UNASKED = ("widening", "broken", "classes")
 
@@ -110,7 +112,7 @@ def compare(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     size = size or hosts.image_size(model)
     question: dict[str, Any] = {
-        "data": str(Path(data)),  # photos and photos/ are the same
+        "data": as_text(str(Path(data))),  # photos and photos/ are the same
         "model": model,
         "size": size or (images_of.SIZES.get(str(data), 64)),
         "epochs": epochs or EPOCHS.get(str(data), 8 if starting else 20),
@@ -148,6 +150,7 @@ def compare(
         }
         for arm in asked:
             training.check_trainable(question | {"widening": 1.5}, arm)
+        _drop_damaged(folder, display.say)
         stored = _ask(folder, question, asked, chosen)
         question = stored["question"]
         comparison = Comparison.load(folder)
@@ -200,6 +203,8 @@ def _arms(arms: str | Sequence[str], control: str | None) -> list[str]:
             continue
         info(name)
         arm = spell(name, options)
+        if len(arm) > 200:
+            raise UserError(f"the arm {arm[:40]}... is longer than the name of a file may be: leave options out")
         try:
             create(name, 64 if options.get("kernel_size") != "released" else 256, **options)
         except UserError:
@@ -215,9 +220,12 @@ def _arms(arms: str | Sequence[str], control: str | None) -> list[str]:
 
 
 def _seeds(seeds: int | Iterable[int]) -> list[int]:
-    chosen = list(range(seeds)) if isinstance(seeds, int) else sorted(set(seeds))
-    if not chosen or min(chosen) < 0:
-        raise UserError(f"seeds is how many there should be, at least 1, or a list of numbers from 0, got {seeds!r}")
+    chosen = list(range(min(seeds, MOST_SEEDS + 1))) if isinstance(seeds, int) else sorted(set(seeds))
+    if not chosen or min(chosen) < 0 or max(chosen) >= 2**32 or len(chosen) > MOST_SEEDS:
+        raise UserError(
+            f"seeds is how many there should be, at least 1 and at most {MOST_SEEDS:,}, or a list of as many "
+            f"numbers from 0 to 2^32 - 1, got {str(seeds)[:60]}"
+        )
     return chosen
 
 
@@ -312,16 +320,28 @@ def _ask(folder: Path, question: dict[str, Any], arms: list[str], seeds: list[in
 def _refuse_other(folder: Path, question: dict[str, Any]) -> dict[str, Any]:
     """What the folder's question.json holds, if there is one; refuse what differs from it, as far as that is known."""
     path = folder / "question.json"
-    if not path.is_file():
+    if not path.exists():
         return {}
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    before = stored["question"] = BEFORE | stored["question"]
+    stored = read_question(folder)
+    before = stored["question"]
     question = json.loads(json.dumps(question))
     differing = [key for key in question if key not in UNASKED and question[key] != before.get(key)]
     if differing:
         changes = "; ".join(f"{key} was {_short(before.get(key))}, now {_short(question[key])}" for key in differing)
         raise UserError(f"{folder} holds another question ({changes}): ask that one, or pass another --out")
-    return stored
+    return read_question(folder, strict=True)
+
+
+def _drop_damaged(folder: Path, say: Callable[[str], None]) -> None:
+    """Remove the records of runs that cannot be read, so that these runs are done again."""
+    for path in sorted(folder.glob("runs/*/seed-*.json")):
+        try:
+            read_run(path)
+        except UserError as error:
+            if path.is_dir():
+                raise
+            say(f"{str(error).partition(': ')[0]}: this run is done again")
+            path.unlink()
 
 
 def command(question: dict[str, Any], arms: list[str], seeds: list[int], folder: Path) -> str:
@@ -338,12 +358,12 @@ def command(question: dict[str, Any], arms: list[str], seeds: list[int], folder:
     words += ["--weights", question["weights"]] if question["weights"] else []
     words += ["--skip-broken"] * bool(question.get("broken"))
     words += ["--control", training.WIDER] if training.WIDER in arms else []
-    return shlex.join([*words, "--out", str(folder)])
+    return as_text(shlex.join([*words, "--out", str(folder)]))
 
 
 def _priced(folder: Path, arms: list[str]) -> bool:
-    path = folder / "cost.json"
-    return path.is_file() and list(json.loads(path.read_text(encoding="utf-8"))["arms"]) == arms
+    cost = read_cost(folder)
+    return cost is not None and list(cost["arms"]) == arms
 
 
 def _cores() -> int:
@@ -353,10 +373,14 @@ def _cores() -> int:
 
 def _digest(path: Path) -> str:
     try:
+        str(path).encode()  # the question keeps it
+        regular(path).close()
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"cannot read the weights {path}: {error.strerror}") from error
+    except UnicodeError as error:
+        raise UserError(f"the path of the weights, {str(path)!r}, is no text: give the file another name") from error
 
 
 def _short(value: Any) -> str:

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format docs trust advice networks export speed whole pairs loop examples stamps galleries notebook looking proofs clean
+.PHONY: demo test levels check format docs trust advice networks export speed whole pairs loop examples stamps galleries notebook looking proofs clean
 
 # One finished stamp per set of requirements: an interrupted set-up is done again, a finished one is not.
 .venv/ready: pyproject.toml constraints.txt
@@ -13,7 +13,7 @@ BIN := .venv/bin
 	@touch $@
 
 # the package itself, and the kernels in C++ again when they have changed
-.venv/built: .venv/ready setup.py $(wildcard src/regard/ops/kernels/*.cpp src/regard/ops/kernels/*.h)
+.venv/built: .venv/ready setup.py src/regard/ops/kernels/interface.py $(wildcard src/regard/ops/kernels/*.cpp src/regard/ops/kernels/*.h)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $@
 
@@ -23,10 +23,17 @@ demo: .venv/built
 test: .venv/built
 	$(BIN)/python -m pytest -n 2
 
+# the tests of the kernels in C++ again, at every other level that this machine has
+levels: .venv/built
+	for level in $$($(BIN)/python -c "from regard.ops.kernels import library; print(*library.levels()[1:])"); do \
+		REGARD_LEVEL=$$level $(BIN)/python -m pytest -q -n 2 -k "cpu or selfgating" tests/test_ops.py tests/test_selfgating.py \
+			|| exit 1; done
+
 check: .venv/built
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(MAKE) levels
 	$(MAKE) test
 
 proofs: .venv/built

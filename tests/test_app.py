@@ -1,11 +1,13 @@
 """The page to play with: its functions, its server asked for what it must not give, and itself in a real browser."""
 
 import io
+import json
 import re
 import shutil
 import signal
 import socket
 import struct
+import time
 import zlib
 from dataclasses import replace
 from functools import partial
@@ -22,6 +24,7 @@ import tiny
 from regard import app, cli
 from regard.comparison import prices
 from regard.drawing import draw
+from regard.errors import install
 from regard.looking import open_subject, read, see
 from regard.saliency import METHODS
 
@@ -234,7 +237,7 @@ def test_a_missing_package_is_named_with_its_extra(capsys, monkeypatch):
 
     monkeypatch.setattr(app, "offers", missing)
     assert cli._run(["app"], debug=False) == 2
-    assert "needs the package 'gradio': pip install 'regard[app]'" in capsys.readouterr().err
+    assert f"needs the package 'gradio': {install('app')}" in capsys.readouterr().err
 
 
 # ---- the server
@@ -254,7 +257,7 @@ def served(tmp_path_factory):
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (130, "")
     assert "Stopped." in err
-    assert "Traceback" not in err
+    assert "Traceback" not in err, err
     assert not [path for path in temporary.rglob("*") if "regard" in path.name or path.suffix in (".png", ".webp")]
 
 
@@ -290,6 +293,17 @@ def test_gives_and_takes_nothing_else(served, photo):
         with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "stranger"}) as lines:
             return next(line for line in lines.iter_lines() if "process_completed" in line)
 
+    for strange in (-1, 10**9, None, "0", 1.5, [], True):
+        assert ask(strange, []) == 422, strange
+    for asked in ([], None, {}, {"fn_index": take}, {"fn_index": take, "data": {}, "session_hash": "x"}, 10**400):
+        assert client.post("/gradio_api/queue/join", content=json.dumps(asked)).status_code == 422, asked
+    for call in ("cancel", "reset", "queue/join", "upload"):
+        for content in (
+            b"", b"[]", b"null", b"{", b"[" * 90_000, b'{"session_hash": {}}', b"\xff", b'{"a": NaN}', b'"\\ud800"',
+            b'{"session_hash": "x", "fn_index": {}, "event_id": []}', b'{"event_id": "\\ud800"}', b'{"a": ' * 900,
+        ):  # fmt: skip
+            status = client.post(f"/gradio_api/{call}", content=content).status_code
+            assert 400 <= status < 500, (call, content[:20], status)
     for path in ("/etc/passwd", "https://example.org/a.png", "../../etc/passwd", ["/etc/passwd"], "\0"):
         assert ask(take, [{"path": path, "meta": {"_type": "gradio.FileData"}}]) == 403
     show = next(one for one in config["dependencies"] if len(one["inputs"]) == 7)["id"]
@@ -303,6 +317,66 @@ def test_gives_and_takes_nothing_else(served, photo):
     for size in (510_000, 900_000):
         large = client.post("/gradio_api/upload", files={"files": ("a.png", b"0" * size)})
         assert large.status_code == 413
+
+
+def test_other_pages_are_refused(served):
+    """Any page in the same browser may send requests here, under a name that leads here."""
+    client, port = httpx.Client(base_url=served, trust_env=False), served.rpartition(":")[2]
+    for host in (
+        "evil.example",
+        f"evil.example:{port}",
+        "127.0.0.1.evil.example",
+        "192.0.2.7",
+        "",
+        "[::2]",
+        "localhost@x",
+    ):
+        for path in ("/", "/config", "/assets/x.js"):
+            assert client.get(path, headers={"Host": host}).status_code in (400, 403), host
+    for host in ("localhost", f"localhost:{port}", "127.0.0.1:9000", "[::1]:80", "LOCALHOST"):
+        assert client.get("/config", headers={"Host": host}).status_code == 200, host
+    for origin in ("http://evil.example", "null", f"http://localhost:{port}", "http://127.0.0.1", "file://"):
+        for method, path in (("GET", "/config"), ("POST", "/gradio_api/upload"), ("OPTIONS", "/gradio_api/upload")):
+            answer = client.request(method, path, headers={"Origin": origin}, files={"files": ("a.png", b"x")})
+            assert answer.status_code == 403, (origin, method)
+            assert "access-control-allow-origin" not in answer.headers
+    assert client.get("/config", headers={"Origin": served}).status_code == 200
+    for method in ("OPTIONS", "PUT", "DELETE", "PATCH"):
+        assert client.request(method, "/config").status_code == 405
+
+
+def test_who_sends_slowly_is_dropped(served):
+    address = re.match(r"http://(.*):(\d+)", served)
+    head = b"POST /gradio_api/%s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n\r\nx"
+    senders = [
+        b"",
+        b"GET / HT",
+        head % b"upload",
+        head % b"queue/join",
+        head % b"nothing",
+        b"GET / HTTP/1.1\r\nHost: x",
+    ]
+    open_ones = []
+    for sent in senders:
+        one = socket.create_connection((address[1], int(address[2])))
+        one.sendall(sent)
+        open_ones.append(one)
+    began = time.monotonic()
+    while open_ones and time.monotonic() - began < 40:
+        time.sleep(0.5)
+        for one in list(open_ones):
+            one.setblocking(False)
+            try:
+                one.sendall(b"x")
+                if one.recv(4096) == b"":
+                    raise ConnectionError
+            except BlockingIOError:
+                continue
+            except ConnectionError:
+                open_ones.remove(one)
+                one.close()
+    assert not open_ones
+    assert httpx.get(served, trust_env=False).status_code == 200
 
 
 class Visit:

@@ -1,5 +1,6 @@
 """What is attached, in training: frozen hosts, groups for optimisers, several attachments; and files from strangers."""
 
+import copy
 import json
 import time
 
@@ -42,6 +43,35 @@ def test_train_only_the_added():
     assert trainable(model) == before
     with refused("'cbam' was removed"):
         attached.train_only()
+
+
+def test_what_several_attachments_freeze_is_counted_together():
+    model = host()
+    model.conv1[0].weight.requires_grad_(False)  # the user's own choice
+    before = trainable(model)
+    se = regard.attach(model, "se", at="layer1.**.bn2", example=X)
+    eca = regard.attach(model, "eca", at="layer2.**.bn2", example=X)
+    own = {name for attached in (se, eca) for name, _ in attached.named_parameters()}
+    se.train_only("fc")
+    eca.train_only()
+    assert trainable(model) == set(), "each freezes the other, too"
+    se.train_all()
+    assert trainable(model) == {name for name, _ in eca.named_parameters()}
+    se.train_only("fc")
+    copied = copy.deepcopy(model)
+    eca.remove()
+    assert trainable(model) == {name for name, _ in se.named_parameters()} | {"fc.weight", "fc.bias"}
+    se.train_all()
+    assert trainable(model) == before | {name for name, _ in se.named_parameters()}
+    for attached in regard.attached(copied):
+        attached.train_all()
+    assert trainable(copied) == before | own
+    part = regard.attached(copied.layer1)[0]  # a view of a part of the model
+    part.train_only()
+    assert "layer1.0.bn2.weight" not in trainable(copied)
+    assert "layer2.0.bn2.weight" in trainable(copied)
+    regard.attached(copied)[0].train_all()
+    assert trainable(copied) == before | own
 
 
 def test_train_only_says_what_is_wrong():

@@ -507,7 +507,8 @@ def test_every_op_has_a_word_and_every_refusal_a_reason(scale):
 
 
 def test_a_table_of_ops(monkeypatch):
-    monkeypatch.setattr(implementations.kernels, "missing", lambda: "there was no compiler")
+    levels = {"avx512": "there was no compiler", "avx2": None, "generic": None}
+    monkeypatch.setattr(implementations.kernels, "overview", lambda: {"level": "avx2", "levels": levels})
     refused = {"needs a GPU": ["a", "b"], "too odd": ["c"]}
     row = {"op": "gate", "device": "cpu", "implementation": "triton", "cases": 4, "runs": 1, "refused": refused}
     assert implementations.table([row]).splitlines() == [
@@ -515,6 +516,7 @@ def test_a_table_of_ops(monkeypatch):
         "gate  cpu     triton          1 of 4  needs a GPU (a, b)",
         "                                      too odd (c)",
         "",
+        "C++ kernels: avx2 runs here; usable: avx2, generic",
         "there was no compiler",
     ]
 

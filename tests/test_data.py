@@ -303,10 +303,20 @@ def test_what_is_no_image_is_ignored_and_links_are_followed(photos, out, tmp_pat
     (photos / "dog" / "linked.png").symlink_to(elsewhere / "owl" / "0.png")
     images = data.prepare(photos, out, size=32)
     assert images.classes == ("bird", "cat", "dog")
-    own = [file for file in images.files if "circle" not in file]
-    assert len(own) == 5 + 7 + 7
-    assert "cat/deep/deeper/x.png" in own
-    assert len(images.files) < 60  # the circle was left
+    # each file counts once: neither the circle nor a second link brings one again
+    assert len(images.files) == 5 + 7 + 6 + 1
+    assert {"cat/deep/deeper/x.png", "bird/0.png", "cat/circle/loose.png"} < set(images.files)
+    assert "dog/linked.png" not in images.files
+
+
+def test_a_link_counts_where_the_file_lies(photos, out):
+    whole = data.prepare(photos, out / "whole", size=32)
+    for i in range(4):
+        (photos / "cat" / f"again{i}.png").symlink_to(photos / "cat" / "0.png")
+        (photos / "cat" / f"dog{i}.png").symlink_to(photos / "dog" / "0.png")
+    (photos / "dog" / "hard.png").hardlink_to(photos / "dog" / "1.png")
+    images = data.prepare(photos, out, size=32)
+    assert (images.files, images.fingerprint) == (whole.files, whole.fingerprint)
 
 
 def test_names_are_kept_as_text(tmp_path, out):

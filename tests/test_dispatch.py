@@ -1,7 +1,9 @@
 """Which implementation runs: tried with an op made for this test, whose fast file says that it ran."""
 
+import asyncio
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module, invalidate_caches
 
 import pytest
@@ -136,13 +138,66 @@ def test_use_impl_nests_and_restores(op):
     assert fast(op(X, 2.0))
 
 
-def test_use_impl_holds_in_every_thread(op):
-    seen = []
+def test_use_impl_is_of_the_block_alone(op):
+    """A thread that is started sees the default; one that has a block open disturbs nobody."""
+    seen = {}
+
+    def work(name):
+        seen[name, "before"] = fast(op(X, 2.0))
+        with regard.use_impl("reference"):
+            seen[name, "inside"] = fast(op(X, 2.0))
+            inside.wait()
+            left.wait()
+        seen[name, "after"] = fast(op(X, 2.0))
+
+    inside, left = threading.Barrier(2), threading.Barrier(2)
     with regard.use_impl("reference"):
-        thread = threading.Thread(target=lambda: seen.append(fast(op(X, 2.0))))
+        thread = threading.Thread(target=work, args=("thread",))
         thread.start()
-        thread.join()
-    assert seen == [False]
+        inside.wait()
+    assert fast(op(X, 2.0)), "the other thread's block is still open"
+    left.wait()
+    thread.join()
+    assert seen == {("thread", "before"): True, ("thread", "inside"): False, ("thread", "after"): True}
+    assert fast(op(X, 2.0))
+
+
+def test_use_impl_in_blocks_that_overlap(op):
+    """Two that end in the order in which they began; the threads of a pool, at random; and tasks that take turns."""
+    first, second = regard.use_impl("reference"), regard.use_impl("cpu")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    with pytest.raises(regard.UserError, match="needs float32"):
+        op(X.double(), 2.0)
+    second.__exit__(None, None, None)
+    op(X.double(), 2.0)
+    assert fast(op(X, 2.0))
+
+    def work(number):
+        for _ in range(200):
+            with regard.use_impl("reference" if number % 2 else "cpu"):
+                if fast(op(X, 2.0)) == number % 2:
+                    return False
+        return fast(op(X, 2.0))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(8)))
+    assert fast(op(X, 2.0))
+
+    async def task(name):
+        with regard.use_impl(name):
+            for _ in range(3):
+                await asyncio.sleep(0)
+                assert fast(op(X, 2.0)) == (name == "cpu")
+
+    async def tasks():
+        with regard.use_impl("reference"):
+            await asyncio.gather(task("cpu"), task("reference"), task("cpu"))
+            assert not fast(op(X, 2.0))
+
+    asyncio.run(tasks())
+    assert fast(op(X, 2.0))
 
 
 def test_use_impl_refuses_unknown_names(op):

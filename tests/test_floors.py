@@ -21,7 +21,7 @@ FLOORS = [
     "regard.comparison.asked",
     "regard.comparison.pictures regard.comparison.results",
     "regard.comparison.data regard.comparison.hosts regard.comparison.statistics",
-    "regard.comparison.folders",
+    "regard.comparison.folders regard.comparison.records",
     "regard.comparison",
     "regard.ticker",
     "regard.advising regard.placing regard.benchmarking",
@@ -42,12 +42,13 @@ FLOORS = [
     "regard.ops.gradients",
     "regard.ops.kernels.cpu regard.ops.kernels.triton",
     "regard.ops.kernels.plan regard.ops.kernels.library",
-    "regard.ops.dispatch regard.ops.*",
+    "regard.ops.kernels.interface regard.ops.dispatch regard.ops.*",
     "regard.cards regard.named",
     "regard.registry",
+    "regard.schema regard.images",
     "regard.tap regard.norm regard.conv regard.files regard.layout regard.positions regard.svg regard.peers"
     " regard.guard regard.small_resnet",
-    "regard.errors",
+    "regard.errors regard.blocks",
 ]
 
 

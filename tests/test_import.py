@@ -1,11 +1,13 @@
 """What `import regard` brings, what it leaves alone, and what it says when something is not installed."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 
 import regard
+from regard.errors import install
 
 PUBLIC = [
     "Advice",
@@ -110,7 +112,25 @@ def test_what_is_not_installed_is_named():
     ]
     lines = run(BLOCKED, *(f"{package}:{word}" for package, word in requests))
     for (package, word), line in zip(requests, lines[:-1], strict=True):
-        assert line == f"regard.{word} needs the package {package!r}: install it with pip install 'regard[compare]'"
+        assert line == f"regard.{word} needs the package {package!r}: {install('compare')}"
+
+
+@pytest.mark.parametrize(
+    ("origin", "command"),
+    [
+        (None, "pip install 'regard[app]'"),
+        ({"url": "file:///a%20b/src", "dir_info": {}}, "pip install '/a b/src[app]'"),
+        ({"url": "file:///src", "dir_info": {"editable": True}}, "pip install -e '/src[app]'"),
+        ({"url": "file:///r-1.whl", "archive_info": {}}, "pip install 'regard[app] @ file:///r-1.whl'"),
+    ],
+)
+def test_an_extra_comes_from_where_the_package_came_from(origin, command, monkeypatch):
+    class Distribution:
+        def read_text(self, name):
+            return None if origin is None else json.dumps(origin)
+
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: Distribution())
+    assert install("app") == command
 
 
 def test_a_fault_of_our_own_is_not_called_a_missing_package(monkeypatch):

@@ -7,8 +7,11 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn.modules import module as everywhere
+from torch.utils._pytree import tree_leaves
 
 import regard
+from contract import ours
 from regard.tap import Tap, fade_in, taps
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -192,3 +195,32 @@ def test_a_few_queries_are_the_rows_of_all(name):
     for number, (row, column) in enumerate([(3, 2), divmod(11, 8), (5, 7)]):
         assert torch.allclose(few[:, :, number], full[:, :, row, column], atol=1e-6)
     assert torch.allclose(y, plain, atol=1e-6)
+
+
+WAYS = {  # of being told of a module's calls
+    "forward": lambda tap, tell: tap.register_forward_hook(tell),
+    "forward-pre": lambda tap, tell: tap.register_forward_pre_hook(tell),
+    "backward": lambda tap, tell: tap.register_full_backward_hook(tell),
+    "backward-pre": lambda tap, tell: tap.register_full_backward_pre_hook(tell),
+    "global forward": lambda tap, tell: everywhere.register_module_forward_hook(tell),
+    "global forward-pre": lambda tap, tell: everywhere.register_module_forward_pre_hook(tell),
+    "global backward": lambda tap, tell: everywhere.register_module_full_backward_hook(tell),
+    "global backward-pre": lambda tap, tell: everywhere.register_module_full_backward_pre_hook(tell),
+}
+
+
+@pytest.mark.parametrize("name", regard.names())
+def test_every_kind_of_hook_on_a_tap_is_called(name):
+    subject = ours(name)
+    module = subject.make()
+    for label, tap in taps(module):
+        for way, register in WAYS.items():
+            if regard.info(name).attention == "hard" and "backward" in way:
+                continue  # no gradient passes a choice
+            told = []
+            handle = register(tap, lambda seen, *_, told=told: told.append(seen))  # returns None: changes nothing
+            inputs = [x.requires_grad_() if x.is_floating_point() else x for x in subject.inputs()]
+            outputs = [y for y in tree_leaves(module(*inputs)) if y.requires_grad]
+            sum(y.sum() for y in outputs).backward()
+            handle.remove()
+            assert any(seen is tap for seen in told), f"{label}: {way}"

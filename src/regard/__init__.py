@@ -86,11 +86,9 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("regard"):
             raise
-        from regard.errors import UserError
+        from regard.errors import UserError, install
 
-        raise UserError(
-            f"regard.{name} needs the package {error.name!r}: install it with pip install 'regard[compare]'"
-        ) from error
+        raise UserError(f"regard.{name} needs the package {error.name!r}: {install('compare')}") from error
     globals()[name] = found
     return found
 

@@ -298,7 +298,7 @@ def _arms(mechanisms: Iterable[str] | None) -> list[str]:
     arms = [parse(text) for text in mechanisms]
     for name, options in arms:
         if info(name).place is None:
-            raise UserError(f"{name} cannot be attached: {' '.join(info(name).slots['Place'].split())}")
+            raise UserError(f"{name} cannot be attached: {info(name).said('Place')}")
         check_options(info(name), options)
     return list(dict.fromkeys(spell(name, options) for name, options in arms)) or _arms(None)
 
@@ -342,18 +342,13 @@ def _warnings(model: nn.Module, attached: Attached, example: Any, device: torch.
 
         return look
 
-    handles = []
-    for site, mechanism in attached.modules.items():
-        handles.append(mechanism.register_forward_pre_hook(see_map(site)))
-        for norm in mechanism.modules():
-            if isinstance(norm, _BatchNorm):
-                handles.append(norm.register_forward_pre_hook(see_norm(site)))
-    try:
-        with borrowed(model), torch.no_grad():
-            call(model, example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with borrowed(model) as twin, torch.no_grad():
+        for site, mechanism in attached.on(twin).modules.items():
+            mechanism.register_forward_pre_hook(see_map(site))
+            for norm in mechanism.modules():
+                if isinstance(norm, _BatchNorm):
+                    norm.register_forward_pre_hook(see_norm(site))
+        call(twin, example)
 
     said = []
     single = [site for site, shape in maps.items() if math.prod(shape[2:]) == 1]

@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw
 import regard
 from regard.drawing import draw, resize
 from regard.errors import UserError
-from regard.guard import guard
+from regard.guard import LOOPBACK, PATIENCE, guard
 from regard.looking import Subject, caption, inside, judged, open_subject, read, see, trained, within
 from regard.meaning import FIGURES, judge
 from regard.recording import Map
@@ -424,8 +424,6 @@ def _html(words: Sequence[str], fault: str = "") -> str:
 
 # --- the server ------------------------------------------------------------------------------------------------------
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
 
 def serve(
     offered: Mapping[str, Opened],
@@ -459,9 +457,10 @@ def serve(
         os.environ["GRADIO_TEMP_DIR"] = str(folder)  # read when the page is built; nobody else may look into it
         for name in list(offered)[:OPEN]:
             networks.open(name)
+        page = build(networks).queue(api_open=False, max_size=64)
         application = gr.mount_gradio_app(
             fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
-            build(networks).queue(api_open=False, max_size=64),
+            page,
             path="/",
             footer_links=[],
             run_history=False,
@@ -482,11 +481,49 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         tell(f"http://{shown}:{listening.getsockname()[1]}/   (Ctrl-C ends it)")
         settings = uvicorn.Config(
-            guard(application, folder, megabytes), log_level="error", access_log=False, timeout_graceful_shutdown=2
+            guard(application, folder, megabytes, host=host, functions=page.fns.keys()),
+            http=_impatient(),
+            log_level="error",
+            access_log=False,
+            timeout_graceful_shutdown=2,
         )
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # otherwise the folder would stay
         uvicorn.Server(settings).run(sockets=[listening])
+
+
+def _impatient() -> Any:
+    """uvicorn's connection, closed when the head of a request does not come in time."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Impatient(H11Protocol):
+        timer: Any = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def _watch(self) -> None:
+            if not self._waiting():
+                if self.timer:
+                    self.timer.cancel()
+                self.timer = None
+            elif self.timer is None:
+                self.timer = self.loop.call_later(PATIENCE, self._drop)
+
+        def _drop(self) -> None:
+            self.timer = None
+            if self._waiting():
+                self.transport.close()
+
+        def _waiting(self) -> bool:
+            return self.cycle is None or self.cycle.response_complete
+
+    return Impatient
 
 
 def _listen(host: str, port: int) -> socket.socket:

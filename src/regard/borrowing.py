@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -14,30 +17,115 @@ from torch.nn.parameter import is_lazy
 
 from regard.errors import UserError
 
+LONG = 1000  # entries of a container that is not searched for modules: a vocabulary
+BLANK = nn.Module()
+
 
 @contextmanager
-def borrowed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every mode, buffer and random state is as it was."""
-    modes = {module: module.training for module in model.modules()}
-    buffers = {module: dict(module._buffers) for module in modes}
-    copies = [(buffer, buffer.clone()) for held in buffers.values() for buffer in held.values() if buffer is not None]
-    try:
-        for module in modes:
-            module.training = False  # the attribute: a model's own train() may do more
-        with same_randomness():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for module, held in buffers.items():
-            module._buffers.clear()
-            module._buffers.update(held)
-        with torch.no_grad():
-            for buffer, copy in copies:
-                if not buffer.is_meta and not torch.equal(
-                    buffer, copy
-                ):  # batch norm writes without a new version number
-                    buffer.copy_(copy)
+def borrowed(model: nn.Module) -> Iterator[nn.Module]:
+    """A `twin` to call and to put hooks into; afterwards every random state is as it was."""
+    with same_randomness():
+        yield twin(model)
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """The same network over again, in evaluation mode: modules, hooks and buffers are copies, the weights are shared.
+
+    So nothing that is done to it reaches the model, which another thread may be training. As among the replicas of
+    `torch.nn.DataParallel`, a hook is given the module that runs, which is the copy.
+    """
+    copies = _Copies()
+    modules = list(model.modules())
+    for module in modules:
+        copies.hold(module, object.__new__(type(module)))
+        for buffer in module._buffers.values():
+            if buffer is not None and id(buffer) not in copies:
+                copies.hold(buffer, buffer.detach().clone())
+    for module in modules:
+        state = {name: (value, copies.of(value)) for name, value in dict(vars(module)).items()}
+        for name, (value, copy) in state.items():
+            own = value is copy and name in vars(BLANK) and isinstance(value, dict | set)  # hooks will be added
+            vars(copies.of(module))[name] = value.copy() if own else copy
+        copies.of(module).training = False
+    found: nn.Module = copies.of(model)
+    return found
+
+
+class _Copies(dict[int, Any]):
+    """By id, the copies of a model's modules and buffers, and of whatever leads to one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[Any] = []  # an id is good for as long as its owner lives
+
+    def hold(self, value: Any, copy: Any) -> Any:
+        self.held.append(value)
+        self[id(value)] = copy
+        return copy
+
+    def of(self, value: Any, *, beyond: bool = True) -> Any:
+        """The value's copy, or itself where it leads to nothing that was copied.
+
+        Args:
+            beyond: whether to look into an object that is no module; not into those that it holds in turn.
+        """
+        if id(value) in self:
+            return self[id(value)]
+        foreign = type(value).__new__ is object.__new__ and hasattr(value, "__dict__")
+        opened = _opened(value) if not foreign or beyond else None
+        if opened is None:
+            return value
+        parts, closed = opened
+        self.hold(value, value)  # for circles
+        copies = [self.of(part, beyond=beyond and not foreign) for part in parts]
+        changed = any(copy is not part for copy, part in zip(copies, parts, strict=True))
+        return self.hold(value, closed(copies)) if changed else value
+
+
+def _opened(value: Any) -> tuple[list[Any], Callable[[list[Any]], Any]] | None:
+    """The parts of which a value is made, and how to make it of others; None where it cannot lead to a module."""
+    kind = type(value)
+    if kind in (list, tuple, set, frozenset, deque):
+        return (list(value), kind) if len(value) <= LONG else None
+    if kind in (dict, OrderedDict, defaultdict):
+        keys, values = list(value), list(value.values())
+
+        def filled(parts: list[Any]) -> Any:
+            copy = value.copy()
+            copy.clear()
+            copy.update(zip(parts[: len(keys)], parts[len(keys) :], strict=True))
+            return copy
+
+        return ([*keys, *values], filled) if len(keys) <= LONG else None
+    if kind is MethodType:
+        return [value.__self__], lambda parts: MethodType(value.__func__, *parts)
+    if kind is partial:
+        return [value.func, value.args, value.keywords], lambda parts: partial(parts[0], *parts[1], **parts[2])
+    if kind is FunctionType:
+        cells = [cell for cell in value.__closure__ or () if cell != CellType()]
+
+        def bound(parts: list[Any]) -> Any:
+            anew = {
+                id(cell): cell if cell.cell_contents is part else CellType(part)
+                for cell, part in zip(cells, parts[2:], strict=True)
+            }
+            closure = tuple(anew.get(id(cell), cell) for cell in value.__closure__ or ())
+            copy = FunctionType(value.__code__, value.__globals__, value.__name__, parts[0], closure or None)
+            copy.__kwdefaults__ = parts[1]
+            copy.__dict__.update(value.__dict__)
+            return copy
+
+        return [value.__defaults__, value.__kwdefaults__, *(cell.cell_contents for cell in cells)], bound
+    if kind.__new__ is object.__new__ and hasattr(value, "__dict__"):
+        names = list(vars(value))
+
+        def alike(parts: list[Any]) -> Any:
+            copy = object.__new__(kind)
+            copy.__dict__.update(zip(names, parts, strict=True))
+            return copy
+
+        return [vars(value)[name] for name in names], alike
+    return None
 
 
 @contextmanager
@@ -53,6 +141,13 @@ def same_randomness() -> Iterator[None]:
         np.random.set_state(states[2])  # noqa: NPY002
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+
+def same_kind(tensor: Tensor, own: Tensor) -> bool:
+    """Whether a tensor may be copied into another: precision may differ, but no number loses a part of itself."""
+    return tensor.layout == own.layout and (
+        tensor.dtype == own.dtype or (tensor.is_floating_point() and own.is_floating_point())
+    )
 
 
 def call(model: nn.Module, example: Any) -> Any:

@@ -90,12 +90,12 @@ def main() -> None:
 
 
 def _run(words: list[str], debug: bool) -> int:
+    from regard.errors import UserError, install
+
     try:
         import cyclopts
-
-        from regard.errors import UserError
     except ModuleNotFoundError as error:
-        return _complain(f"the command line needs the package {error.name!r}: pip install 'regard[compare]'")
+        return _complain(f"the command line needs the package {error.name!r}: {install('compare')}")
     try:
         status = _app(cyclopts)(words, exit_on_error=False, print_error=False)
         sys.stdout.flush()
@@ -112,7 +112,7 @@ def _run(words: list[str], debug: bool) -> int:
         if debug or (error.name or "").startswith("regard"):
             raise
         extra = "app" if words[:1] == ["app"] else "compare"
-        return _complain(f"this command needs the package {error.name!r}: pip install 'regard[{extra}]'")
+        return _complain(f"this command needs the package {error.name!r}: {install(extra)}")
 
 
 def _as_options(sentence: str, command: list[str]) -> str:
@@ -796,7 +796,7 @@ def ops(*, json: bool = False) -> None:
 
     rows = implementations.overview()
     if json:
-        _print_json({"ops": rows, "no_kernels": library.missing()})
+        _print_json({"ops": rows, "no_kernels": library.missing(), **library.overview()})
     else:
         print(implementations.table(rows))
 

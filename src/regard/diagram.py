@@ -12,11 +12,11 @@ import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise, product
 from textwrap import wrap
 from typing import Any
-from unittest import mock
 from xml.sax.saxutils import escape
 
 import torch
@@ -28,7 +28,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from regard import svg
 from regard.borrowing import borrowed
-from regard.ops.dispatch import Op, use_impl
+from regard.ops.dispatch import Op, answered
 from regard.svg import LARGE, SMALL
 from regard.tap import Tap
 
@@ -123,7 +123,8 @@ def trace(module: nn.Module, inputs: Sequence[Tensor], letters: Mapping[int, str
         letters = dict(list(axes)[::-1])
     depths = {name.count(".") + 1 for name, child in module.named_modules() if name and child._modules}
     for depth, roll in product((sys.maxsize, *sorted(depths, reverse=True)), (False, True)):
-        nodes = _Watch(module, inputs, letters, depth).nodes
+        with borrowed(module) as twin:
+            nodes = _Watch(twin, inputs, letters, depth).nodes
         nodes = _tidied(_rolled(nodes) if roll else nodes)
         if len(nodes) <= MOST and _width(_layout(nodes)) <= WIDEST:
             break
@@ -153,16 +154,13 @@ class _Watch(TorchFunctionMode):
             self.constants[constant] = name
         for name, tensor in zip(inspect.signature(module.forward).parameters, inputs, strict=False):
             self.add("input", name, [], tensor)
-        hooks = [child.register_forward_pre_hook(self.enter) for child in self.modules]
-        hooks += [child.register_forward_hook(self.leave, with_kwargs=True) for child in self.modules]
-        try:
-            with borrowed(module), torch.no_grad(), use_impl("reference"), self.watched_ops():
-                torch.manual_seed(0)
-                with self:
-                    result = module(*inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        for child in self.modules:
+            child.register_forward_pre_hook(self.enter)
+            child.register_forward_hook(self.leave, with_kwargs=True)
+        with torch.no_grad(), self.watched_ops():
+            torch.manual_seed(0)
+            with self:
+                result = module(*inputs)
         outputs = [(path, leaf) for path, leaf in tree_flatten_with_path(result)[0] if isinstance(leaf, Tensor)]
         for number, (path, tensor) in enumerate(outputs, 1):
             name = getattr(path[-1], "key", f"y{number}") if len(outputs) > 1 else "y"
@@ -293,19 +291,18 @@ class _Watch(TorchFunctionMode):
         deep = name and module._modules and name.count(".") + 1 >= self.depth and not isinstance(module, nn.Sequential)
         return bool(deep) or any(kind.__module__.startswith("torch.nn.modules") for kind in family)
 
-    def watched_ops(self) -> Any:
+    def watched_ops(self) -> AbstractContextManager[None]:
         """The ops of the library, each in words of its own, whatever it does inside."""
-        call = Op.__call__
 
         def hide(op: Op, *args: Any) -> Any:
             self.hidden += 1
-            result = call(op, *args)
+            result = op.reference(*args)
             self.hidden -= 1
             return result
 
         def watched(op: Op, *args: Any) -> Any:
             if self.hidden or op.name in ("agreeing", "selfgating"):  # these step by step
-                return call(op, *args)
+                return op.reference(*args)
             if op.name in ("attending", "crossing") and args[-1] is not None:
                 return attend(op, *args)
             result = hide(op, *args)
@@ -346,7 +343,7 @@ class _Watch(TorchFunctionMode):
             self.add("step", "weighted sum", [seen[0], value], result, roles=("", "value"))
             return result
 
-        return mock.patch.object(Op, "__call__", watched)
+        return answered(watched)
 
     def names(self, factors: Sequence[Tensor]) -> str:
         """What a map is multiplied by: taps, weights, or a gate."""

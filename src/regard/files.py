@@ -1,12 +1,20 @@
 """Files that are written whole or not at all, and their names."""
 
+import errno
 import hashlib
 import os
 import re
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+from regard.errors import DiskFull, UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+PROBE = 2**16  # bytes
 
 
 @contextmanager
@@ -15,18 +23,29 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     A reader finds the old file or the new one, never a part, even when the machine stops in the middle. Nothing is
     left behind when the block raises.
+
+    Raises:
+        DiskFull: there is no room for it, whatever the writer in the block made of that.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # with the rights that the process gives to every new file
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+    except Exception as error:
+        full = _is_full(error, temporary)
+        temporary.unlink(missing_ok=True)
+        if full:
+            raise DiskFull(
+                f"the disk is full: {path} cannot be written; make room in {path.parent} and give the same command "
+                "again"
+            ) from error
+        raise
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -39,13 +58,50 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
     return Path(path)
 
 
+def opened(path: str | os.PathLike[str]) -> BinaryIO:
+    """A file, opened to be read, as `regular` opens it.
+
+    Raises:
+        UserError: there is no such file, it is none of the regular kind, or it may not be read.
+    """
+    try:
+        return regular(path)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}") from error
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """A regular file, opened to be read. A pipe would wait for a writer, and a device may never end.
+
+    Raises:
+        OSError: there is no such file, it is none of the regular kind, or it may not be read.
+    """
+    if not stat.S_ISREG(Path(path).stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
+
+
 def slug(text: str) -> str:
     """Any text as a file name; where a character had to be replaced, a hash keeps two texts apart."""
     safe = re.sub(r"[^A-Za-z0-9=,.\-]", "_", text)
     return safe if safe == text else f"{safe}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _is_full(error: BaseException | None, temporary: Path) -> bool:
+    """Whether a failure means that there is no room: not every writer says so, so that one more byte is tried."""
+    if isinstance(error, UserError):
+        return False
+    while error is not None:
+        if getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    try:
+        with temporary.open("ab") as file:
+            file.write(bytes(PROBE))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as tried:
+        return tried.errno in FULL
+    return False

@@ -63,7 +63,7 @@ def overview() -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows of `overview` as text, and why there are no C++ kernels where there are none."""
+    """The rows of `overview` as text, then the level of the C++ kernels, and of each that cannot run here, why."""
     lines = [("op", "device", "implementation", "runs", "why not")]
     for row in rows:
         reasons = row["refused"].items()
@@ -75,5 +75,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     text = [
         "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[4]]) for line in lines
     ]
-    absent = kernels.missing()
-    return "\n".join([*(line.rstrip() for line in text), *(["", absent] if absent else [])])
+    found = kernels.overview()
+    usable = [level for level, reason in found["levels"].items() if reason is None]
+    text += ["", f"C++ kernels: {found['level'] or 'none'} runs here; usable: {', '.join(usable) or 'none'}"]
+    return "\n".join(line.rstrip() for line in [*text, *filter(None, found["levels"].values())])

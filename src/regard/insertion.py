@@ -14,26 +14,61 @@ from dataclasses import astuple
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from threading import get_ident
+from typing import Annotated, Any, Literal, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.compiler import is_compiling
 
 import regard.mechanisms  # noqa: F401  (registers them)
-from regard.borrowing import borrowed, brief, call, is_sharded, refuse_unhookable, same_randomness
+from regard.borrowing import borrowed, brief, call, is_sharded, refuse_unhookable, same_kind, same_randomness
 from regard.errors import UserError, near
-from regard.files import whole
-from regard.layout import LAYOUTS, Layout
-from regard.registry import create, info, wrong_axes
+from regard.files import opened, whole
+from regard.layout import Layout
+from regard.registry import check_options, create, info, wrong_axes
+from regard.schema import Within, fault
 from regard.site import At, choose, find, for_one, glob
 from regard.survey import CHILD, CONVOLUTIONS, Survey, dry_run
 
-LARGEST = 2**16  # number in a file's header
+Number = Annotated[int, Within(-(2**16), 2**16)]
+Side = Annotated[int, Within(1, 2**16)]
+Option = Number | Annotated[float, Within(-(2**16), 2**16)] | bool | Annotated[str, Within(1, 200)] | None
+Options = dict[str, Option | Annotated[list[Option], Within(1, 16)]]
 NAMED = ("channels", "layouts", "beside")  # by the names of sites
 RECORD = ("mechanism", "options", "start", *NAMED)  # what a file keeps of an attachment
+
+
+class Beside(TypedDict):
+    """The convolution that a mechanism stands beside, and what it is built with therefore."""
+
+    convolution: str
+    options: Options
+
+
+class Header(TypedDict):
+    """What a file of `Attached.save` says of itself."""
+
+    label: str
+    mechanism: str
+    options: Options
+    start: Literal["identity", "paper"]
+    channels: Annotated[dict[str, Side], Within(1)]
+    layouts: dict[
+        str,
+        tuple[
+            Literal["channels_first", "channels_last", "tokens"],
+            Annotated[int, Within(0, 2**16)],
+            Annotated[list[Side], Within(0, 3)],
+        ],
+    ]
+    beside: dict[str, Beside]
+    host: list[str]
+    fingerprint: str
+    shapes: dict[str, list[Annotated[int, Within(0, 2**53)]]]
+    sha256: str
 
 
 class Inserted(nn.Module):
@@ -42,18 +77,23 @@ class Inserted(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.records: dict[str, dict[str, Any]] = {}
-        # by label, what went into the convolution that it stands beside; replicas on several devices share this
-        self.entering: dict[tuple[str, torch.device], Tensor] = {}
+        # by label and call, what went into the convolution that it stands beside; replicas and twins share this
+        self.entering: dict[tuple[str, int], Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         for label, mechanism in self.named_children():
             layout = Layout(*self.records[label]["layouts"][self.records[label]["site"]])
-            entered = self.entering.pop((label, x.device), None)
+            entered = self.entering.pop((label, _call()), None)
             x = layout.through(mechanism if entered is None else partial(mechanism, entered), x)
         return x
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"entering": {}}  # a pass that failed half-way leaves a tensor
+
+
+def _call() -> int:
+    """Which of the calls that run side by side this is: each has a thread of its own."""
+    return 0 if is_compiling() else get_ident()
 
 
 def _send_through(site: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -69,7 +109,7 @@ class _Keep:
         self.inserted, self.label = inserted, label
 
     def __call__(self, convolution: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self.inserted.entering[self.label, args[0].device] = args[0]
+        self.inserted.entering[self.label, _call()] = args[0]
 
 
 class Attached:
@@ -83,13 +123,18 @@ class Attached:
         orphans: sites where it no longer works, with the reason (a tool rebuilt the module).
     """
 
-    def __init__(self, model: nn.Module, label: str, record: Mapping[str, Any]) -> None:
+    def __init__(self, model: nn.Module, label: str, record: Mapping[str, Any], above: str = "") -> None:
         self.model = model
         self.label = label
         self.mechanism: str = record["mechanism"]
         self.options: dict[str, Any] = dict(record["options"])
         self.start: str = record["start"]
         self._record = dict(record)
+        self._above = above  # what the names of the model's parts began with when this was attached
+
+    def on(self, model: nn.Module) -> Attached:
+        """The same attachment in a copy of the model."""
+        return Attached(model, self.label, self._record, self._above)
 
     @property
     def sites(self) -> list[str]:
@@ -149,7 +194,8 @@ class Attached:
     def train_only(self, *others: str) -> None:
         """Freeze the host: only the added parameters get gradients, and those of other modules that are named.
 
-        `train_all` and `remove` undo it. The host's batch norms still follow the batches in training mode, see `train`.
+        `train_all` and `remove` undo it; what another attachment froze as well, or the user, stays frozen. The host's
+        batch norms still follow the batches in training mode, see `train`.
 
         Args:
             others: patterns of names of the host's modules, such as ``"fc"`` or ``"layer4.**"``, see `regard.sites`.
@@ -175,17 +221,44 @@ class Attached:
                 raise UserError(f"no module with parameters matches {text!r}{near(text, names)}")
             kept.update(found)
         self.train_all()
-        frozen = [n for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in kept]
-        self._inserted().records[self.label]["frozen"] = frozen
+        held = self._held_by_others()
+        frozen = [
+            name
+            for name, parameter in self.model.named_parameters()
+            if id(parameter) not in kept and (parameter.requires_grad or id(parameter) in held)
+        ]
+        for record in self._records():
+            record["frozen"] = [*record.get("frozen", ()), *(self._above + name for name in frozen)]
         for name in frozen:
             self.model.get_parameter(name).requires_grad_(False)
 
     def train_all(self) -> None:
-        """Undo `train_only`: what it froze gets gradients again."""
-        everything = dict(self.model.named_parameters())
-        for name in self._inserted().records[self.label].pop("frozen", ()):
-            if name in everything:
-                everything[name].requires_grad_(True)
+        """Undo `train_only`: what it froze gets gradients again, unless another attachment froze it too."""
+        if not self._records():
+            raise UserError(f"{self.label!r} was removed: attach it again")
+        released = self._held()
+        for record in self._records():
+            record["frozen"] = [name for name in record.get("frozen", ()) if not name.startswith(self._above)]
+        held = self._held_by_others()
+        for parameter in released:
+            if id(parameter) not in held:
+                parameter.requires_grad_(True)
+
+    def _held(self) -> list[nn.Parameter]:
+        """What it keeps frozen."""
+        names = {name.removeprefix(self._above) for record in self._records() for name in record.get("frozen", ())}
+        return [parameter for name, parameter in self.model.named_parameters() if name in names]
+
+    def _held_by_others(self) -> set[int]:
+        """Ids of what the other attachments keep frozen."""
+        others = [found for found in attached(self.model) if (found.model, found.label) != (self.model, self.label)]
+        return {id(parameter) for other in others for parameter in other._held()}
+
+    def _records(self) -> list[dict[str, Any]]:
+        """What the model knows of it, at each of its sites."""
+        everywhere = dict(self.model.named_modules())
+        found = [everywhere.get(f"{site}.{CHILD}") for site in self.sites]
+        return [i.records[self.label] for i in found if isinstance(i, Inserted) and self.label in i.records]
 
     def parameter_groups(
         self, *, weight_decay: float, lr: float | None = None, host_lr: float | None = None
@@ -225,22 +298,13 @@ class Attached:
 
     def remove(self) -> None:
         """Take everything out again: the outputs and keys of the host are what they were, bit for bit."""
-        if self.modules:
+        if self._records():
             self.train_all()
         everywhere = dict(self.model.named_modules())
         for site in self.sites:
             inserted = everywhere.get(f"{site}.{CHILD}")
             if isinstance(inserted, Inserted) and self.label in inserted.records:
                 _take_out(everywhere, site, inserted, self.label)
-
-    def _inserted(self) -> Inserted:
-        """Where what belongs to the whole attachment is noted."""
-        everywhere = dict(self.model.named_modules())
-        for site in self.sites:
-            inserted = everywhere.get(f"{site}.{CHILD}")
-            if isinstance(inserted, Inserted) and self.label in inserted.records:
-                return inserted
-        raise UserError(f"{self.label!r} was removed: attach it again")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the added weights alone, with what is needed to attach them again, as one safetensors file.
@@ -267,8 +331,8 @@ class Attached:
         try:
             with whole(path) as temporary:
                 save_file(tensors, temporary, metadata={"format": "pt", "regard": json.dumps(header)})
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
 
     def __repr__(self) -> str:
         if not self.modules:
@@ -331,7 +395,7 @@ def attach(
     """
     known = info(mechanism)
     if known.place is None:
-        raise UserError(f"{mechanism} cannot be attached: {' '.join(known.slots['Place'].split())}")
+        raise UserError(f"{mechanism} cannot be attached: {known.said('Place')}")
     for option, value in options.items():
         if isinstance(value, nn.Module):
             raise UserError(
@@ -425,7 +489,7 @@ def attached(model: nn.Module) -> list[Attached]:
                 host, above = _host(here, record["site"])
                 if (host, label) not in found:
                     part = model.get_submodule(host)
-                    found[host, label] = Attached(part, label, _below(record, above))
+                    found[host, label] = Attached(part, label, _below(record, above), above)
     return list(found.values())
 
 
@@ -481,15 +545,31 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> Attached:
         if shape != shapes.get(key):
             raise UserError(f"{path} was made for another host: there {key!r} is {shapes.get(key)}, here {shape}")
     ranks = {site: record["options"].get("spatial_dims", 2) for site in record["channels"]}
-    attached = _insert(model, label, record, _build(record, ranks, 0))
-    for site, mechanism in attached.modules.items():
-        prefix = f"{site}.{CHILD}.{label}."
-        weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        try:
-            mechanism.load_state_dict(weights)
-        except RuntimeError as error:
-            attached.remove()
-            raise UserError(f"{path} does not hold the weights of {record['mechanism']} at {site!r}") from error
+    try:
+        built = _build(record, ranks, 0)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a mechanism makes of a value that it did not expect
+        raise UserError(
+            f"{path} asks for a {record['mechanism']} that cannot be built ({brief(error)}): write it again with save"
+        ) from error
+    weights: dict[str, dict[str, Tensor]] = {}
+    for site, mechanism in built.items():
+        prefix, new = f"{site}.{CHILD}.{label}.", mechanism.state_dict()
+        held = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        weights[site] = held
+        if held.keys() != new.keys() or any(held[name].shape != new[name].shape for name in new):
+            raise UserError(f"{path} does not hold the weights of {record['mechanism']} at {site!r}")
+        for name in new:
+            if not same_kind(held[name], new[name]):
+                raise UserError(f"{path} holds {prefix}{name} as {held[name].dtype}, where {new[name].dtype} belongs")
+    attached = _insert(model, label, record, built)
+    try:
+        for site, mechanism in attached.modules.items():
+            mechanism.load_state_dict(weights[site])
+    except BaseException:
+        attached.remove()
+        raise
     return attached
 
 
@@ -509,45 +589,55 @@ def _shapes(model: nn.Module, record: Mapping[str, Any]) -> dict[str, list[int]]
 
 def _read(path: Path) -> tuple[str, list[str], dict[str, list[int]], dict[str, Any], dict[str, Tensor]]:
     """Label, host's keys and shapes, record and tensors of a file, which may come from anybody."""
+    opened(path).close()
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["regard"])
+            text = (file.metadata() or {}).get("regard")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            label, host, shapes = header["label"], header["host"], dict(header["shapes"])
-            record = {name: header[name] for name in RECORD}
-            _check_label(label)
-            known = info(record["mechanism"])
-            options = [record["options"], *(beside["options"] for beside in record["beside"].values())]
-            sizes = [[prefix, *grid] for _, prefix, grid in record["layouts"].values()]
-            numbers = tree_leaves([record["channels"], options, sizes])
-            sound = (
-                header["fingerprint"] == _fingerprint(host)
-                and record["start"] in ("identity", "paper")
-                and record["layouts"].keys() == record["channels"].keys() >= record["beside"].keys()
-                and all(word in LAYOUTS for word, _, _ in record["layouts"].values())
-                and all(isinstance(number, str | int | float | None) for number in numbers)
-                and all(abs(number) <= LARGEST for number in numbers if isinstance(number, int | float))
-            )
-            if not sound or known.place is None:
-                raise KeyError
-            count = sum(
-                known.parameters(channels, **record["beside"].get(site, {}).get("options", {}) | record["options"])
-                for site, channels in record["channels"].items()
-            )
-            if header["sha256"] != _digest(tensors):
-                raise UserError(f"{path} is damaged: its weights are not those that were written")
-            # before anything is built: a small file asks for no large modules
-            if count > sum(tensor.numel() for tensor in tensors.values()):
-                raise UserError(f"{path} does not hold the weights of {known.name}: it is cut short or was changed")
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}") from error
-    except UserError:
-        raise
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged or no safetensors file: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"{path} holds no attachment of regard: write one with attached.save(path)") from error
-    return label, host, shapes, record, tensors
+    try:
+        header = json.loads(text or "null")
+        wrong = None if text else "it has no header of ours"
+    except (ValueError, RecursionError) as error:
+        header, wrong = None, f"its header is no JSON: {str(error).partition(chr(10))[0]}"
+    if wrong := wrong or fault(header, Header) or _unsound(header):
+        raise UserError(f"{path} holds no attachment of regard ({wrong}): write one with attached.save(path)")
+    record = {name: header[name] for name in RECORD}
+    _check_label(header["label"])
+    known = info(record["mechanism"])
+    if known.place is None:
+        raise UserError(f"{path} holds no attachment of regard ({known.name} cannot be attached): write one with save")
+    try:
+        count = 0
+        for site, channels in record["channels"].items():
+            options = record["beside"].get(site, {}).get("options", {}) | record["options"]
+            check_options(known, options)
+            count += known.parameters(channels, **options)
+    except Exception as error:  # a formula makes anything of options that no module would take
+        raise UserError(f"{path} asks for a {known.name} that cannot be built: {brief(error)}") from error
+    if header["sha256"] != _digest(tensors):
+        raise UserError(f"{path} is damaged: its weights are not those that were written")
+    # before anything is built: a small file asks for no large modules
+    if count > sum(tensor.numel() for tensor in tensors.values()):
+        raise UserError(f"{path} does not hold the weights of {known.name}: it is cut short or was changed")
+    return header["label"], header["host"], header["shapes"], record, tensors
+
+
+def _unsound(header: Any) -> str | None:
+    """What of a header cannot be, though every field is of its kind."""
+    sites = header["channels"].keys()
+    if header["fingerprint"] != _fingerprint(header["host"]):
+        return "fingerprint is not that of host"
+    if header["layouts"].keys() != sites or not header["beside"].keys() <= sites:
+        return "layouts or beside are not those of the sites in channels"
+    for site in (*sites, *(beside["convolution"] for beside in header["beside"].values())):
+        if not site or f".{CHILD}." in f".{site}.":
+            return f"channels has a site {site!r}"
+    for site, (word, prefix, grid) in header["layouts"].items():
+        if bool(grid) != (word == "tokens") or (prefix and word != "tokens"):
+            return f"layouts.{site} has a prefix or a grid that does not belong to {word}"
+    return None
 
 
 def _missing(keys: list[str], wanted: list[str]) -> list[str]:
@@ -625,10 +715,11 @@ def _check_calls(model: nn.Module, example: Any, attached: Attached, before: Sur
 
         return add
 
-    handles = [module.register_forward_hook(count(name)) for name, module in attached.modules.items()]
     try:
-        with borrowed(model), torch.no_grad():
-            call(model, example)
+        with borrowed(model) as twin, torch.no_grad():
+            for name, module in attached.on(twin).modules.items():
+                module.register_forward_hook(count(name))
+            call(twin, example)
     except UserError as error:
         raise UserError(
             f"{attached.label!r} cannot stand there: {str(error).removeprefix(attached.mechanism + ': ')}"
@@ -638,9 +729,6 @@ def _check_calls(model: nn.Module, example: Any, attached: Attached, before: Sur
             f"with {attached.label!r} attached the model fails ({brief(error)}): choose other sites or options; a "
             "container that runs its children by itself is no site"
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
     for name, times in calls.items():
         if times != len(before.outputs[name]):
             raise UserError(f"site {name!r} runs all its children by itself: choose the last module inside it")

@@ -71,7 +71,7 @@ class Layout:
             return self.grid
         scale = (number / math.prod(self.grid)) ** (1 / len(self.grid))
         sides = tuple(round(side * scale) for side in self.grid)
-        if math.prod(sides) != number:
+        if math.prod(sides) != number or not number:
             listed = " x ".join(map(str, self.grid))
             raise UserError(
                 f"{number} tokens are no map in the proportions of {listed}, for which the mechanism was attached: "

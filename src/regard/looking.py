@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import base64
 import json
-import warnings
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,14 +23,13 @@ from regard.charts import Chart, Picture
 from regard.drawing import CAPTIONS, can_draw, data_uri, draw, grid, resize, rgb
 from regard.errors import UserError
 from regard.files import slug, whole, write_text
+from regard.images import below, formats, is_image, once, reading
 from regard.meaning import FIGURES, Curves, Meaning, erase, judge, likeness, moved_by, randomised
 from regard.models import open_model
 from regard.named import Named
 from regard.recording import Map, record, views
 from regard.saliency import METHODS, explain, find_layer
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 PIXELS = 100_000_000  # of a picture, at most
 MAPS = 6  # columns, unless more are asked for
 SIDE = 224
@@ -40,6 +39,8 @@ STEPS = 10  # of taking places away
 CHART = 150  # pixels high
 FOLLOWS = 0.5  # of a channel's variance is between classes: it is named
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what networks for photos are trained with
+
+SEED = re.compile(r"seed-[0-9]{4,10}\.safetensors")
 
 Key = tuple[str, str, int]  # name, kind and call
 
@@ -335,19 +336,19 @@ def expand(words: Iterable[str | Path]) -> list[Path]:
             raise UserError(f"{word} is an address, and nothing is fetched: save the picture and name its file")
         path = Path(word)
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES)
+            inside = sorted(below(path))
             if not inside:
-                raise UserError(f"the folder {path} holds no pictures ({', '.join(IMAGES)})")
+                raise UserError(f"the folder {path} holds no pictures, such as .jpg or .png files")
             found += inside
-        elif path.is_file():
+        elif path.exists():
             found.append(path)
         else:
             base = Path(path.anchor or ".")
             matches = sorted(base.glob(str(path.relative_to(path.anchor)) if path.anchor else word))
             if not matches:
                 raise UserError(f"there is no picture {word}")
-            found += [match for match in matches if match.is_file()]
-    return list(dict.fromkeys(found))
+            found += [match for match in matches if not match.is_dir()]
+    return once(found)
 
 
 def read(path: str | Path, *, pixels: int = PIXELS, longest: int | None = None) -> Image.Image:
@@ -363,30 +364,23 @@ def read(path: str | Path, *, pixels: int = PIXELS, longest: int | None = None) 
     Raises:
         UserError: it is no picture, broken, or too large.
     """
-    large = f"has more than {pixels:,} pixels: make it smaller first"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is below
-            opened = Image.open(path, formats=FORMATS)
-        with opened:
-            if opened.width * opened.height > pixels:
-                raise UserError(large)
+        with reading(path, pixels=pixels) as image:
             if longest:
-                opened.draft("RGB", (longest, longest))
-            picture = ImageOps.exif_transpose(opened)
+                image.draft("RGB", (longest, longest))
+            picture = ImageOps.exif_transpose(image)
             if picture.mode[0] in "IF":
                 picture = _scaled(picture)
             if picture.has_transparency_data:
                 picture = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
             picture = picture.convert("RGB")
-    except UserError:
-        raise
     except Image.DecompressionBombError:
-        raise UserError(large) from None
+        raise UserError(f"has more than {pixels:,} pixels: make it smaller first") from None
     except Exception as error:  # what a decoder raises for a broken file differs with every format
+        reason = getattr(error, "strerror", None) or type(error).__name__
         raise UserError(
-            f"cannot be read as a picture ({type(error).__name__}): it is broken, or none of {', '.join(FORMATS)}"
+            f"cannot be read as a picture ({reason}): it is broken, or none of {', '.join(formats())}"
         ) from error
     if longest:
         picture.thumbnail((longest, longest))
@@ -425,7 +419,7 @@ def _read(paths: Sequence[Any]) -> tuple[list[str], list[Image.Image], list[str]
 
 def _masks(folder: Path, names: Sequence[str]) -> list[Image.Image]:
     """The object in each picture, from the file of the same name."""
-    found = {path.stem: path for path in sorted(folder.glob("*")) if path.suffix.lower() in IMAGES}
+    found = {path.stem: path for path in sorted(folder.glob("*")) if is_image(path)}
     missing = [name for name in names if Path(name).stem not in found]
     if missing:
         raise UserError(f"{folder} holds no mask for {missing[0]}: a picture of the same name, white on the object")
@@ -507,8 +501,8 @@ def see(subject: Subject, images: Tensor, query: tuple[float, float] = (0.5, 0.5
         images: as `Subject.prepare` gives them.
         query: the place (row, column) whose view is taken of weights between positions, as shares of the sides.
     """
-    with torch.inference_mode(), borrowed(subject.model), record(subject.model, queries=[query]) as maps:
-        output = subject.model(images)
+    with torch.inference_mode(), borrowed(subject.model) as twin, record(twin, queries=[query]) as maps:
+        output = twin(images)
     classes: list[tuple[int, float | None]] = [(0, None)] * len(images)
     if isinstance(output, Tensor) and output.dim() == 2:
         shares = output.float().softmax(1).max(1)
@@ -603,8 +597,8 @@ def _view(
 def _layer(model: nn.Module, images: Tensor, layer: str, notes: list[str]) -> str | None:
     """The layer whose map is explained, if the network gives classes."""
     try:
-        with torch.inference_mode(), borrowed(model):
-            output = model(images[:1])
+        with torch.inference_mode(), borrowed(model) as twin:
+            output = twin(images[:1])
     except Exception as error:  # networks are other people's code
         raise UserError(
             f"the network cannot be run on pictures of {tuple(images.shape[1:])} ({brief(error)}): give it pictures of "
@@ -815,6 +809,7 @@ def trained(folder: str | Path) -> list[tuple[str, int, Path]]:
         (arm, int(path.stem.removeprefix("seed-")), path)
         for arm in Comparison.load(folder).arms
         for path in sorted(Path(folder, "weights", slug(arm)).glob("seed-*.safetensors"))
+        if SEED.fullmatch(path.name)
     ]
     if not found:
         raise UserError(f"the comparison in {folder} kept no weights: run it again with --keep first")
@@ -884,10 +879,8 @@ def _imagenet() -> list[str]:
 
 def _compared(path: Path, own: str | None) -> Subject:
     """What a comparison trained, from its folder."""
-    import safetensors.torch
-
-    from regard.comparison import data, training
-    from regard.comparison.results import Comparison
+    from regard.comparison import data, hosts, training
+    from regard.comparison.results import Comparison, read_question
     from regard.files import slug
 
     if not path.is_file():
@@ -895,14 +888,18 @@ def _compared(path: Path, own: str | None) -> Subject:
     folder, seed = path.parents[2], path.stem.removeprefix("seed-")
     comparison = Comparison.load(folder)
     arm = next((arm for arm in comparison.arms if slug(arm) == path.parent.name), None)
-    if arm is None or not seed.isdigit():
+    if arm is None or not SEED.fullmatch(path.name):
         raise UserError(
             f"{path} is not where a comparison keeps weights: name FOLDER/weights/ARM/seed-NNNN.safetensors"
         )
-    question = comparison.question | {"model": _given(comparison.question, own, folder)}
-    model = training.build(question, arm, int(seed))
-    model.load_state_dict(safetensors.torch.load_file(path))
+    question = read_question(folder, strict=True)["question"]
+    question |= {"model": _given(question, own, folder)}
+    # all weights are in the file: nothing is fetched, and no other file is opened
+    model = training.build(question | {"pretrained": False, "weights": None}, arm, int(seed))
+    hosts.load(model, path)
     images = data.load(folder / "data")
+    if images.fingerprint != question["fingerprint"]:
+        raise UserError(f"the images in {folder / 'data'} are not those of its question.json: ask it again")
     channels = images.pixels.shape[1]
     mean, deviation = question["normalisation"] or data.normalisation(images, images.split(int(seed)).train)
     side = question["size"]

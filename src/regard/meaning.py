@@ -325,8 +325,8 @@ def erase(
         padded = F.pad(blurred, [size // 2] * 4, mode="replicate")
         blurred = F.avg_pool2d(padded, size, stride=1)
     curves = []
-    with torch.inference_mode(), borrowed(model):
-        full = torch.cat([model(part).float().softmax(1) for part in images.split(batch)])
+    with torch.inference_mode(), borrowed(model) as twin:
+        full = torch.cat([twin(part).float().softmax(1) for part in images.split(batch)])
         classes = full.argmax(1) if target is None else torch.as_tensor(target, device=full.device).expand(len(full))
         chosen = classes.unsqueeze(1)
         first = full.gather(1, chosen)
@@ -336,7 +336,7 @@ def erase(
                 for step in range(steps + 1):
                     early = (ranks < round(step / steps * ranks.shape[1])).view(len(images), 1, *sides)
                     parts = torch.where(early, there, away).split(batch)
-                    scores = torch.cat([model(part).float().softmax(1) for part in parts])
+                    scores = torch.cat([twin(part).float().softmax(1) for part in parts])
                     shares.append((scores.gather(1, chosen) / first).squeeze(1))
                 curves.append(torch.stack(shares, 1).cpu().numpy())
     return Curves(curves[0], curves[1], np.stack(curves[2:]) if chance is None else chance)
@@ -360,15 +360,11 @@ def randomised(model: nn.Module, example: Any, *, seed: int = 0) -> Iterator[tup
     copy = deepcopy(model)
     modules = dict(copy.named_modules())
     order: list[str] = []
-    handles = [
-        module.register_forward_hook(lambda *_, name=name: order.append(name))
-        for name, module in modules.items()
-        if hasattr(module, "reset_parameters")
-    ]
-    with torch.no_grad(), borrowed(copy):
-        call(copy, example)
-    for handle in handles:
-        handle.remove()
+    with torch.no_grad(), borrowed(copy) as twin:
+        for name, module in twin.named_modules():
+            if hasattr(module, "reset_parameters"):
+                module.register_forward_hook(lambda *_, name=name: order.append(name))
+        call(twin, example)
     unseen = [name for name in modules if hasattr(modules[name], "reset_parameters") and name not in order]
     with same_randomness():
         torch.manual_seed(seed)

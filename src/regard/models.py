@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import random
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from traceback import extract_tb
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +33,37 @@ FRAMES = 16  # of a clip
 # nobody knows them
 CLASSES = ("num_classes", "classes", "n_classes", "nclasses", "n_class", "num_labels"), 1000
 CHANNELS = ("in_chans", "in_channels", "channels", "num_channels", "n_channels", "input_channels"), 3
+LARGEST = 2**16  # number in an option
+
+# What a network of timm or torchvision may be given, by the kind of its value. A text that names a network may come
+# from a stranger's file, and their constructors also take paths, addresses and configurations.
+WHOLE = """base_width bn_size cardinality depth embed_dim group_width groups growth_rate head_dim head_hidden_size
+    img_size in_chans init_channels intermediate_size kernel_size max_size min_size num_blocks num_classes num_features
+    num_heads num_init_features num_keypoints num_levels num_reg_tokens output_stride parallel_depth patch_size
+    pool_size reg_tokens stem_size stem_width trainable_backbone_layers width_per_group window_size"""
+NUMBER = """attention_dropout attn_drop_rate bn_eps bn_momentum bottle_ratio box_nms_thresh box_score_thresh
+    channel_multiplier depth_multiplier detections_per_img drop_block_rate drop_path_rate drop_rate dropout
+    expand_ratio expansion_ratio head_init_scale init_values layer_scale layer_scale_init_value ls_init_value
+    mlp_dropout mlp_ratio nms_thresh norm_eps patch_drop_rate pos_drop_rate proj_drop_rate rope_theta score_thresh
+    stochastic_depth_prob width width_factor width_mult"""
+FLAG = """always_partition aux_logits aux_loss avg_down bn_tf class_token conv_bias conv_mlp distillation distilled
+    dynamic_img_pad dynamic_img_size features_only final_norm fix_init global_pool_norm head_bias head_norm
+    head_norm_first init_weights memory_efficient no_embed_class pre_norm qk_norm qkv_bias se_from_exp
+    strict_img_size swiglu_mlp transform_input use_abs_pos_emb use_fc_norm use_grn use_pos_embed use_rel_pos_bias
+    use_rot_pos_emb use_shared_rel_pos_bias zero_init_last zero_init_residual"""
+WORD = "act_layer aa_layer attn_layer global_pool norm_layer pad_type pool_type stem_type weight_init"
+OPTIONS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(WHOLE.split(), (int,)),
+    **dict.fromkeys(NUMBER.split(), (int, float)),
+    **dict.fromkeys(FLAG.split(), (bool,)),
+    **dict.fromkeys(WORD.split(), (str,)),
+}
+KINDS: dict[tuple[type, ...], str] = {
+    (int,): "a whole number",
+    (int, float): "a number",
+    (bool,): "true or false",
+    (str,): "a word",
+}
 
 
 def open_model(
@@ -45,10 +80,11 @@ def open_model(
     The same text gives the same weights and images every time; the global random states stay as they were.
 
     Args:
-        text: ``"small_resnet"``; a name of timm; each with options where wanted (``"resnet18[num_classes=5]"``);
-            ``"torchvision/NAME"``, also of its segmentation, detection, video and optical-flow networks; or
-            ``"file.py:function"``, which runs the file and returns a model, or a model and an example. The function is
-            called without arguments, but for the numbers of classes and channels where it asks for them.
+        text: ``"small_resnet"``; a name of timm; ``"torchvision/NAME"``, also of its segmentation, detection, video and
+            optical-flow networks; each with options where wanted (``"resnet18[num_classes=5]"``, those in `OPTIONS`);
+            or ``"file.py:function"``, which runs the file, under a name of its own and with what lies beside it, and
+            returns a model, or a model and an example. The function is called without arguments, but for the numbers
+            of classes and channels where it asks for them.
         size: side of the images in pixels; None is the network's own. A detector, which resizes its images itself, is
             told to resize them to this.
         batch: images, or clips; None is the usual number.
@@ -206,20 +242,19 @@ def _small(classes: int, channels: int, options: Mapping[str, Any], widening: fl
 def _timm(
     named: Named, classes: int | None, channels: int | None, size: int | None, pretrained: bool, widening: float
 ) -> nn.Module:
-    options = dict(named.options)
     check_timm(named.name, SMALL)
+    asked: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
+    asked = {option: number for option, number in asked.items() if number is not None}
     if widening != 1.0:
         from timm.models import ResNet
 
-        plain: Any = timm_model(named.name, options)
+        plain: Any = timm_model(named.name, named.options)
         if not isinstance(plain, ResNet):
             raise _cannot_widen(named)
         first: Any = plain.layer1
         widths = [stage["num_chs"] // first[0].expansion for stage in plain.feature_info[1:]]
-        options["channels"] = tuple(max(8, round(width * widening / 8) * 8) for width in widths)
-    asked = {"num_classes": classes, "in_chans": channels}
-    asked = {option: number for option, number in asked.items() if number is not None}
-    return timm_model(named.name, _sized(named.name, size) | options, pretrained=pretrained, **asked)
+        asked["channels"] = tuple(max(8, round(width * widening / 8) * 8) for width in widths)
+    return timm_model(named.name, _sized(named.name, size) | named.options, pretrained=pretrained, **asked)
 
 
 def timm_model(name: str, options: Mapping[str, Any], *, pretrained: bool = False, **others: Any) -> nn.Module:
@@ -235,6 +270,7 @@ def timm_model(name: str, options: Mapping[str, Any], *, pretrained: bool = Fals
         UserError: timm has none of this name, does not take the options, or cannot get the pretrained weights.
     """
     check_timm(name)
+    check_options(f"timm cannot build {name!r}", options)
     import timm
 
     try:
@@ -246,6 +282,29 @@ def timm_model(name: str, options: Mapping[str, Any], *, pretrained: bool = Fals
                 f"the pretrained weights of {name!r} cannot be had ({reason}): go online, or pass --weights FILE"
             ) from error
         raise UserError(f"timm cannot build {name!r} with these options: {reason}") from error
+
+
+def check_options(cannot: str, options: Mapping[str, Any]) -> None:
+    """Refuse what no network may be given here; `cannot` begins the sentence.
+
+    Raises:
+        UserError: an option is not one of `OPTIONS`, or has no value of its kind.
+    """
+    for option, value in options.items():
+        if option not in OPTIONS:
+            raise UserError(
+                f"{cannot} with these options: {option!r} is none that a network is given by name"
+                f"{near(option, list(OPTIONS)) or '; write a function that builds it, and name file.py:function'}"
+            )
+        kind = OPTIONS[option]
+        sound = value is None or type(value) in kind
+        if sound and isinstance(value, int | float):
+            sound = abs(value) <= LARGEST
+        if sound and isinstance(value, str):
+            sound = re.fullmatch(r"[A-Za-z]\w{0,40}", value) is not None
+        if not sound:
+            most = f" of at most {LARGEST:,}" if int in kind else ""
+            raise UserError(f"{cannot} with these options: {option} is {KINDS[kind]}{most}, got {str(value)[:40]!r}")
 
 
 def check_timm(name: str, *others: str) -> None:
@@ -292,6 +351,7 @@ def _torchvision(named: Named, classes: int | None, channels: int | None) -> nn.
     from torchvision import models
 
     _check_torchvision(named.name)
+    check_options(f"torchvision cannot build {named.name!r}", named.options)
     takes = inspect.signature(models.get_model_builder(named.name)).parameters
     options = named.options | ({"weights_backbone": None} if "weights_backbone" in takes else {})
     asked = {} if classes is None else {"num_classes": classes}
@@ -343,28 +403,29 @@ def _own(named: Named, classes: int | None, channels: int | None) -> tuple[nn.Mo
     named.digest()  # that it is there
     if not named.name:
         raise UserError(f"say which function of {path} gives the network: {path}:NAME")
-    held = vars(_imported(path))
-    function = held.get(named.name)
-    if not callable(function):
-        others = [name for name, value in held.items() if callable(value) and not name.startswith("_")]
-        raise UserError(f"{path} has no function {named.name!r}{near(named.name, others)}")
-    try:
-        signature = inspect.signature(function)
-    except ValueError:  # some classes have none
-        signature = inspect.Signature()
-    numbers = _numbers(signature, classes, channels)
-    try:
-        if signature.parameters:
-            signature.bind(**numbers)
-    except TypeError as error:
-        told = " but for " + " and ".join(numbers) if numbers else ""
-        raise UserError(
-            f"{text} is called without arguments{told} ({error}): write a function around it that knows them"
-        ) from error
-    try:
-        built = function(**numbers)
-    except (Exception, SystemExit) as error:
-        raise UserError(f"{text} failed {_said(error, path)}") from error
+    with _beside(path):
+        held = vars(_imported(path))
+        function = held.get(named.name)
+        if not callable(function):
+            others = [name for name, value in held.items() if callable(value) and not name.startswith("_")]
+            raise UserError(f"{path} has no function {named.name!r}{near(named.name, others)}")
+        try:
+            signature = inspect.signature(function)
+        except ValueError:  # some classes have none
+            signature = inspect.Signature()
+        numbers = _numbers(signature, classes, channels)
+        try:
+            if signature.parameters:
+                signature.bind(**numbers)
+        except TypeError as error:
+            told = " but for " + " and ".join(numbers) if numbers else ""
+            raise UserError(
+                f"{text} is called without arguments{told} ({error}): write a function around it that knows them"
+            ) from error
+        try:
+            built = function(**numbers)
+        except (Exception, SystemExit) as error:
+            raise UserError(f"{text} failed {_said(error, path)}") from error
     model, example = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
     if not isinstance(model, nn.Module):
         raise UserError(f"{text} returns {type(model).__name__}: return a torch.nn.Module, or one and its example")
@@ -388,18 +449,48 @@ def _numbers(signature: inspect.Signature, classes: int | None, channels: int | 
     return given
 
 
+class _Beside(MetaPathFinder):
+    """Finds what lies beside a user's file, as for a script, but never instead of a standard module."""
+
+    found: ClassVar[dict[str, str]] = {}  # module -> folder, of all files together
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder.resolve())
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if path is not None or name in sys.stdlib_module_names:
+            return None
+        spec = PathFinder.find_spec(name, [self.folder], target)
+        if spec is None or spec.loader is None:  # nothing, or a folder of anything
+            return None
+        self.found[name] = self.folder
+        return spec
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[None]:
+    """What lies beside a file can be imported meanwhile; what lay beside another under the same name is forgotten."""
+    finder = _Beside(path.parent)
+    others = [name for name, folder in finder.found.items() if folder != finder.folder]
+    for module in list(sys.modules):
+        if module.partition(".")[0] in others:
+            del sys.modules[module]
+    for name in others:
+        del finder.found[name]
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
 def _imported(path: Path) -> Any:
-    """The user's file, run as a module that may import what lies beside it."""
-    held = sys.modules.get(path.stem)
-    ours = held is None or Path(getattr(held, "__file__", None) or "").resolve() == path.resolve()
-    name = path.stem if ours else f"{path.stem}_of_{path.resolve().parent.name}"  # not in the place of another module
+    """The user's file, run as a module under a name that no other module has."""
+    name = f"_regard_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}_{path.stem}"
     spec = spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None  # it ends in .py
     module = module_from_spec(spec)
-    folder = str(path.parent.resolve())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from regard.borrowing import refuse_unseen
 from regard.errors import UserError
 from regard.layout import Layout
-from regard.tap import Tap, taps
-from regard.watching import Query, Watch, watched
+from regard.tap import Query, Reader, Tap, reading, taps
+from regard.watching import Watch, watched
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def record(
     Every tap of `regard`'s mechanisms is read, and besides what other modules do: a sigmoid or softmax that multiplies
     a map is a gate (squeeze-and-excitation, ECA, CBAM, coordinate attention, selective kernels, ...), one that weighs
     tokens, or `scaled_dot_product_attention`, gives weights between them (ViT, Swin, non-local blocks, ...).
-    Afterwards the model is as it was, also after an exception; nothing is kept without a block.
+    Afterwards the model is as it was, also after an exception; nothing is kept without a block. What other threads call
+    is not recorded, and goes on as ever.
 
     Args:
         model: any network.
@@ -93,20 +94,16 @@ def record(
             if kinds is not None and tap.kind not in kinds:
                 continue
 
-            def keep(tap: Tap, args: tuple[Tensor], value: Tensor, name: str = name) -> None:
+            def keep(tap: Tap, value: Tensor, name: str = name) -> None:
                 watch.forget(value)
                 maps.append(Map(name, tap.kind, value.detach()))
 
-            handles.append(tap.register_forward_hook(keep))
-            if queries is not None:
-                tap.queries = queries
-        with watched(model, watch) if every else nullcontext():
+            handles.append(tap.register_forward_hook(Reader(watch, keep, queries)))
+        with reading.enter(watch), watched(model, watch) if every else nullcontext():
             yield maps
     finally:
         for handle in handles:
             handle.remove()
-        for _, tap in found:
-            tap.__dict__.pop("queries", None)
 
 
 def views(maps: Sequence[Map], query: tuple[float, float] = (0.5, 0.5)) -> Iterator[Map]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -77,10 +78,15 @@ class Info:
     options: Mapping[str, Any] = field(default_factory=dict)
     slots: Mapping[str, str] = field(default_factory=dict, repr=False)
 
+    def said(self, slot: str) -> str:
+        """What the docstring says in a slot, on one line; in its stead, why it says nothing."""
+        nothing = "no docstring says more" + (", since python -OO takes them away" if sys.flags.optimize > 1 else "")
+        return " ".join(self.slots.get(slot, "").split()) or nothing
+
     def __str__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
-        lines = [f"{self.name}: {self.slots.get('Summary', '')}", ""]
-        for slot in SLOTS:
+        lines = [f"{self.name}: {self.slots.get('Summary') or self.said('Summary')}", ""]
+        for slot in SLOTS if any(self.slots.values()) else ():
             text = self.slots.get(slot, "").replace("\n", "\n" + " " * 12)
             lines.append(f"  {slot + ':':<10}{text}")
         if self.signature != SAME:
@@ -277,6 +283,10 @@ def check_options(known: Info, options: Mapping[str, Any]) -> None:
             raise UserError(f"{known.name}: {option} is True or False, got {value!r}")
         if type(default) is int and default > 0 and (type(value) is not int or value < 1):
             raise UserError(f"{known.name}: {option} is a positive whole number, got {value!r}")
+        if type(default) is int and default <= 0 and (type(value) is not int or value < 0):
+            raise UserError(f"{known.name}: {option} is a whole number from 0, got {value!r}")
+        if isinstance(default, float) and (type(value) not in (int, float) or not math.isfinite(value)):
+            raise UserError(f"{known.name}: {option} is a number, got {value!r}")
 
 
 def load_official(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,8 +86,9 @@ def explain(
         raise UserError(f"there is no method {method!r}: it is one of {', '.join(METHODS)}{near(method, [*METHODS])}")
     name, layout = find_layer(model, example, layer)
     taken: list[Tensor] = []
-    with torch.inference_mode(False), torch.no_grad(), borrowed(model), _cut(model.get_submodule(name), taken):
-        output = call(model, example)
+    with torch.inference_mode(False), torch.no_grad(), borrowed(model) as twin:
+        _cut(twin.get_submodule(name), taken)
+        output = call(twin, example)
         torch.set_grad_enabled(True)
         scores, classes = _score(output, target)
         if not taken:
@@ -122,8 +122,8 @@ def rollout(model: nn.Module, example: Any, *, residual: float = 0.5) -> Map:
     Raises:
         UserError: the network has no weights between all tokens, or not the same tokens in all layers.
     """
-    with torch.inference_mode(False), torch.no_grad(), borrowed(model), record(model, kinds={"token"}) as maps:
-        call(model, example)
+    with torch.inference_mode(False), torch.no_grad(), borrowed(model) as twin, record(twin, kinds={"token"}) as maps:
+        call(twin, example)
     layers = [found for found in maps if found.layout is not None and found.value.shape[2] == found.value.shape[3]]
     if not layers or len({found.value.shape[2] for found in layers}) > 1 or len(layers) < len(maps):
         raise UserError(
@@ -225,9 +225,10 @@ def find_layer(model: nn.Module, example: Any, layer: str = "auto") -> tuple[str
     """
     shapes = tuple(tuple(leaf.shape) for leaf in tree_leaves(example) if isinstance(leaf, Tensor))
     seen = shapes, tuple((name, id(module)) for name, module in model.named_modules())
-    if model not in _layers or _layers[model][0] != seen:
-        _layers[model] = seen, dry_run(model, _fewer(example)), {}
-    _, survey, found = _layers[model]
+    known = _layers.get(model)
+    if known is None or known[0] != seen:
+        _layers[model] = known = seen, dry_run(model, _fewer(example)), {}
+    _, survey, found = known
     if layer not in found:
         found[layer] = _found(survey, layer)
     return found[layer]
@@ -260,9 +261,8 @@ def _fewer(example: Any) -> Any:
     return example[:1] if isinstance(example, Tensor) else example
 
 
-@contextmanager
-def _cut(module: nn.Module, taken: list[Tensor]) -> Iterator[None]:
-    """Inside, the module's output is a leaf, and what is computed from it is recorded by autograd."""
+def _cut(module: nn.Module, taken: list[Tensor]) -> None:
+    """From now on the module's output is a leaf, and what is computed from it is recorded by autograd."""
 
     def begin(_: nn.Module, args: Any, output: Any) -> Any:
         first = next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
@@ -270,11 +270,7 @@ def _cut(module: nn.Module, taken: list[Tensor]) -> Iterator[None]:
         taken.append(first.detach().requires_grad_())
         return taken[-1].clone()  # what follows may write over it
 
-    handle = module.register_forward_hook(begin)
-    try:
-        yield
-    finally:
-        handle.remove()
+    module.register_forward_hook(begin)
 
 
 # --- the target ------------------------------------------------------------------------------------------------------

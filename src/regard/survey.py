@@ -403,29 +403,25 @@ def dry_run(model: nn.Module, example: Any, layout: str | None = None) -> Survey
     if layout not in (*LAYOUTS, None):
         raise UserError(f"layout is None or one of {', '.join(map(repr, LAYOUTS))}, got {layout!r}")
     survey = Survey(layout)
-    handles = []
-    modules = {name: module for name, module in model.named_modules() if CHILD not in name.split(".")}
-    try:
+    with borrowed(model) as twin:
+        modules = {name: module for name, module in twin.named_modules() if CHILD not in name.split(".")}
         for name, module in modules.items():
             enter = lambda _, args, kwargs, name=name: survey.enter(name, (args, kwargs))  # noqa: E731
             leave = lambda module, _, output, name=name: survey.leave(name, module, output)  # noqa: E731
-            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-            handles.append(module.register_forward_hook(leave))
-        for name, module in model.named_modules():
+            module.register_forward_pre_hook(enter, with_kwargs=True)
+            module.register_forward_hook(leave)
+        for name, module in twin.named_modules():
             if name.split(".")[-1] == CHILD:
-                handles.append(module.register_forward_pre_hook(lambda _, args: survey.pass_over(None, args[0])))
-                handles.append(module.register_forward_hook(lambda _, args, y: survey.pass_over(y, args[0])))
-        with borrowed(model), torch.no_grad(), survey:
+                module.register_forward_pre_hook(lambda _, args: survey.pass_over(None, args[0]))
+                module.register_forward_hook(lambda _, args, y: survey.pass_over(y, args[0]))
+        with torch.no_grad(), survey:
             try:
-                call(model, example)
+                call(twin, example)
             except Exception as error:
                 raise UserError(
                     f"the dry run failed ({brief(error)}): pass an `example` that the model accepts (a tuple is "
                     "several arguments, a dict keyword arguments)"
                 ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
     survey.finish(modules)
     layouts = {name: outputs[0].layout for name, outputs in survey.outputs.items()}
     prefixes = {name: layout.prefix for name, layout in layouts.items() if layout and layout.prefix}
@@ -445,20 +441,17 @@ def _unread(model: nn.Module, example: Any, prefixes: Mapping[str, int]) -> set[
 
         return probe
 
-    modules = dict(model.named_modules())
-    handles = [modules[name].register_forward_hook(add(name)) for name in prefixes]
-    try:
-        with borrowed(model), torch.enable_grad(), suppress(RuntimeError):  # some networks have no backward pass
-            outputs = [y for y in tree_leaves(call(model, example)) if isinstance(y, Tensor) and y.requires_grad]
-            # weighed unevenly: the sum behind a layer norm has no gradient
-            weights = [torch.linspace(1, 2, y.numel()).to(y).reshape(y.shape) for y in outputs]
-            gradients = torch.autograd.grad(outputs, list(probes.values()), weights, allow_unused=True)
-            found = dict(zip(probes, gradients, strict=True))
-            if any(gradient is not None and gradient.any() for gradient in found.values()):  # no classifier of zeros
-                return {n for n, gradient in found.items() if gradient is None or not gradient[:, prefixes[n] :].any()}
-    finally:
-        for handle in handles:
-            handle.remove()
+    # some networks have no backward pass
+    with borrowed(model) as twin, torch.enable_grad(), suppress(RuntimeError):
+        for name in prefixes:
+            twin.get_submodule(name).register_forward_hook(add(name))
+        outputs = [y for y in tree_leaves(call(twin, example)) if isinstance(y, Tensor) and y.requires_grad]
+        # weighed unevenly: the sum behind a layer norm has no gradient
+        weights = [torch.linspace(1, 2, y.numel()).to(y).reshape(y.shape) for y in outputs]
+        gradients = torch.autograd.grad(outputs, list(probes.values()), weights, allow_unused=True)
+        found = dict(zip(probes, gradients, strict=True))
+        if any(gradient is not None and gradient.any() for gradient in found.values()):  # no classifier of zeros
+            return {n for n, gradient in found.items() if gradient is None or not gradient[:, prefixes[n] :].any()}
     return set()
 
 

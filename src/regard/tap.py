@@ -1,17 +1,58 @@
 """Tap: an identity inside a mechanism that marks a map, so that it can be read. Blend: fades a whole mechanism in."""
 
-from collections.abc import Iterator, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as anywhere
 
+from regard.blocks import Blocks
+
+Query = int | tuple[float, float]
+
+GLOBAL = (
+    anywhere._global_forward_hooks,
+    anywhere._global_forward_pre_hooks,
+    anywhere._global_backward_hooks,
+    anywhere._global_backward_pre_hooks,
+)
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+reading: Blocks[object] = Blocks("regard.record")
+
+
+class Reader:
+    """A forward hook that reads a tap, where its block of `reading` is open alone: another thread's calls are its own.
+
+    Args:
+        block: what was entered.
+        tell: called with the tap and its map.
+        queries: of weights between positions only these are asked for.
+    """
+
+    def __init__(
+        self, block: object, tell: Callable[[Tap, Tensor], None], queries: Sequence[Query] | None = None
+    ) -> None:
+        self.block, self.tell, self.queries = block, tell, queries
+
+    def __call__(self, tap: Tap, args: tuple[Tensor, ...], value: Tensor) -> None:
+        if self.here:
+            self.tell(tap, value)
+
+    @property
+    def here(self) -> bool:
+        return self.block in reading
 
 
 def hooked(module: nn.Module) -> bool:
     """Whether anybody is told of a module's calls, and would miss one that is not made in the ordinary way."""
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(hooks)
+    own = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    if not (any(own) or any(GLOBAL)):
+        return False
+    return any(not isinstance(hook, Reader) or hook.here for hooks in (*own, *GLOBAL) for hook in [*hooks.values()])
 
 
 class Tap(nn.Module):
@@ -36,7 +77,6 @@ class Tap(nn.Module):
     """
 
     strength: nn.Parameter | None
-    queries: Sequence[int | tuple[float, float]] | None = None  # of weights between positions only these are shown
 
     def __init__(self, kind: str, *, low: float = 0.0, high: float = 1.0, rest: float | None = 1.0) -> None:
         super().__init__()
@@ -47,7 +87,13 @@ class Tap(nn.Module):
     @property
     def watched(self) -> bool:
         """Whether somebody reads the map: one that grows with the square of the pixels is only built then."""
-        return bool(self._forward_hooks)
+        return hooked(self)
+
+    @property
+    def queries(self) -> Sequence[Query] | None:
+        """Of weights between positions only these are shown."""
+        readers = [hook for hook in self._forward_hooks.values() if isinstance(hook, Reader) and hook.here]
+        return readers[-1].queries if readers else None
 
     def fade_in(self) -> None:
         """Start from a gate at rest. The strength is not counted in a mechanism's published parameters."""

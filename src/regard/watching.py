@@ -11,18 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from regard.layout import Layout
+from regard.tap import Query, reading
 from regard.windows import Place, Windows
 
-Query = int | tuple[float, float]
 Tell = Callable[[str, str, Tensor, Layout | None, bool], None]
 
 SQUASHES = {"sigmoid", "hardsigmoid", "softmax", "tanh", "relu6", "hardtanh", "clamp", "clip"}
@@ -77,6 +78,7 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.tell, self.queries, self.kinds = tell, queries, kinds
         self.stack: list[str] = []
+        self.thread = get_ident()
         # windows have a picture only where a place in it is asked for
         asked = [query for query in queries or () if not isinstance(query, int)]
         self.windows = Windows() if asked and (kinds is None or "token" in kinds) else None
@@ -86,7 +88,14 @@ class Watch(TorchFunctionMode):
         self.maps: dict[tuple[int, int], int] = {}  # sides of every map that was made of them -> when, last
         self.calls = 0
 
+    @property
+    def here(self) -> bool:
+        """Whether it is this watch's thread that calls, inside its block: hooks on a model are everybody's."""
+        return self in reading and self.thread == get_ident()
+
     def enter(self, name: str, inputs: Any) -> None:
+        if not self.here:
+            return
         if not self.stack:
             picture = next((t for t in _tensors(inputs) if t.dim() == 4), None)
             if picture is not None:
@@ -94,7 +103,8 @@ class Watch(TorchFunctionMode):
         self.stack.append(name)
 
     def leave(self) -> None:
-        self.stack.pop()
+        if self.here:
+            self.stack.pop()
 
     def forget(self, value: Any) -> None:
         """A gate that a tap has told of already."""
@@ -104,7 +114,7 @@ class Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = _word(func)
-        if name in QUESTIONS:
+        if name in QUESTIONS or self not in reading:
             return func(*args, **kwargs)
         if name == "scaled_dot_product_attention":
             self._attend(*args, **kwargs)
@@ -366,22 +376,31 @@ class Watch(TorchFunctionMode):
 def watched(model: nn.Module, watch: Watch) -> Iterator[None]:
     """Enter a watch, and let it know which module is running; afterwards the model is as it was."""
     handles = []
-    native = torch.backends.mha.get_fastpath_enabled()
     try:
         for name, module in model.named_modules():
-            if isinstance(module, nn.MultiheadAttention):
-                torch.backends.mha.set_fastpath_enabled(False)  # one native call, in which no weights are seen
             if type(module).__module__.startswith("torch.nn") and not module._modules:
                 continue  # a layer, which applies no attention; a hook would keep ops from fusing it
-            enter = lambda _, args, kwargs, name=name: watch.enter(name, (args, kwargs))  # noqa: E731
+            enter = lambda _, *inputs, name=name: watch.enter(name, inputs)  # noqa: E731
             handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
             handles.append(module.register_forward_hook(lambda *_: watch.leave(), always_call=True))
-        with watch:
+        watch.__enter__()
+        try:
             yield
+        finally:
+            _leave(watch)
     finally:
-        torch.backends.mha.set_fastpath_enabled(native)
         for handle in handles:
             handle.remove()
+
+
+def _leave(mode: TorchFunctionMode) -> None:
+    """Take a mode out of the stack, also from below others: the blocks of tasks that take turns overlap."""
+    above = _get_current_function_mode_stack()
+    above = above[above.index(mode) :]
+    for _ in above:
+        _pop_mode()
+    for other in above[1:]:
+        _push_mode(other)
 
 
 @lru_cache(maxsize=1024)

@@ -11,8 +11,10 @@ from typing import Any
 
 from regard.cards import card
 from regard.comparison.folders import SIZES, existing
-from regard.comparison.results import BEFORE
+from regard.comparison.folders import text as as_text
+from regard.comparison.results import read_question
 from regard.errors import UserError
+from regard.files import regular
 from regard.named import SMALL, Named
 from regard.registry import parse
 
@@ -45,7 +47,7 @@ def question(
     """
     starting = pretrained or weights is not None
     return {
-        "data": str(Path(data)),  # photos and photos/ are the same
+        "data": as_text(str(Path(data))),  # photos and photos/ are the same
         "model": model,
         "model_sha256": Named.read(model).digest(),
         "size": size,
@@ -81,16 +83,16 @@ def refuse_early(arms: Sequence[str], folder: str | Path | None, **words: Any) -
 def refuse_other(folder: Path, question: dict[str, Any]) -> dict[str, Any]:
     """What the folder's question.json holds, if there is one; refuse what differs from it, as far as that is known."""
     path = folder / "question.json"
-    if not path.is_file():
+    if not path.exists():
         return {}
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    before = stored["question"] = BEFORE | stored["question"]
+    stored = read_question(folder)
+    before = stored["question"]
     question = json.loads(json.dumps(question))
     differing = [key for key in question if key not in UNASKED and not _alike(key, question[key], before.get(key))]
     if differing:
         changes = "; ".join(_change(key, before.get(key), question) for key in differing)
         raise UserError(f"{folder} holds another question ({changes}): ask that one, or pass another --out")
-    return stored
+    return read_question(folder, strict=True)
 
 
 def _alike(key: str, ours: Any, theirs: Any) -> bool:
@@ -115,10 +117,14 @@ def _height(model: str, starting: bool, trunk: str) -> float:
 
 def _digest(path: Path) -> str:
     try:
+        str(path).encode()  # the question keeps it
+        regular(path).close()
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"cannot read the weights {path}: {error.strerror}") from error
+    except UnicodeError as error:
+        raise UserError(f"the path of the weights, {str(path)!r}, is no text: give the file another name") from error
 
 
 def _short(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,8 +31,10 @@ from regard.comparison.folders import (
     listed,
     text,
 )
+from regard.comparison.records import Meta
 from regard.errors import UserError
-from regard.files import whole, write_text
+from regard.files import opened, whole, write_text
+from regard.schema import read
 
 FASHION_CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 FASHION_TRAINING = 10_000  # the rest are the test images
@@ -39,6 +42,7 @@ PIECES, PIECE = 10, 9  # Cluttered Fashion: how many pieces of other items, and 
 
 ROOM = 1.125  # how much larger than trained a folder's images are stored, so that random crops have somewhere to go
 LEAST = 5  # images of a class where the seed cuts all three parts out of it
+AGAIN = "remove the folder {}, and `regard compare` decodes the images anew"
 DECODER = 1  # raise it when the same files would be decoded to other pixels: prepared folders are then made again
 
 
@@ -152,7 +156,9 @@ def prepare(
             for stale in (folder / "meta.json", folder / "masks.npy", *folder.glob(".*.npy.*")):
                 stale.unlink(missing_ok=True)
             write(folder, key)
-        images = load(folder)
+            images = load(folder)
+        else:
+            images = load(folder, sure=True)
 
     if images.broken and not skip_broken:
         raise UserError(_broken_sentence(images.broken, len(images.files) + len(images.broken)))
@@ -160,29 +166,43 @@ def prepare(
     return images
 
 
-def load(folder: Path) -> Images:
+def load(folder: Path, *, sure: bool = False) -> Images:
     """The images that `prepare` wrote into `folder`; processes that load the same folder share its memory.
 
+    Args:
+        folder: see `prepare`.
+        sure: whether they are read once and held to their fingerprint.
+
     Raises:
-        UserError: when the folder is not whole.
+        UserError: when the folder is not whole, a file of it is damaged, or the images are not those it was made with.
     """
     folder = Path(folder)
-    if not (folder / "meta.json").is_file():
+    if not (folder / "meta.json").exists():
         raise UserError(
             f"{str(folder)!r} holds no prepared images (no meta.json); run the comparison again to make them."
         )
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    return Images(
+    meta = _meta(folder)
+    count, classes = len(meta["files"]), len(meta["classes"])
+    pixels = _array(folder / "images.npy", np.uint8, (count, None, None, None), 255, mapped=True)
+    images = Images(
         name=meta["name"],
         classes=tuple(meta["classes"]),
-        pixels=np.load(folder / "images.npy", mmap_mode="r"),
-        labels=np.load(folder / "labels.npy"),
-        parts=np.load(folder / "parts.npy"),
+        pixels=pixels,
+        labels=_array(folder / "labels.npy", np.int64, (count,), classes - 1),
+        parts=_array(folder / "parts.npy", np.int8, (count,), TEST, least=UNASSIGNED),
         files=tuple(meta["files"]),
-        masks=np.load(folder / "masks.npy", mmap_mode="r") if (folder / "masks.npy").exists() else None,
+        masks=_array(folder / "masks.npy", np.bool_, (count, *pixels.shape[2:]), 1, mapped=True)
+        if (folder / "masks.npy").exists()
+        else None,
         broken=tuple((file, reason) for file, reason in meta["broken"]),
         fingerprint=meta["fingerprint"],
     )
+    if sure and _fingerprint(images.classes, images.pixels, images.labels, images.parts) != images.fingerprint:
+        raise UserError(
+            f"{folder} was changed since its images were decoded (images.npy, labels.npy or parts.npy is not what the "
+            f"fingerprint in meta.json says), and runs may have seen the change: {AGAIN.format(folder)}"
+        )
+    return images
 
 
 # ---- what training takes
@@ -349,6 +369,7 @@ def _write_decoded(
         )
     with whole(folder / "images.npy") as path:
         pixels = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+        _allocate(path)
         reasons, left = decode_all([file.path for file in files], pixels, progress, skip_broken=skip_broken)
         broken = [(files[row].name, reason) for row, reason in sorted(reasons.items())]
         kept = [row for row in range(len(files)) if row not in reasons]
@@ -394,8 +415,50 @@ def _broken_sentence(broken: Sequence[tuple[str, str]], total: int) -> str:
 
 def _key(folder: Path) -> dict[str, Any] | None:
     """What a whole folder was made from."""
-    meta = folder / "meta.json"
-    return json.loads(meta.read_text(encoding="utf-8"))["key"] if meta.is_file() else None
+    return _meta(folder)["key"] if (folder / "meta.json").exists() else None
+
+
+def _meta(folder: Path) -> Any:
+    return read(folder / "meta.json", Meta, AGAIN.format(folder))
+
+
+def _array(
+    path: Path, dtype: Any, shape: tuple[int | None, ...], most: int, *, least: int = 0, mapped: bool = False
+) -> np.ndarray:
+    """An array of a file that anybody may have written; of a mapped one the values are not looked at.
+
+    Args:
+        path: of the file.
+        dtype: of its numbers.
+        shape: with None for any size but 0.
+        least, most: of its numbers.
+        mapped: whether it stays on the disk.
+    """
+    try:
+        opened(path).close()
+        array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+        if not isinstance(array, np.ndarray) or array.dtype != dtype:
+            raise ValueError(f"its numbers should be {np.dtype(dtype).name}")
+        if len(array.shape) != len(shape) or any(
+            n == 0 or m not in (None, n) for n, m in zip(array.shape, shape, strict=True)
+        ):
+            sizes = " x ".join("any" if size is None else str(size) for size in shape)
+            raise ValueError(f"it is {' x '.join(map(str, array.shape))} and should be {sizes}")
+        if not mapped and not (least <= array.min() and array.max() <= most):
+            raise ValueError(f"its numbers go from {array.min()} to {array.max()}, beyond {least} to {most}")
+    except UserError:
+        raise
+    except Exception as error:  # what numpy raises for a broken file differs with every kind of damage
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise UserError(f"{path} is damaged ({reason}): {AGAIN.format(path.parent)}") from error
+    return array
+
+
+def _fingerprint(classes: Sequence[str], pixels: np.ndarray, labels: np.ndarray, parts: np.ndarray) -> str:
+    digest = hashlib.sha256(json.dumps([list(classes), pixels.shape]).encode())
+    for array in (pixels, labels, parts):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _finish(
@@ -416,18 +479,22 @@ def _finish(
     if masks is not None:
         _save(folder / "masks.npy", masks)
     pixels = np.load(folder / "images.npy", mmap_mode="r")
-    digest = hashlib.sha256(json.dumps([list(classes), pixels.shape]).encode())
-    for array in (pixels, labels, parts):
-        digest.update(array.data)
     meta = {
         "name": key["source"],
         "classes": classes,
         "files": files,
         "broken": broken,
-        "fingerprint": digest.hexdigest(),
+        "fingerprint": _fingerprint(classes, pixels, labels, parts),
         "key": key,
     }
     write_text(folder / "meta.json", json.dumps(meta))
+
+
+def _allocate(path: Path) -> None:
+    """Take the room of a mapped file now: a page that finds none later would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _save(path: Path, array: np.ndarray) -> None:

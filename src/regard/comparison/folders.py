@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from regard.errors import UserError, near
+from regard.images import PIXELS, below, formats, is_image, once, reading, subfolders
 
 SIZES = {"fashion": 28, "cluttered": 56}  # the embedded sets, and the side of their images in pixels
 UNASSIGNED, TRAIN, VALIDATION, TEST = -1, 0, 1, 2
@@ -21,10 +22,6 @@ PART_FOLDERS = {
     **dict.fromkeys(("train", "training"), TRAIN),
     **dict.fromkeys(("val", "valid", "validation"), VALIDATION),
     **dict.fromkeys(("test", "testing"), TEST),
-}
-SUFFIXES = {
-    *(".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
-    *(".jpx", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp"),
 }
 BATCH = 256  # files handed to the decoding threads at a time
 
@@ -63,13 +60,16 @@ def find(root: Path) -> tuple[tuple[str, ...], list[File]]:
     parts = _part_folders(root)
     held: dict[tuple[Path, str], list[Path]] = {}  # (part, class) -> files
     for part, _ in parts:
-        inside = {(part, folder.name): list(_images_below(folder)) for folder in _folders(part)}
+        inside = {(part, folder.name): list(below(folder)) for folder in subfolders(part)}
         if not any(inside.values()):
-            if any(_is_image(path) for path in part.iterdir()):
+            if any(is_image(path) for path in part.iterdir()):
                 raise UserError(f"the images lie directly in {str(part)!r}; put them into one folder for each class.")
             raise UserError(f"{str(part)!r} holds no images; it needs a folder for each class with images in it.")
         held |= inside
 
+    # what links lead to counts once, also where they lead to another class or part
+    own = set(once(file for files in held.values() for file in files))
+    held = {place: [file for file in files if file in own] for place, files in held.items()}
     names = sorted({name for _, name in held})
     for part, _ in parts:
         if missing := [repr(name) for name in names if (part, name) not in held]:
@@ -94,7 +94,7 @@ def find(root: Path) -> tuple[tuple[str, ...], list[File]]:
 
 def _part_folders(root: Path) -> list[tuple[Path, int]]:
     """The folders that hold class folders, with their part: those called train, val and test, or the root itself."""
-    folders = _folders(root)
+    folders = subfolders(root)
     named = [
         (folder, PART_FOLDERS[folder.name.casefold()]) for folder in folders if folder.name.casefold() in PART_FOLDERS
     ]
@@ -108,7 +108,7 @@ def _part_folders(root: Path) -> list[tuple[Path, int]]:
         raise UserError(f"{str(root)!r} has {names} but no 'train'; add it, or name the folder whose classes to split.")
     if len(set(found)) < len(found):
         raise UserError(f"{str(root)!r} has {names}, two of them for the same part; keep one of each.")
-    extra = [repr(folder.name) for folder in others if next(_images_below(folder), None)]
+    extra = [repr(folder.name) for folder in others if next(below(folder), None)]
     if extra:
         raise UserError(f"{str(root)!r} has {names} and beside them images in {listed(extra)}; move those out.")
     if found == [TRAIN]:
@@ -116,23 +116,6 @@ def _part_folders(root: Path) -> list[tuple[Path, int]]:
     if TEST not in found:
         return [(folder, TEST if part == VALIDATION else part) for folder, part in named]
     return named
-
-
-def _folders(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith((".", "__MACOSX"))]
-
-
-def _images_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """The image files in a folder and in its folders, links followed but never in a circle."""
-    above |= {folder.resolve()}
-    for inner in _folders(folder):
-        if inner.resolve() not in above:
-            yield from _images_below(inner, above)
-    yield from (path for path in sorted(folder.iterdir()) if _is_image(path))
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
 
 
 def decode_all(
@@ -164,7 +147,7 @@ def decode_all(
                 if progress:
                     progress(next(steps), len(paths))
 
-    Image.init()  # before the threads, which would load the plugins all at once
+    formats()  # before the threads, which would load the plugins all at once
     with warnings.catch_warnings(), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore")  # of sloppy metadata and large images; what matters is an error
         decode(range(len(paths)))
@@ -181,7 +164,7 @@ def _decode(path: Path, side: int, peak: int | None) -> np.ndarray | int:
     Of a file with more than 8 bits a value, only its largest value is returned as long as `peak`, the largest of the
     whole set, is None.
     """
-    with Image.open(path) as file:
+    with reading(path) as file:
         file.draft(None, (2 * side, 2 * side))  # JPEG decodes several times faster where it can skip detail
         image: Image.Image = file
         ImageOps.exif_transpose(image, in_place=True)
@@ -208,7 +191,7 @@ def _decode(path: Path, side: int, peak: int | None) -> np.ndarray | int:
 
 def _reason(error: Exception, path: Path) -> str:
     if isinstance(error, Image.DecompressionBombError):
-        return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} megapixels"
+        return f"it has more than {PIXELS / 1e6:.0f} megapixels"
     if isinstance(error, UnidentifiedImageError):
         return "it is empty" if path.stat().st_size == 0 else "it is no image that Pillow can read"
     if isinstance(error, OSError) and error.strerror:

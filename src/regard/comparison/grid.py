@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from regard.errors import UserError
+from regard.errors import DiskFull, UserError
 from regard.files import slug, write_text
 from regard.timing import ALLOCATOR
 
@@ -74,6 +74,7 @@ def run(
 
     Raises:
         UserError: the calling script asks again when a worker imports it.
+        DiskFull: a run could not be written.
         KeyboardInterrupt: after the workers were stopped; what they had finished is recorded.
     """
     for stale in folder.glob("*/*/.seed-*"):  # half written by a process that was killed
@@ -92,6 +93,8 @@ def run(
             ready = wait([source for worker in crew for source in (worker.pipe, worker.process.sentinel)], timeout=1.0)
             for worker in list(crew):
                 for kind, details in worker.messages(ready):
+                    if kind == "full":  # every other run would end like this one
+                        raise DiskFull(details["reason"])
                     watch(kind, worker.current, details)
                 if worker.gone:
                     if worker.run:
@@ -231,30 +234,38 @@ def _settle(threads: int) -> None:
 
 def _serve(pipe: Connection, threads: int, folder: str, question: dict[str, Any]) -> None:
     _settle(threads)
+    with suppress(EOFError, ConnectionError):  # the parent is gone
+        try:
+            _work(pipe, Path(folder), question)
+        except DiskFull as error:
+            pipe.send(("full", {"reason": str(error)}))
+
+
+def _work(pipe: Connection, folder: Path, question: dict[str, Any]) -> None:
+    """One run after another, as they are asked for."""
     from regard.comparison import training
 
-    with suppress(EOFError, ConnectionError):  # the parent is gone
-        while True:
-            arm, seed, keep, killed = pipe.recv()
-            checkpoint = training.checkpoint_path(Path(folder), arm, seed)
-            layout = None
-            if killed in FAULTS:
-                layout = torch.contiguous_format
-                checkpoint.unlink(missing_ok=True)
-            try:
-                tell = lambda details: pipe.send(("progress", details))  # noqa: E731
-                record = training.train(question, arm, seed, Path(folder), tell, keep, layout) | {"killed": killed}
-            except BrokenPipeError:
-                raise
-            except Exception as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                if not isinstance(error, UserError | FloatingPointError):
-                    reason = f"{type(error).__name__}: {reason}"
-                record = _failure(arm, seed, reason)
-            write_text(record_path(Path(folder), arm, seed), json.dumps(record, indent=1))
-            if record["status"] == "done":
-                checkpoint.unlink(missing_ok=True)
-            pipe.send((record["status"], record))
+    while True:
+        arm, seed, keep, killed = pipe.recv()
+        checkpoint = training.checkpoint_path(folder, arm, seed)
+        layout = None
+        if killed in FAULTS:
+            layout = torch.contiguous_format
+            checkpoint.unlink(missing_ok=True)
+        try:
+            tell = lambda details: pipe.send(("progress", details))  # noqa: E731
+            record = training.train(question, arm, seed, folder, tell, keep, layout) | {"killed": killed}
+        except (BrokenPipeError, DiskFull):
+            raise
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if not isinstance(error, UserError | FloatingPointError):
+                reason = f"{type(error).__name__}: {reason}"
+            record = _failure(arm, seed, reason.encode(errors="replace").decode())
+        write_text(record_path(folder, arm, seed), json.dumps(record, indent=1))
+        if record["status"] == "done":
+            checkpoint.unlink(missing_ok=True)
+        pipe.send((record["status"], record))
 
 
 def _call(pipe: Connection, threads: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from regard import models
+from regard.borrowing import same_kind
 from regard.errors import UserError
+from regard.files import regular
 from regard.named import Named
 
 
@@ -134,12 +136,15 @@ def load(host: nn.Module, path: Path, classes: int | None = None) -> None:
         UserError: there is no such file, it holds no plain state dict, or it does not fit.
     """
     try:
+        regular(path).close()
         if path.suffix == ".safetensors":
             tensors = safetensors.torch.load_file(path)
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
             tensors = tensors.get("state_dict", tensors.get("model", tensors))
         tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
+        if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+            raise TypeError
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
     except Exception as error:  # what an unpickler raises for a file that is none differs with every file
@@ -147,10 +152,16 @@ def load(host: nn.Module, path: Path, classes: int | None = None) -> None:
     own = host.state_dict()
     other = [key for key in own if key in tensors and tensors[key].shape != own[key].shape]
     # a classifier for other classes differs in its outputs alone
-    head = [key for key in other if tensors[key].shape[1:] == own[key].shape[1:] and len(own[key]) == classes]
+    head = [k for k in other if tensors[k].dim() and own[k].shape == (classes, *tensors[k].shape[1:])]
     differences = [f"lacks {key!r}" for key in sorted(own.keys() - tensors.keys())]
     differences += [f"has {key!r} too many" for key in sorted(tensors.keys() - own.keys())]
     differences += [f"has {key!r} in another shape" for key in other if key not in head]
+    differences += [
+        f"has {key!r} as {str(tensors[key].dtype).removeprefix('torch.')} and not as "
+        f"{str(own[key].dtype).removeprefix('torch.')}"
+        for key in own
+        if key in tensors and not same_kind(tensors[key], own[key])
+    ]
     if differences:
         raise UserError(f"{path} does not fit the model: it {'; it '.join(differences[:3])}")
     host.load_state_dict({key: torch.zeros_like(own[key]) if key in head else tensors[key] for key in own})

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -21,7 +21,8 @@ from regard.comparison.asked import PLAIN, WIDER, refuse_other
 from regard.comparison.asked import question as asked_question
 from regard.comparison.display import Display
 from regard.comparison.folders import SIZES
-from regard.comparison.results import BEFORE, Comparison, counted
+from regard.comparison.folders import text as as_text
+from regard.comparison.results import BEFORE, Comparison, counted, read_cost, read_run
 from regard.comparison.statistics import fewest_pairs
 from regard.errors import UserError
 from regard.files import slug, write_text
@@ -30,6 +31,7 @@ from regard.registry import create, info, parse, spell
 
 KEPT = ("first", "all", "none")
 TRUNKS = ("trained", "frozen")
+MOST_SEEDS = 1000
 
 
 def compare(
@@ -139,6 +141,7 @@ def compare(
         }
         for arm in (PLAIN, *asked):
             training.check_trainable(question | {"widening": 1.5}, arm)
+        _drop_damaged(folder, display.say)
         stored = _ask(folder, question, asked, chosen)
         question = stored["question"]
         comparison = Comparison.load(folder)
@@ -191,6 +194,8 @@ def _arms(arms: str | Sequence[str], control: str | None) -> list[str]:
             continue
         info(name)
         arm = spell(name, options)
+        if len(arm) > 200:
+            raise UserError(f"the arm {arm[:40]}... is longer than the name of a file may be: leave options out")
         try:
             create(name, 64 if options.get("kernel_size") != "released" else 256, **options)
         except UserError:
@@ -206,9 +211,12 @@ def _arms(arms: str | Sequence[str], control: str | None) -> list[str]:
 
 
 def _seeds(seeds: int | Iterable[int]) -> list[int]:
-    chosen = list(range(seeds)) if isinstance(seeds, int) else sorted(set(seeds))
-    if not chosen or min(chosen) < 0:
-        raise UserError(f"seeds is how many there should be, at least 1, or a list of numbers from 0, got {seeds!r}")
+    chosen = list(range(min(seeds, MOST_SEEDS + 1))) if isinstance(seeds, int) else sorted(set(seeds))
+    if not chosen or min(chosen) < 0 or max(chosen) >= 2**32 or len(chosen) > MOST_SEEDS:
+        raise UserError(
+            f"seeds is how many there should be, at least 1 and at most {MOST_SEEDS:,}, or a list of as many "
+            f"numbers from 0 to 2^32 - 1, got {str(seeds)[:60]}"
+        )
     return chosen
 
 
@@ -297,6 +305,18 @@ def _ask(folder: Path, question: dict[str, Any], arms: list[str], seeds: list[in
     return stored
 
 
+def _drop_damaged(folder: Path, say: Callable[[str], None]) -> None:
+    """Remove the records of runs that cannot be read, so that these runs are done again."""
+    for path in sorted(folder.glob("runs/*/seed-*.json")):
+        try:
+            read_run(path)
+        except UserError as error:
+            if path.is_dir():
+                raise
+            say(f"{str(error).partition(': ')[0]}: this run is done again")
+            path.unlink()
+
+
 def command(question: dict[str, Any], arms: list[str], seeds: list[int], folder: Path) -> str:
     """The command line that asks this question."""
     words = ["regard", "compare", *(arm for arm in arms if arm != WIDER), "--data", question["data"]]
@@ -311,12 +331,12 @@ def command(question: dict[str, Any], arms: list[str], seeds: list[int], folder:
     words += ["--weights", question["weights"]] if question["weights"] else []
     words += ["--skip-broken"] * bool(question.get("broken"))
     words += ["--control", WIDER] if WIDER in arms else []
-    return shlex.join([*words, "--out", str(folder)])
+    return as_text(shlex.join([*words, "--out", str(folder)]))
 
 
 def _priced(folder: Path, arms: list[str]) -> bool:
-    path = folder / "cost.json"
-    return path.is_file() and list(json.loads(path.read_text(encoding="utf-8"))["arms"]) == arms
+    cost = read_cost(folder)
+    return cost is not None and list(cost["arms"]) == arms
 
 
 def _cores() -> int:

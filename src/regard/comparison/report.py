@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -18,16 +19,20 @@ from PIL import Image
 
 from regard import drawing
 from regard.comparison.pictures import REASONS
+from regard.comparison.records import Shown
 from regard.comparison.results import Comparison, counted, interval, points
 from regard.comparison.statistics import Verdict
-from regard.files import slug, write_text
+from regard.errors import UserError
+from regard.files import opened, slug, write_text
 from regard.layout import Layout
 from regard.meaning import judge
 from regard.recording import Map
+from regard.schema import fault
 
 PICTURE = 112  # pixels of a picture in the sheet of maps
 PICTURES = 8  # images in that sheet
 TAPS = 5  # maps of one arm, Grad-CAM with them
+UNPACKED = 2**30  # bytes of an arm's maps, at most
 BARS = 64  # channels drawn of a channel gate
 TITLES = {
     "better": "Better than none",
@@ -60,7 +65,11 @@ def write(comparison: Comparison) -> Path:
         scatter=_scatter(comparison),
         prices=_prices(comparison),
         curves=_curves(comparison),
-        galleries=[gallery for arm in comparison.arms if (gallery := _gallery(comparison.folder, arm))],
+        galleries=[
+            gallery
+            for arm in comparison.arms
+            if (gallery := _gallery(comparison.folder, arm, len(comparison.question["classes"])))
+        ],
         facts=_facts(comparison.question),
         environment=_environment(comparison),
         counted=counted,
@@ -266,15 +275,22 @@ def _curves(comparison: Comparison) -> dict[str, Any] | None:
     }
 
 
-def _gallery(folder: Path, arm: str) -> dict[str, Any] | None:
+def _gallery(folder: Path, arm: str, classes: int = 2**31) -> dict[str, Any] | None:
     """What one arm looked at: a row of test images, and a row for each of its last taps."""
     path = folder / "maps" / f"{slug(arm)}.npz"
-    if not path.is_file():
+    if not path.exists():
         return None
-    with np.load(path, allow_pickle=False) as stored:
-        taps = json.loads(str(stored["taps"]))
-        names = ["images", "labels", "predictions", "files", *(["masks"] if "masks" in stored else [])]
-        kept = {name: stored[name][:PICTURES] for name in [*names, *(tap["key"] for tap in taps)]}
+    opened(path).close()
+    try:
+        return _drawn(arm, *_maps(path, classes))
+    except Exception as error:  # what numpy raises for a broken file differs with every kind of damage
+        reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+        raise UserError(
+            f"{path} is damaged ({reason}): delete it, and the report is written without the maps of {arm}"
+        ) from error
+
+
+def _drawn(arm: str, taps: list[dict[str, Any]], kept: dict[str, np.ndarray]) -> dict[str, Any] | None:
     if not taps:
         return None
     pictures = [drawing.resize(image, PICTURE) for image in kept["images"]]
@@ -287,6 +303,39 @@ def _gallery(folder: Path, arm: str) -> dict[str, Any] | None:
         "rows": [_map_row(tap, kept[tap["key"]], pictures, kept.get("masks")) for tap in _chosen(taps, kept)],
         "taps": len(taps),
     }
+
+
+def _maps(path: Path, classes: int) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """What a file of maps describes and holds, of the first few pictures; it may come from anybody."""
+    with zipfile.ZipFile(path) as file:  # before anything is unpacked
+        size = sum(entry.file_size for entry in file.infolist())
+        if size > UNPACKED:
+            raise ValueError(f"unpacked it would be {size:,} bytes")
+    with np.load(path, allow_pickle=False) as stored:
+        taps = json.loads(str(stored["taps"]))
+        if wrong := fault(taps, list[Shown]):
+            raise ValueError(f"taps: {wrong}")
+        names = ["images", "labels", "predictions", "files", *(["masks"] if "masks" in stored else [])]
+        kept = {name: stored[name][:PICTURES] for name in [*names, *(tap["key"] for tap in taps)]}
+    count, *sides = kept["images"].shape if kept["images"].ndim == 4 else (0, 0)
+    wanted = {
+        "images": kept["images"].dtype == np.uint8 and len(sides) == 3 and sides[2] == 3,
+        **{
+            name: kept[name].dtype.kind in "iu" and bool(((kept[name] >= 0) & (kept[name] < classes)).all())
+            for name in ("labels", "predictions")
+        },
+        "files": kept["files"].dtype.kind == "U" and kept["files"].ndim == 1,
+        "masks": "masks" not in kept or (kept["masks"].dtype == bool and kept["masks"].shape[1:] == tuple(sides[:2])),
+    }
+    for tap in taps:
+        kind, array = tap["kind"], kept[tap["key"]]
+        axes = (2,) if kind == "channel" else (3,) if kind in ("spatial", "token", REASONS) else (2, 3, 4, 5, 6)
+        known = kind in ("channel", "token", REASONS) or kind in drawing.CAPTIONS
+        wanted[tap["key"]] = known and array.dtype.kind == "f" and array.ndim in axes and wanted.get(tap["key"], True)
+    for name, sound in wanted.items():
+        if name in kept and (not sound or len(kept[name]) != count or kept[name].size == 0):
+            raise ValueError(f"{name} is {kept[name].dtype} {kept[name].shape}, or holds what it cannot")
+    return taps, kept
 
 
 def _chosen(taps: Sequence[dict[str, Any]], kept: dict[str, np.ndarray]) -> list[dict[str, Any]]:
@@ -306,7 +355,7 @@ def _map_row(
     limits = low, high
     if tap["kind"] == "channel" or (empty and empty.startswith("flat")):
         # Bars start where the gate can; a flat map stretched over all colours would show rounding noise as attention.
-        bounds = [bound for bound in tap["limits"] or () if bound is not None and math.isfinite(bound)]
+        bounds = [bound for bound in tap["limits"] or () if type(bound) in (int, float) and abs(bound) < 1e30]
         reach = [low, high, *(bounds or (0.0, 2 * float(maps.mean())))]
         limits = min(reach), max(reach)
     caption = "What spoke for the class" if kind == REASONS else drawing.CAPTIONS[kind].rstrip(".")

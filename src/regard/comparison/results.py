@@ -10,8 +10,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+from regard.comparison.records import Cost, Done, Failed, Run, Stored
 from regard.errors import UserError
-from regard.files import write_text
+from regard.files import slug, write_text
+from regard.schema import fault, read
 
 if TYPE_CHECKING:
     from regard.comparison.statistics import Verdict
@@ -46,21 +48,20 @@ class Comparison:
         """Read a comparison's folder.
 
         Raises:
-            UserError: when the folder holds no comparison, or a file of it cannot be read.
+            UserError: when the folder holds no comparison, or a file of it is damaged; the sentence names the field.
         """
         folder = Path(folder)
-        if not (folder / "question.json").is_file():
+        if not (folder / "question.json").exists():
             raise UserError(f"{folder} holds no comparison (no question.json); name the folder a comparison wrote.")
-        stored = _read(folder / "question.json")
-        runs = [_read(path) for path in sorted(folder.glob("runs/*/seed-*.json"))]
-        cost = folder / "cost.json"
+        stored = read_question(folder)
+        runs = [read_run(path) for path in sorted(folder.glob("runs/*/seed-*.json"))]
         return cls(
             folder=folder,
-            question=BEFORE | stored["question"],
+            question=stored["question"],
             asked=stored["asked"],
             environment=stored["environment"],
             records={(run["arm"], run["seed"]): run for run in runs},
-            cost=_read(cost) if cost.is_file() else None,
+            cost=read_cost(folder),
         )
 
     @property
@@ -187,7 +188,7 @@ class Comparison:
         notes = [f"Failed: {run['arm']}, seed {run['seed']}: {run['reason']}" for run in self.failed]
         for run in self.done:
             if name := run.get("killed"):
-                layout = ", in the contiguous memory layout," if run["layout"] == "contiguous_format" else ""
+                layout = ", in the contiguous memory layout," if run.get("layout") == "contiguous_format" else ""
                 notes.append(
                     f"Tried again: {run['arm']}, seed {run['seed']}: the worker process of its first try was killed by "
                     f"{name}; the second try{layout} finished."
@@ -277,11 +278,31 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not readable as JSON ({error}); delete it and run the comparison again.") from error
+def read_question(folder: Path, *, strict: bool = False) -> Any:
+    """What question.json holds; where networks are built from it, `strict`: it must hold all that this takes."""
+    stored = read(folder / "question.json", Stored, "put a sound copy there, or ask anew in another folder")
+    stored["question"] = BEFORE | stored["question"]
+    if strict and (wrong := fault(stored, Stored, strict=True)):
+        raise UserError(f"{folder / 'question.json'} is too old or damaged ({wrong}): ask anew in another folder")
+    return stored
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The record of one run, of the arm and seed that its place says."""
+    cure = "`regard compare` does this run again when it is asked the same question"
+    run = read(path, Run, cure)
+    wrong = fault(run, Done if run["status"] == "done" else Failed)
+    if not wrong and (slug(run["arm"]), f"seed-{run['seed']:04d}") != (path.parent.name, path.stem):
+        wrong = f"its arm {run['arm']!r} and seed {run['seed']} belong to another file"
+    if wrong:
+        raise UserError(f"{path} is damaged ({wrong}): {cure}")
+    return run
+
+
+def read_cost(folder: Path) -> dict[str, Any] | None:
+    """What cost.json holds, if there is one."""
+    path = folder / "cost.json"
+    return read(path, Cost, "delete it, and `regard compare` measures the costs again") if path.exists() else None
 
 
 def _plain(value: Any) -> Any:

@@ -22,11 +22,13 @@ import regard
 from regard.borrowing import brief
 from regard.comparison import data, hosts
 from regard.comparison.asked import PLAIN, WIDER
+from regard.comparison.records import Checkpoint
 from regard.errors import UserError
 from regard.files import slug, whole
 from regard.insertion import attach, attached
 from regard.named import Named
 from regard.registry import parse
+from regard.schema import fault
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -286,13 +288,42 @@ def _resume(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, ques
         if zipfile.ZipFile(path).testzip():  # torch itself does not look at the check sums
             return fresh
         state = torch.load(path, map_location=question["device"], weights_only=True)
-        if state["environment"] != environment():  # other versions or threads compute other numbers: not one run
+        # other versions or threads compute other numbers: not one run
+        if state["environment"] != environment() or not _fits(state, model, optimiser, question["epochs"]):
             return fresh
     except Exception:  # whatever is wrong with the file, the run can be done again
         return fresh
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])
     return {"curve": state["curve"], "resumed": state["resumed"] + 1}
+
+
+def _fits(state: dict[str, Any], model: nn.Module, optimiser: torch.optim.Optimizer, epochs: int) -> bool:
+    """Whether a checkpoint holds what this model and optimiser take, so that loading it cannot fail half-way."""
+    if fault({key: state[key] for key in Checkpoint.__annotations__}, Checkpoint):
+        return False
+    own, settings = model.state_dict(), optimiser.state_dict()["param_groups"]
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    stored = state["optimiser"]
+    kept = [tensor for entry in stored["state"].values() for tensor in entry.values()]
+    return (
+        [epoch["epoch"] for epoch in state["curve"]] == list(range(1, len(state["curve"]) + 1))
+        and len(state["curve"]) < epochs
+        and [(key, _kind(tensor)) for key, tensor in state["model"].items()] == [(k, _kind(t)) for k, t in own.items()]
+        and [group["params"] for group in stored["param_groups"]] == [group["params"] for group in settings]
+        and [group.keys() for group in stored["param_groups"]] == [group.keys() for group in settings]
+        and stored["state"].keys() == set(range(len(parameters)))
+        and all(isinstance(tensor, Tensor) and tensor.is_floating_point() for tensor in kept)
+        and all(
+            tensor.shape in (torch.Size(), parameters[number].shape)
+            for number, entry in stored["state"].items()
+            for tensor in entry.values()
+        )
+    )
+
+
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.dtype, tensor.layout
 
 
 def _processor() -> str:

@@ -13,6 +13,8 @@ from regard.norm import BatchNorm
 from regard.registry import Translation, register
 from regard.tap import Tap
 
+WIDEST = 64  # dilation: a map is padded by as much on every side
+
 
 def _parameters(channels: int, *, reduction: int, spatial_dims: int, **_: Any) -> int:
     hidden = max(1, channels // reduction)
@@ -100,6 +102,8 @@ class BAM(nn.Module):
         spatial_dims: int = 2,
     ) -> None:
         super().__init__()
+        if dilation > WIDEST:
+            raise UserError(f"bam: dilation is at most {WIDEST} pixels, got {dilation}")
         if combine not in ("product", "sum"):
             raise UserError(f"bam: combine is 'product' (the released code) or 'sum' (the paper), got {combine!r}")
         self.combine = combine

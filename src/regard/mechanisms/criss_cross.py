@@ -8,8 +8,11 @@ from torch import Tensor, nn
 
 from regard import ops
 from regard.conv import Pointwise
+from regard.errors import UserError
 from regard.registry import Translation, register, wrong_axes
 from regard.tap import Tap
+
+MOST = 16  # times that it runs
 
 
 def _parameters(channels: int, *, reduction: int, **_: Any) -> int:
@@ -68,6 +71,8 @@ class CrissCross(nn.Module):
 
     def __init__(self, channels: int, *, reduction: int = 8, recurrence: int = 2) -> None:
         super().__init__()
+        if recurrence > MOST:
+            raise UserError(f"criss_cross: recurrence is at most {MOST}, got {recurrence}: with 2 all pixels have met")
         hidden = max(1, channels // reduction)
         self.query = Pointwise(channels, hidden)
         self.key = Pointwise(channels, hidden)

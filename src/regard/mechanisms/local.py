@@ -14,6 +14,8 @@ from regard.ops.dispatch import not_plain
 from regard.registry import Translation, register, wrong_axes
 from regard.tap import Blend, Tap
 
+WIDEST = 128  # window, in pixels: each of its blocks has weights for every pixel in it
+
 
 def _parameters(
     channels: int, *, heads: int, block_size: int, halo: int, width: int | None, bias: bool, **_: Any
@@ -112,6 +114,8 @@ class Local(nn.Module):
     ) -> None:
         super().__init__()
         width = width or channels
+        if block_size + 2 * halo > WIDEST:
+            raise UserError(f"local: block_size + 2 halo is at most {WIDEST}, got {block_size} + 2 * {halo}")
         if width % heads or channels % heads:
             raise UserError(f"local: {heads} heads do not divide widths of {width} and {channels}")
         self.heads, self.block_size, self.halo, self.hide_padding = heads, block_size, halo, hide_padding

@@ -12,6 +12,7 @@ from regard.errors import UserError, near
 from regard.registry import Translation, register
 from regard.tap import LAST, Tap
 
+LARGEST = 4096  # side of a result, in pixels
 CONVOLUTIONS: dict[int, type[nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 PADDINGS = ("zeros", "border", "reflection")
 WIDTH, CELLS = 16, 4  # channels of the default localisation network, and the side of the grid it ends in
@@ -201,6 +202,8 @@ class STN(nn.Module):
             size = (size,) * spatial_dims
         if size is not None and len(size) != spatial_dims:
             raise UserError(f"stn: size is one number for each of {spatial_dims} axes, got {size}")
+        if not all(type(side) is int and 1 <= side <= LARGEST for side in size or ()):
+            raise UserError(f"stn: size is made of whole numbers from 1 to {LARGEST:,}, got {size}")
         if isinstance(localisation, nn.Module):
             self.localisation = localisation
         elif localisation == "tutorial":

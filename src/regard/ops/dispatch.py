@@ -15,8 +15,8 @@ offer ``prepare(*args)`` besides: a faster ``run`` for arguments of this look wh
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from importlib.resources import files
 from types import ModuleType
 from typing import Any
@@ -24,17 +24,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regard.blocks import Blocks
 from regard.errors import UserError, near
 
 FAST = ("triton", "cpu")
 NAMES = ("auto", "reference", *FAST)
 
-_asked = "auto"
+# the name of an implementation, or what answers in place of all
+_asked: Blocks[str | Callable[..., Any]] = Blocks("regard.use_impl", "auto")
 
 
-@contextmanager
-def use_impl(name: str) -> Iterator[None]:
-    """Run every op inside the block by one implementation, in this whole process.
+def use_impl(name: str) -> AbstractContextManager[None]:
+    """Run every op inside the block by one implementation.
+
+    It holds for the code in the block, and for asyncio tasks created there; a thread that is started sees ``"auto"``,
+    and nothing that runs beside is changed. What torch.compile or torch.export traces is the reference, whatever is
+    asked.
 
     Args:
         name: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``.
@@ -47,14 +52,14 @@ def use_impl(name: str) -> Iterator[None]:
         >>> with regard.use_impl("reference"):
         ...     y = regard.create("se", 16)(torch.randn(1, 16, 4, 4))
     """
-    global _asked
     if name not in NAMES:
         raise UserError(f"there is no implementation {name!r}: the names are {', '.join(NAMES)}{near(name, NAMES)}")
-    before, _asked = _asked, name
-    try:
-        yield
-    finally:
-        _asked = before
+    return _asked.enter(name)
+
+
+def answered(by: Callable[..., Any]) -> AbstractContextManager[None]:
+    """Ask a function instead of every op inside the block: ``by(op, *args)``."""
+    return _asked.enter(by)
 
 
 def not_plain(*args: Any) -> str | None:
@@ -137,21 +142,24 @@ class Op:
         self.chosen: dict[tuple[Any, ...], Callable[..., Any]] = {}  # by look
 
     def __call__(self, *args: Any) -> Any:
-        asked = _asked
-        if asked == "reference" or not self.fast or torch.compiler.is_compiling():
-            if asked in ("auto", "reference"):
+        if torch.compiler.is_compiling():
+            return self.reference(*args)
+        asked = _asked.last()
+        if asked == "auto":
+            if not self.fast:
                 return self.reference(*args)
-        elif asked == "auto":
             try:
                 seen = look(args)
                 run = self.chosen.get(seen)
             except (RuntimeError, TypeError):  # no strides, or sizes that are symbols
                 return self.reference(*args)
             return (run or self._choose(seen, args))(*args)
+        if callable(asked):
+            return asked(self, *args)
         reason = self.why_not(asked, *args)
         if reason is not None:
             raise UserError(f"{self.name}[{asked}]: {reason}")
-        return self._implementation(asked).run(*args)
+        return self.reference(*args) if asked == "reference" else self._implementation(asked).run(*args)
 
     def _choose(self, seen: tuple[Any, ...], args: tuple[Any, ...]) -> Callable[..., Any]:
         """What `auto` takes for these arguments, remembered for all that look like them."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch.autograd import Function
 
 from regard.ops.agreeing import reference
 from regard.ops.gradients import differentiate, must_be_plain
-from regard.ops.kernels import cpu, library
+from regard.ops.kernels import cpu, interface, library
 
 Options = tuple[bool, float]
 
@@ -82,14 +81,6 @@ class _Agree(Function):
 # --- the call into C++ -----------------------------------------------------------------------------------------------
 
 
-class _Plan(Structure):
-    _fields_ = [(name, c_int32) for name in ("bfloat16", "threads", "stream", "unbiased")]
-    _fields_ += [("epsilon", c_float), ("last", c_int32)]
-    _fields_ += [(name, c_int64) for name in ("batch", "groups", "width", "pixels")]
-    _fields_ += [(name, c_void_p) for name in ("x", "dy", "y", "weight", "bias", "strength")]
-    _fields_ += [(name, c_void_p) for name in ("means", "scales", "sums")]
-
-
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, strength: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,7 +98,7 @@ def _call(
     batch, channels, pixels = *x.shape[:2], x[0, 0].numel()
     last = not x.is_contiguous()
     stream = cpu.past_the_cache(x, channels if last else pixels)
-    plan = _Plan(x.dtype == torch.bfloat16, torch.get_num_threads(), stream, unbiased, epsilon, last)
+    plan = interface.Agree(x.dtype == torch.bfloat16, torch.get_num_threads(), stream, unbiased, epsilon, last)
     plan.batch, plan.groups, plan.width, plan.pixels = batch, len(weight), channels // len(weight), pixels
     smalls = [None if small is None else small.float().contiguous() for small in (weight, bias, strength)]
     plan.weight, plan.bias, plan.strength = (None if small is None else small.data_ptr() for small in smalls)

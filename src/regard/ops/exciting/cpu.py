@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from ctypes import Structure, addressof, c_int32, c_int64, c_void_p
+from ctypes import addressof, c_void_p
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.autograd import Function
 
 from regard.ops.exciting import reference
 from regard.ops.gradients import differentiate, must_be_plain
-from regard.ops.kernels import cpu
+from regard.ops.kernels import cpu, interface
 from regard.ops.kernels.library import call, function
 
 MOST = 4  # tensors that were squeezed
@@ -109,7 +109,7 @@ def prepare(
         down_bias: Tensor | None,
         up: Tensor,
         up_bias: Tensor | None,
-        plan: _Plan = plan,  # kept
+        plan: interface.Excite = plan,  # kept
     ) -> Tensor:
         gate = torch.empty(shape, dtype=torch.float32, device=cpu.CPU)
         pointers = [gate.data_ptr()]
@@ -123,12 +123,6 @@ def prepare(
 
 
 # --- the call into C++ -----------------------------------------------------------------------------------------------
-
-
-class _Plan(Structure):
-    _fields_ = [("threads", c_int32), ("inputs", c_int32), ("batch", c_int64), ("channels", c_int64)]
-    _fields_ += [("hidden", c_int64), ("gate", c_void_p), ("squeezed", c_void_p * MOST)]
-    _fields_ += [(name, c_void_p) for name in ("down", "down_bias", "up", "up_bias", "activations")]
 
 
 def _forward(
@@ -150,11 +144,11 @@ def _forward(
 
 def _plan(
     squeezed: Sequence[Tensor], down: Tensor, down_bias: Tensor | None, up_bias: Tensor | None, keep: bool = False
-) -> _Plan:
+) -> interface.Excite:
     """Pointers are numbered in the order of the call: gate, what was squeezed, the weights that there are, and the
     activations where they are kept."""
     hidden, channels = down.shape
-    plan = _Plan(torch.get_num_threads(), len(squeezed), len(squeezed[0]), channels, hidden)
+    plan = interface.Excite(torch.get_num_threads(), len(squeezed), len(squeezed[0]), channels, hidden)
     numbers = iter(range(1, 11))
     plan.gate = next(numbers)
     for at in range(len(squeezed)):

@@ -8,13 +8,15 @@ struct Term {
     int32_t factors, unused;
     Operand factor[2];  // a product, of which at most one has numbers along the last axis
 };
+SHARED(Term)
 
-struct Pick {
+struct Maximum {
     int32_t factors, unused;
     const int32_t *place;  // of a maximum, counted from the start of its image; laid out like value
     Operand value;         // what is added there, times the factors there
     Operand factor[2];
 };
+SHARED(Maximum)
 
 struct Affine {
     int32_t bfloat16, threads, factors, mean, terms, stream, weighted, picks;
@@ -22,8 +24,9 @@ struct Affine {
     Map y, map, x;  // x.data may be null
     Operand factor[3], weight;
     Term term[4];
-    Pick pick[3];
+    Maximum pick[3];
 };
+SHARED(Affine)
 
 namespace {
 
@@ -137,7 +140,7 @@ void rows(const Affine &a, Index from, Index to) {
             if (PICKS) {
                 row.base = (int32_t)((p * a.size[2] + q) * a.size[3]), row.place = -1, row.value = 0;
                 for (int k = 0, v = 0; k < a.picks; k++) {
-                    const Pick &pick = a.pick[k];
+                    const Maximum &pick = a.pick[k];
                     const Index offset = plane(pick.value.stride) + q * pick.value.stride[2];
                     // a maximum of the row's own stands at one number of it, or in another row
                     const Index lane = pick.value.stride[3] ? 0 : pick.place[offset] - row.base;

@@ -20,6 +20,7 @@ struct Agree {
     float *scales;  // [2][batch][groups]: mean and standard deviation of t
     float *sums;    // [3][batch][groups]: the gradients of weight, bias, strength
 };
+SHARED(Agree)
 
 namespace {
 
@@ -179,7 +180,7 @@ template <int WIDTH> struct Groups {
             each(channels, [&](Index r, auto lanes) {
                 if (WIDTH == W) return work(r, lanes, spread(of[r / width]));
                 const Vector some = load(of + r / WIDTH);
-                work(r, lanes, (Vector)__builtin_shuffle(some, LANES / (WIDTH ? WIDTH : 1)));
+                work(r, lanes, shuffle(some, LANES / (WIDTH ? WIDTH : 1)));
             });
         }
     }

@@ -12,6 +12,7 @@ struct Convolve {
     const float *x, *weight, *dy;        // dense: (batch, channels, height, width), (channels, rows, columns), ...
     float *y, *dx, *dweight;             // dweight: (batch, channels, rows, columns), to be added up
 };
+SHARED(Convolve)
 
 namespace {
 

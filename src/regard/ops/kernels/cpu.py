@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from ctypes import Structure, addressof, c_float, c_int32, c_int64, c_void_p
+from ctypes import addressof, c_int64, c_void_p
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from regard.ops.kernels import interface
 from regard.ops.kernels.library import call, function, missing
 from regard.ops.kernels.plan import AXES, Cannot, Request, arrange, broadcast_along, empty, lay, merge, order, steps
 
@@ -27,49 +28,6 @@ PAST_THE_CACHE = 16 << 20
 LONG_ROW = 1024
 
 CPU = torch.device("cpu")  # whatever the default device is
-
-
-class _Operand(Structure):
-    _fields_ = [("data", c_void_p), ("stride", c_int64 * 4)]
-
-
-class _Request(Structure):
-    _fields_ = [("kinds", c_int32), ("factors", c_int32), ("factor", _Operand * 3), ("sum", c_void_p)]
-    _fields_ += [("max", c_void_p), ("place", c_void_p), ("squares", c_void_p)]
-    _fields_ += [("stride", c_int64 * 4), ("numel", c_int64), ("count", c_float), ("unused", c_int32)]
-
-
-class _Reduce(Structure):
-    _fields_ = [("bfloat16", c_int32), ("threads", c_int32), ("requests", c_int32), ("unused", c_int32)]
-    _fields_ += [("size", c_int64 * 4), ("x", _Operand), ("other", _Operand), ("request", _Request * 6)]
-
-
-class _Term(Structure):
-    _fields_ = [("factors", c_int32), ("unused", c_int32), ("factor", _Operand * 2)]
-
-
-class _Maximum(Structure):
-    _fields_ = [("factors", c_int32), ("unused", c_int32), ("place", c_void_p), ("value", _Operand)]
-    _fields_ += [("factor", _Operand * 2)]
-
-
-class _Affine(Structure):
-    _fields_ = [("bfloat16", c_int32), ("threads", c_int32), ("factors", c_int32), ("mean", c_int32)]
-    _fields_ += [("terms", c_int32), ("stream", c_int32), ("weighted", c_int32), ("picks", c_int32)]
-    _fields_ += [("size", c_int64 * 4), ("y", _Operand), ("map", _Operand), ("x", _Operand)]
-    _fields_ += [("factor", _Operand * 3), ("weight", _Operand), ("term", _Term * 4), ("pick", _Maximum * 3)]
-
-
-class _Convolve(Structure):
-    _fields_ = [("threads", c_int32), ("channels", c_int32), ("batch", c_int32), ("unused", c_int32)]
-    _fields_ += [("height", c_int64), ("width", c_int64), ("rows", c_int64), ("columns", c_int64)]
-    _fields_ += [(name, c_void_p) for name in ("x", "weight", "dy", "y", "dx", "dweight")]
-
-
-class _Pick(Structure):
-    _fields_ = [("bfloat16", c_int32), ("threads", c_int32), ("factors", c_int32), ("unused", c_int32)]
-    _fields_ += [("size", c_int64 * 4), ("y", _Operand), ("x", _Operand), ("value", _Operand), ("place", c_void_p)]
-    _fields_ += [("factor", _Operand * 3), ("gradient", c_void_p * 3)]
 
 
 def why_not(x: Tensor) -> str | None:
@@ -105,8 +63,8 @@ class _Slots:
         return self.count
 
 
-def _operand(slots: _Slots, stride: Sequence[int]) -> _Operand:
-    return _Operand(slots.next(), (c_int64 * 4)(*stride))
+def _operand(slots: _Slots, stride: Sequence[int]) -> interface.Operand:
+    return interface.Operand(slots.next(), (c_int64 * 4)(*stride))
 
 
 # --- reduce ----------------------------------------------------------------------------------------------------------
@@ -183,7 +141,9 @@ def prepare_reduce(
     run, address = function("reduce"), addressof(plan)
     pointers_to = c_void_p * (1 + sum(len(factors) + len(results) for results in wanted))
 
-    def reduce(x: Tensor, factors: Sequence[Tensor], plan: _Reduce = plan) -> list[Tensor]:  # which keeps the plan
+    def reduce(
+        x: Tensor, factors: Sequence[Tensor], plan: interface.Reduce = plan
+    ) -> list[Tensor]:  # which keeps the plan
         pointers, found = [x.data_ptr()], []
         for results in wanted:
             for factor in factors:
@@ -228,13 +188,13 @@ def _plan_reduce(
     other: tuple[int, ...] | None,
     requests: tuple[Any, ...],
     threads: int,
-) -> tuple[_Reduce, list[list[int]]]:
+) -> tuple[interface.Reduce, list[list[int]]]:
     shapes = [[1 if axis in dims else side for axis, side in enumerate(shape)] for dims, _, _ in requests]
     smalls = [small for wanted, (_, _, factors) in zip(shapes, requests, strict=True) for small in (*factors, wanted)]
     sizes, walked, strides = merge(shape, axes, [stride, other or stride], smalls)
     if len(requests) > 6:
         raise Cannot(f"at most 6 requests at once, got {len(requests)}")
-    plan, slots, walks = _Reduce(bfloat16, threads, len(requests)), _Slots(), iter(strides)
+    plan, slots, walks = interface.Reduce(bfloat16, threads, len(requests)), _Slots(), iter(strides)
     plan.size[:] = sizes
     plan.x = _operand(slots, walked[0])
     if other:
@@ -342,7 +302,7 @@ def prepare_affine(
     run, address, dtype = function("affine"), addressof(plan), x.dtype
     pointers_to = c_void_p * (2 + len(smalls))
 
-    def affine(x: Tensor, smalls: Sequence[Tensor], plan: _Affine = plan) -> Tensor:
+    def affine(x: Tensor, smalls: Sequence[Tensor], plan: interface.Affine = plan) -> Tensor:
         y = torch.empty_strided(shape, strides, dtype=dtype, device=CPU)
         pointers = [y.data_ptr(), x.data_ptr()]
         for small in smalls:
@@ -385,7 +345,7 @@ def _plan_affine(
     picks: tuple[tuple[tuple[int, ...], tuple[tuple[int, ...], ...]], ...],
     stream: bool,
     threads: int,
-) -> _Affine:
+) -> interface.Affine:
     maps = [y, stride, *([x] if x is not None else [])]
     smalls = [*factors, *([weight] if weight is not None else []), *(small for term in terms for small in term)]
     smalls += [small for values, scales in picks for small in (values, *scales)]
@@ -393,7 +353,7 @@ def _plan_affine(
     row = sizes[3] * (2 if bfloat16 else 4)
     stream = stream and (row >= LONG_ROW or row % 64 == 0)
     slots, step = _Slots(), iter(steps)
-    plan = _Affine(bfloat16, threads, len(factors), mean and len(factors) > 1, len(terms), stream)
+    plan = interface.Affine(bfloat16, threads, len(factors), mean and len(factors) > 1, len(terms), stream)
     plan.size[:] = sizes
     plan.y, plan.map = _operand(slots, walks[0]), _operand(slots, walks[1])
     if x is not None:
@@ -497,9 +457,9 @@ def _plan_pick(
     factors: tuple[tuple[int, ...], ...],
     gradients: bool,
     threads: int,
-) -> _Pick:
+) -> interface.Pick:
     sizes, (walk,), steps = merge(shape, axes, [stride], [values, *factors])
-    slots, plan = _Slots(), _Pick(bfloat16, threads, len(factors))
+    slots, plan = _Slots(), interface.Pick(bfloat16, threads, len(factors))
     plan.size[:] = sizes
     if gradients:
         plan.x = _operand(slots, walk)
@@ -526,7 +486,7 @@ def convolve(x: Tensor, weight: Tensor) -> Tensor:
     """
     x, weight = x.contiguous(), weight.contiguous()
     y = x.new_empty((len(x), 1, *x.shape[2:]))
-    plan = _Convolve(torch.get_num_threads(), x.shape[1], len(x), 0, *x.shape[2:], *weight.shape[2:])
+    plan = interface.Convolve(torch.get_num_threads(), x.shape[1], len(x), 0, *x.shape[2:], *weight.shape[2:])
     plan.x, plan.weight, plan.y = 1, 2, 3
     call("convolve", plan, [tensor.data_ptr() for tensor in (x, weight, y)])
     return y
@@ -536,11 +496,11 @@ def prepare_convolve(x: Tensor, weight: Tensor) -> Callable[[Tensor, Tensor], Te
     """`convolve` for all maps and weights that look like these, contiguous, of one or two spatial axes."""
     shape, one = (len(x), 1, *x.shape[2:]), (1,) * (4 - x.dim())
     sides = *one, *x.shape[2:], *one, *weight.shape[2:]
-    plan = _Convolve(torch.get_num_threads(), x.shape[1], len(x), 0, *sides)
+    plan = interface.Convolve(torch.get_num_threads(), x.shape[1], len(x), 0, *sides)
     plan.x, plan.weight, plan.y = 1, 2, 3
     run, address, pointers_to = function("convolve"), addressof(plan), c_void_p * 3
 
-    def convolve(x: Tensor, weight: Tensor, plan: _Convolve = plan) -> Tensor:  # which keeps the plan
+    def convolve(x: Tensor, weight: Tensor, plan: interface.Convolve = plan) -> Tensor:  # which keeps the plan
         y = torch.empty(shape, dtype=torch.float32, device=CPU)
         run(address, pointers_to(x.data_ptr(), weight.data_ptr(), y.data_ptr()))
         return y
@@ -555,7 +515,7 @@ def convolve_backward(
     x, weight, dy = x.contiguous(), weight.contiguous(), dy.contiguous()
     dx = torch.empty_like(x) if needed[0] else None
     dweight = x.new_empty((len(x), *weight.shape[1:])) if needed[1] else None
-    plan = _Convolve(torch.get_num_threads(), x.shape[1], len(x), 0, *x.shape[2:], *weight.shape[2:])
+    plan = interface.Convolve(torch.get_num_threads(), x.shape[1], len(x), 0, *x.shape[2:], *weight.shape[2:])
     plan.x, plan.weight, plan.dy = 1, 2, 3
     plan.dx, plan.dweight = 4, 5
     given = (x, weight, dy, dx, dweight)

@@ -13,6 +13,7 @@ struct Excite {
     const float *down, *down_bias, *up, *up_bias;
     float *activations;        // (inputs, batch, hidden); may be null
 };
+SHARED(Excite)
 
 namespace {
 
@@ -35,7 +36,7 @@ inline void dots(const float *weight, const float *const *row, Index n, float (*
     const int head = n % W ? (int)(n % W) : W;
     add([] { return true; }, [head](const float *from) { return load(from, head); });
     for (Index r = head; r < n; r += W) add([] { return false; }, [r](const float *from) { return load(from + r); });
-    if (WEIGHTS * ROWS % W == 0)
+    if (ROWS == FEW && WEIGHTS * ROWS % W == 0)  // the sums lie as `into` does
         for (int at = 0; at < WEIGHTS * ROWS; at += W) store(into[0] + at, fold<W>(sums[0] + at));
     else
         for (int j = 0; j < WEIGHTS; j++)

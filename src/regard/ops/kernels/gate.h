@@ -79,7 +79,7 @@ template <int N, int G = W> inline Vector fold(const Vector *each) {
         constexpr int GROUP = 2 * G / N, HALF = GROUP / 2;
         const Places first = LANES / HALF * GROUP + LANES % HALF, second = first + HALF;
         const Vector a = fold<N / 2, G>(each), b = fold<N / 2, G>(each + N / 2);
-        return (Vector)__builtin_shuffle(a, b, first) + (Vector)__builtin_shuffle(a, b, second);
+        return shuffle(a, b, first) + shuffle(a, b, second);
     }
 }
 

@@ -16,8 +16,10 @@
 using Index = int64_t;
 #if defined(__AVX512F__)
 constexpr int W = 16;  // lanes
-#else
+#elif defined(__AVX2__)
 constexpr int W = 8;
+#else
+constexpr int W = 4;  // the generic level: what SSE2 and NEON have, without a line for either
 #endif
 
 typedef float Vector __attribute__((vector_size(4 * W)));
@@ -28,6 +30,10 @@ typedef uint16_t Halves __attribute__((vector_size(2 * W)));
 struct Bfloat16 {
     uint16_t bits;
 };
+
+// Lets Python ask for the size of a struct that it fills in, to compare it with its own when it loads the library.
+#define SHARED(Struct) \
+    extern "C" { __attribute__((visibility("default"))) int32_t regard_sizeof_##Struct = sizeof(Struct); }
 
 // A small tensor beside a map: stride 0 along the axes in which it has one number. stride[3] is 0 or 1.
 struct Operand {
@@ -71,9 +77,23 @@ inline void store(Bfloat16 *to, Vector value) {
 
 #if defined(__AVX512F__)
 const Places LANES = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-#else
+#elif defined(__AVX2__)
 const Places LANES = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
+const Places LANES = {0, 1, 2, 3};
 #endif
+
+// result[i] = places[i] < W ? first[places[i]] : second[places[i] - W], by places that the compiler knows
+inline Vector shuffle(Vector first, Vector second, Places places) {
+#if defined(__clang__)
+    Vector result;
+    for (int i = 0; i < W; i++) result[i] = places[i] < W ? first[places[i]] : second[places[i] - W];
+    return result;
+#else
+    return (Vector)__builtin_shuffle(first, second, places);
+#endif
+}
+inline Vector shuffle(Vector only, Places places) { return shuffle(only, only, places); }
 
 // The last n <= W numbers of a row; the other lanes come as 0.
 inline Vector load(const float *from, int n) {
@@ -139,6 +159,8 @@ inline void finish_streams() {
 inline float sum(Vector value) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps((__m512)value);
+#elif !defined(__AVX2__)
+    return (value[0] + value[2]) + (value[1] + value[3]);
 #else
     return ((value[0] + value[4]) + (value[2] + value[6])) + ((value[1] + value[5]) + (value[3] + value[7]));
 #endif
@@ -152,7 +174,7 @@ inline Vector larger(Vector best, Vector value) {
     __m512 v = (__m512)value;  // the instruction drops a NaN in its first operand and keeps one in its second
     return (Vector)_mm512_mask_mov_ps(_mm512_max_ps(v, (__m512)best), _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), v);
 #else
-    return (value > best) | (value != value) ? value : best;
+    return ((value > best) | (value != value)) ? value : best;
 #endif
 }
 
@@ -208,7 +230,7 @@ constexpr Index LITTLE = 16384;  // steps of work for which no thread is worth w
 
 // Runs work(0) .. work(items - 1) on the threads that torch brought, each item whole on one thread.
 template <class Work>
-inline void share(Index items, int threads, Work work) {
+inline void share(Index items, [[maybe_unused]] int threads, Work work) {
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1 && items > 1)
     for (Index item = 0; item < items; item++) {
         work(item);

@@ -12,6 +12,7 @@ struct Pick {
     Operand factor[3];      // with which the map was multiplied before
     float *gradient[3];     // of the factors, laid out like them; null: y is written
 };
+SHARED(Pick)
 
 namespace {
 

@@ -19,6 +19,7 @@ struct Request {
     float count;     // divides the sum at the end
     int32_t unused;
 };
+SHARED(Request)
 
 struct Reduce {
     int32_t bfloat16, threads, requests, unused;
@@ -26,6 +27,7 @@ struct Reduce {
     Map x, other;  // other.data may be null
     Request request[6];
 };
+SHARED(Reduce)
 
 namespace {
 

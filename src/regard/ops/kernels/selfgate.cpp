@@ -18,6 +18,7 @@ struct SelfGate {
     float *stats;  // [2][batch][channels]: mean, sum of squared deviations
     float *sums;   // [4][batch][channels]: the gradients of slope, level, bias, strength
 };
+SHARED(SelfGate)
 
 namespace {
 
@@ -172,8 +173,8 @@ template <class T> void interleave(T *to, const float *from, Index half) {
     each(half, [&](Index r, auto lanes) {
         const Vector first = lanes.load(from + r), second = lanes.load(from + half + r);
         const int n = 2 * lanes.n;
-        store(to + 2 * r, n < W ? n : W, (Vector)__builtin_shuffle(first, second, low));
-        if (n > W) store(to + 2 * r + W, n - W, (Vector)__builtin_shuffle(first, second, high));
+        store(to + 2 * r, n < W ? n : W, shuffle(first, second, low));
+        if (n > W) store(to + 2 * r + W, n - W, shuffle(first, second, high));
     });
 }
 template <class T> void separate(float *to, const T *from, Index half) {
@@ -181,8 +182,8 @@ template <class T> void separate(float *to, const T *from, Index half) {
     each(half, [&](Index r, auto lanes) {
         const int n = 2 * lanes.n;
         const Vector low = load(from + 2 * r, n < W ? n : W), high = n > W ? load(from + 2 * r + W, n - W) : Vector{};
-        lanes.store(to + r, (Vector)__builtin_shuffle(low, high, even));
-        lanes.store(to + half + r, (Vector)__builtin_shuffle(low, high, odd));
+        lanes.store(to + r, shuffle(low, high, even));
+        lanes.store(to + half + r, shuffle(low, high, odd));
     });
 }
 
@@ -248,7 +249,7 @@ template <class T> void gate_image(const SelfGate &a, Index image, int threads) 
     const Index channels = a.channels;
     const float *known = channel.data(), strength = a.strength ? *a.strength : 1;
     const bool past = a.stream;
-    tiles.visit(threads, [&](Index tile, Index from, Index to) {
+    tiles.visit(threads, [&](Index, Index from, Index to) {
         std::vector<float> turns(a.shuffle ? channels : 0);
         float *turn = turns.data();
         for (Index p = from; p < to; p++) {
@@ -313,7 +314,7 @@ template <class T, class D> void differentiate_image(const SelfGate &a, Index im
         const Line found(a, image, c, sum[0], sum[channels], sum[2 * channels], sum[3 * channels]);
         line[c] = found.constant, line[channels + c] = found.factor;
     }
-    tiles.visit(threads, [&](Index tile, Index from, Index to) {
+    tiles.visit(threads, [&](Index, Index from, Index to) {
         std::vector<float> turns;
         for (Index p = from; p < to; p++) {
             const D *dy = arranged(turns, p, 1);

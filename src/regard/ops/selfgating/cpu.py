@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from regard.ops.gradients import differentiate, must_be_plain
-from regard.ops.kernels import cpu, library
+from regard.ops.kernels import cpu, interface, library
 from regard.ops.selfgating import reference
 
 Parameters = tuple[Tensor | None, ...]
@@ -105,13 +104,6 @@ def _differentiate_reference(
 # --- the call into C++ -----------------------------------------------------------------------------------------------
 
 
-class _Plan(Structure):
-    _fields_ = [(name, c_int32) for name in ("bfloat16", "threads", "last", "shuffle", "stream", "energetic")]
-    _fields_ += [("energy", c_float), ("epsilon", c_float)]
-    _fields_ += [(name, c_int64) for name in ("batch", "channels", "pixels", "period")]
-    _fields_ += [(name, c_void_p) for name in ("x", "dy", "y", "slope", "level", "bias", "strength", "stats", "sums")]
-
-
 def _period(x: Tensor, parameters: Parameters) -> int:
     return next((len(vector) for vector in parameters[:3] if vector is not None), x.shape[1])
 
@@ -129,7 +121,9 @@ def _call(x: Tensor, parameters: Parameters, options: Options, period: int, **te
     last = not x.is_contiguous()
     pixels = x.numel() // (batch * channels)
     stream = cpu.past_the_cache(x, channels if last else pixels)
-    plan = _Plan(x.dtype == torch.bfloat16, torch.get_num_threads(), last, shuffle, stream, energy is not None)
+    plan = interface.SelfGate(
+        x.dtype == torch.bfloat16, torch.get_num_threads(), last, shuffle, stream, energy is not None
+    )
     plan.energy, plan.epsilon = energy or 0, epsilon
     plan.batch, plan.channels, plan.pixels, plan.period = batch, channels, pixels, period
     smalls = [None if parameter is None else parameter.float().contiguous() for parameter in parameters]

@@ -1,0 +1,155 @@
+"""What the files of a comparison hold: one declared shape for each, to which every reader holds them.
+
+A field that older folders lack is `NotRequired`; a new one is declared so, too.
+"""
+
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+from regard.schema import NoLess, Positive, Share, Whole, Within
+
+Side = Annotated[int, Within(1, 2**16)]
+Seed = Annotated[int, Within(0, 2**32 - 1)]
+Arm = Annotated[str, Within(1, 200)]
+Ratio = Annotated[float, Within(1e-9, 1e9)]
+Above0 = Annotated[float, Within(5e-324)]
+Spread = tuple[NoLess, NoLess, NoLess]  # lower quartile, median, upper quartile
+Ratios = tuple[Ratio, Ratio, Ratio]
+
+
+class Question(TypedDict):
+    """What is asked: the same for every run."""
+
+    data: str
+    fingerprint: str
+    model: str
+    size: Side
+    epochs: Positive
+    batch: Positive
+    learning_rate: Above0
+    pretrained: bool
+    weights: str | None
+    start: Literal["paper", "identity"]
+    margin: Annotated[float, Within(5e-324, 1)]
+    train_images: Whole
+    val_images: Whole
+    test_images: Whole
+    classes: Annotated[list[str], Within(1)]
+    split_varies: str
+    trunk: NotRequired[Literal["trained", "frozen"]]
+    weight_decay: NotRequired[NoLess]
+    smoothing: NotRequired[Share]
+    at: NotRequired[str | list[str]]
+    model_sha256: NotRequired[str | None]  # of the user's own file
+    weights_sha256: NotRequired[str | None]
+    widening: NotRequired[Annotated[float, Within(0.1, 100)] | None]
+    device: NotRequired[str]
+    channels: NotRequired[Side]
+    normalisation: NotRequired[tuple[list[float], Annotated[list[Above0], Within(1)]] | None]
+    broken: NotRequired[list[tuple[str, str]]]
+
+
+class Asked(TypedDict):
+    """One time that the question was asked."""
+
+    when: str
+    arms: Annotated[list[Arm], Within(1, 1000)]
+    seeds: Annotated[list[Seed], Within(0, 1000)]
+    command: str
+    seen: bool
+
+
+class Stored(TypedDict):
+    """question.json"""
+
+    question: Question
+    asked: Annotated[list[Asked], Within(1, 10_000)]
+    environment: dict[str, Any]
+
+
+class Epoch(TypedDict):
+    epoch: Positive
+    train_loss: float
+    val_top1: Share
+    seconds: NoLess
+
+
+class Run(TypedDict):
+    """runs/ARM/seed-NNNN.json, of any run"""
+
+    arm: Arm
+    seed: Seed
+    status: Literal["done", "failed"]
+    environment: NotRequired[dict[str, Any]]
+
+
+class Done(Run):
+    """... of one that finished"""
+
+    top1: Share
+    top5: Share | None
+    curve: Annotated[list[Epoch], Within(1)]
+    reason: NotRequired[None]
+    test_images: NotRequired[Whole]
+    seconds: NotRequired[NoLess]
+    parameters: NotRequired[Whole]
+    weights_sha256: NotRequired[str]
+    resumed: NotRequired[Whole]
+    layout: NotRequired[str]
+    killed: NotRequired[str | None]
+
+
+class Failed(Run):
+    """... and of one that did not"""
+
+    reason: str
+
+
+class Price(TypedDict):
+    parameters: Whole
+    macs: Whole
+    infer_ms: Spread
+    infer_ratio: Ratios
+    train_ms: Spread
+    train_ratio: Ratios
+    peak_ratio: Ratio
+    added_parameters: NotRequired[int]
+    added_macs: NotRequired[int]
+    peak_bytes: NotRequired[Whole]
+
+
+class Cost(TypedDict):
+    """cost.json"""
+
+    device: str
+    batch: Positive
+    rounds: Whole
+    noisy: bool
+    arms: dict[str, Price]
+
+
+class Meta(TypedDict):
+    """data/meta.json"""
+
+    name: str
+    classes: Annotated[list[str], Within(1)]
+    files: list[str]
+    broken: list[tuple[str, str]]
+    fingerprint: str
+    key: dict[str, Any]
+
+
+class Shown(TypedDict):
+    """One map of maps/ARM.npz"""
+
+    key: str
+    name: str
+    kind: str
+    limits: list[Any] | None
+
+
+class Checkpoint(TypedDict):
+    """What a checkpoint holds beside weights and optimiser"""
+
+    curve: list[Epoch]
+    resumed: Whole
+    environment: dict[str, Any]

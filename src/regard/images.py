@@ -1,0 +1,93 @@
+"""Image files of anybody: which are taken, where they are found, and how they are opened."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from PIL import Image
+
+from regard.files import regular
+
+# decoders without other programs behind them; what Pillow was built without, or a plugin that is not there, is left out
+FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA"),
+    *("TIFF", "WEBP"),
+)
+SUFFIXES = (
+    *(".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
+    *(".jpx", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp"),
+)
+PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)  # of one image, at most
+
+
+def is_image(path: Path) -> bool:
+    """Whether a path is called as an image is, and is no folder."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, in the order of their names; hidden ones are passed over."""
+    return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith((".", "__MACOSX"))]
+
+
+def below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """The image files in a folder and in its folders, links followed but never in a circle."""
+    above |= {folder.resolve()}
+    for inner in subfolders(folder):
+        if inner.resolve() not in above:
+            yield from below(inner, above)
+    yield from (path for path in sorted(folder.iterdir()) if is_image(path))
+
+
+def once(paths: Iterable[Path]) -> list[Path]:
+    """The paths in their order, each file once: where it lies itself, or else where a link leads to it first."""
+    given = list(dict.fromkeys(paths))
+    kept: dict[object, Path] = {}
+    for path in given:
+        try:
+            found = path.stat()
+            file: object = (found.st_dev, found.st_ino)
+        except OSError:  # a link to nowhere; reading it will say so
+            file = path
+        if file not in kept or (_lies(path) and not _lies(kept[file])):
+            kept[file] = path
+    chosen = set(kept.values())
+    return [path for path in given if path in chosen]
+
+
+def _lies(path: Path) -> bool:
+    """Whether no link leads there."""
+    return path.resolve() == path.absolute()
+
+
+@contextmanager
+def reading(path: str | Path, *, pixels: int = PIXELS) -> Iterator[Image.Image]:
+    """An image whose header is read and whose pixels are not.
+
+    Args:
+        path: of a regular file; what it holds is told by its content, not by its name.
+        pixels: more are refused, before anything is decoded.
+
+    Raises:
+        DecompressionBombError: it has more pixels.
+        Exception: as the decoder of its format does, or there is no such file, or it is none of the regular kind.
+    """
+    with regular(path) as file:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is below
+            image = Image.open(file, formats=formats())
+        with image:
+            if image.width * image.height > pixels:
+                raise Image.DecompressionBombError
+            yield image
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that can be read here."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)

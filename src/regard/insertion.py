@@ -375,8 +375,9 @@ def attach(
             residual branch, or of each stage.
         example: input of the dry run; a tuple is positional arguments, a dict keyword arguments, anything else one.
         start: ``"identity"``: the model computes exactly what it did, and every new parameter can learn, where need be
-            from another start than the authors' (see the card): for networks that have learnt; ``"paper"``: as the authors start it: for training from scratch, where many networks start
-            the last norm of each branch at 0, and an identity in front of a map of zeros would hardly move.
+            from another start than the authors' (see the card): for networks that have learnt; ``"paper"``: as the
+            authors start it: for training from scratch, where many networks start the last norm of each branch at 0,
+            and an identity in front of a map of zeros would hardly move.
         seed: of the mechanism's own generator; drawn from torch's global one otherwise, which is put back.
         label: name under which it is attached, the mechanism's name otherwise; several labels stack.
         layout: how the sites' outputs hold their maps, where the dry run cannot tell, see `sites`.

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import regard
-from regard.registry import SLOTS, Info, shapes
+from regard.registry import SLOTS, Info, shapes, start_as_identity
 from regard.tap import taps
 
 SIZES = [(14, 14), (7, 13), (1, 1), (1, 9)]
@@ -317,9 +317,7 @@ def identity(subject):
     (x,) = subject.inputs(64)
     torch.manual_seed(0)
     module = subject.build(64)
-    start = subject.known.identity
-    if start is not None:
-        start(module)
+    start_as_identity(subject.known, module)
     module.eval()
     assert torch.equal(module(x), x)
     module.train()

@@ -43,7 +43,7 @@ FLOORS = [
     "regard.ops.kernels.plan regard.ops.kernels.library",
     "regard.ops.kernels.interface regard.ops.dispatch regard.ops.*",
     "regard.registry",
-    "regard.schema regard.images",
+    "regard.schema regard.images regard.hidden",
     "regard.tap regard.norm regard.conv regard.files regard.layout regard.positions regard.svg regard.peers"
     " regard.guard",
     "regard.errors regard.blocks",

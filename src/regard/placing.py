@@ -49,11 +49,13 @@ class Plan:
         what: the mechanism or the word.
         places: in the order of the forward pass.
         refused: why it cannot go there at all, in a sentence.
+        notes: what to know of it at its sites, a sentence each.
     """
 
     what: str
     places: tuple[Place, ...]
     refused: str | None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as what JSON can hold."""
@@ -80,7 +82,7 @@ class Plan:
     def __str__(self) -> str:
         count = sum(place.chosen for place in self.places)
         end = self.refused or f"* {self.what} goes to {count} site{'s' * (count != 1)}."
-        return f"{self.table}\n\n{end}"
+        return "\n".join([f"{self.table}\n\n{end}", *(f"  {note}" for note in self.notes)])
 
 
 def plan(
@@ -108,12 +110,14 @@ def plan(
     refuse_unhookable(model)
     survey = dry_run(model, example, layout)
     refused = None
+    notes: tuple[str, ...] = ()
     name, options = parse(mechanism) if mechanism is not None else ("", {})
     if name:
         info(name)
     try:
         if name:
-            chosen = attach(twin(model), name, at=at, layout=layout, example=example, **options).sites
+            attached = attach(twin(model), name, at=at, layout=layout, example=example, **options)
+            chosen, notes = attached.sites, tuple(attached.notes)
         else:
             chosen = [site.name for site in choose(model, at, survey)]
     except UserError as error:
@@ -134,7 +138,7 @@ def plan(
     shown = [place for place in called if every or place.words or place.chosen] or called
     found = [replace(place, reason=_why_not(model, place, survey)) for place in shown]
     what = mechanism or (at if isinstance(at, str) else "your function" if callable(at) else ",".join(at))
-    return Plan(what, tuple(found), refused)
+    return Plan(what, tuple(found), refused, notes)
 
 
 def _names(model: nn.Module, word: str, survey: Survey) -> list[str]:

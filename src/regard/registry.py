@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.errors import UserError, near
+from regard.hidden import FEW, open_up, width
 from regard.tap import fade_in
 
 SLOTS = ("Paper", "Category", "Formula", "Shape", "Cost", "Place", "Differs", "Maps")
@@ -45,6 +46,7 @@ class Info:
             from that convolution to the options with which it is built; it is called with what goes into the
             convolution and what the activation gives.
         identity: what makes a fresh module the identity, exactly; None when it is so by itself, or never.
+        hidden: of a module the layers whose results pass a ReLU on the way to the gate, or the norms behind them.
         official: golden key -> ``(tensors, channels, **their_args) -> Translation``; it may rewrite the tensors it is
             given, a dict of its own.
         exceptions: what the contract asks and this mechanism does not give -> the reason.
@@ -62,6 +64,7 @@ class Info:
     signature: str
     beside: Callable[[nn.Module], dict[str, Any]] | None
     identity: Callable[[nn.Module], None] | None
+    hidden: Callable[[Any], list[nn.Module]] | None
     official: Mapping[str, Callable[..., Translation]]
     exceptions: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -101,6 +104,7 @@ def register(
     signature: str = SAME,
     beside: Callable[[nn.Module], dict[str, Any]] | None = None,
     identity: Callable[[nn.Module], None] | None = fade_in,
+    hidden: Callable[[Any], list[nn.Module]] | None = None,
     official: Mapping[str, Callable[..., Translation]] | None = None,
     exceptions: Mapping[str, str] | None = None,
 ) -> Callable[[Factory], Factory]:
@@ -109,8 +113,8 @@ def register(
     Args:
         name: lower-case identifier.
         parameters: see `Info`; called with every option, given or default: take what matters, and ``**_``.
-        category, paper, place, attention, signature, beside, identity, official, exceptions: see `Info`. Most gates can
-            leave all after the parameters alone.
+        category, paper, place, attention, signature, beside, identity, hidden, official, exceptions: see `Info`. Most
+            gates can leave all after the parameters alone.
 
     Raises:
         UserError: the name is taken by another mechanism or is no lower-case identifier, or the place is unknown.
@@ -152,8 +156,8 @@ def register(
             return parameters(channels, **{**options, **chosen})
 
         _registry[name] = Info(
-            name, factory, category, attention, paper, place, count, signature, beside, identity, official or {},
-            exceptions or {}, options, _slots(factory),
+            name, factory, category, attention, paper, place, count, signature, beside, identity, hidden,
+            official or {}, exceptions or {}, options, _slots(factory),
         )  # fmt: skip
         return factory
 
@@ -211,6 +215,64 @@ def create(
         raise UserError(f"{name}: channels is a positive whole number, got {channels!r}")
     check_options(known, options)
     return known.factory(channels, **options).to(device=device, dtype=dtype)
+
+
+def start_as_identity(known: Info, module: nn.Module) -> None:
+    """Let a fresh module leave its map as it is, with hidden units that can learn."""
+    if known.identity is not None:
+        known.identity(module)
+    for layer in known.hidden(module) if known.hidden else ():
+        open_up(layer)
+
+
+def narrow(name: str, channels: Mapping[str, int], options: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Where a mechanism has fewer than 4 hidden units, and which option gives more, a sentence each.
+
+    Args:
+        name: of the mechanism.
+        channels, options: by site.
+
+    Example:
+        >>> narrow("se", {"layer1": 16, "layer2": 64}, {"layer1": {}, "layer2": {}})
+        ['1 hidden unit at layer1: reduction=4 gives 4']
+    """
+    said: dict[tuple[str, str], list[str]] = {}
+    for site, count in channels.items():
+        units = _units(name, count, options[site])
+        if units is not None and units < FEW:
+            words = f"{units} hidden unit{'s' * (units != 1)}", _wider(name, count, options[site], units)
+            said.setdefault(words, []).append(site)
+    return [
+        f"{units} at {', '.join(sites[:3])}{f' and {len(sites) - 3} more' * (len(sites) > 3)}{remedy}"
+        for (units, remedy), sites in said.items()
+    ]
+
+
+def _units(name: str, channels: int, options: Mapping[str, Any]) -> int | None:
+    """The least width of its hidden layers; None where it has none."""
+    known = info(name)
+    if known.hidden is None:
+        return None
+    with torch.device("meta"):
+        return min(map(width, known.hidden(known.factory(channels, **options))), default=None)
+
+
+def _wider(name: str, channels: int, options: Mapping[str, Any], units: int) -> str:
+    """Which option gives more hidden units, and how many."""
+    chosen = {**info(name).options, **options}
+    tried = [("hidden", FEW)] if chosen.get("hidden") else []
+    reduction = chosen.get("reduction", 1)
+    while reduction > 1:
+        reduction //= 2
+        tried.append(("reduction", reduction))
+    best = units
+    for option, value in tried:
+        count = _units(name, channels, {**options, option: value}) or 0
+        if count > best:
+            best, remedy = count, f": {option}={value} gives {count}"
+        if count >= FEW:
+            break
+    return remedy if best > units else ""
 
 
 def check_options(known: Info, options: Mapping[str, Any]) -> None:

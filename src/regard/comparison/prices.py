@@ -11,6 +11,7 @@ from torch import nn
 from regard import costing
 from regard.comparison import hosts
 from regard.comparison.training import PLAIN, WIDER, build, on_device
+from regard.insertion import attached
 from regard.timing import noisy
 
 SECONDS = 20.0  # for all timings together
@@ -30,6 +31,7 @@ def measure(question: dict[str, Any], arms: list[str]) -> dict[str, Any]:
         "rounds": len(rounds),
         "noisy": noisy(costs[PLAIN].infer_ms) is not None,
         "arms": {arm: asdict(cost) for arm, cost in costs.items()},
+        "narrow": {arm: found.notes for arm, model in models.items() for found in attached(model) if found.notes},
     }
 
 

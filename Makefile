@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test levels check format docs trust advice networks export speed whole pairs loop examples stamps galleries notebook looking proofs clean
+.PHONY: demo test levels check format docs trust fuzz advice networks export speed whole pairs loop examples stamps galleries notebook looking proofs clean
 
 # One finished stamp per set of requirements: an interrupted set-up is done again, a finished one is not.
 .venv/ready: pyproject.toml constraints.txt
@@ -50,6 +50,11 @@ docs: .venv/built
 trust: .venv/built
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .venv/peers --no-deps fightingcv-attention==1.0.0 einops
 	PYTHONPATH=tests $(BIN)/python -m trust
+
+# random use of what is public, damaged files, interruptions: what came of it is a part of docs/trust.md
+fuzz: .venv/built
+	PYTHONPATH=tests $(BIN)/python tests/fuzzing.py
+	PYTHONPATH=tests $(BIN)/python -m trust --page
 
 # what attention costs in three networks, before it is trained; takes minutes
 advice: .venv/built

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import regard
-from regard.registry import RANKS, SLOTS, Info, shapes
+from regard.registry import RANKS, SLOTS, Info, shapes, start_as_identity
 from regard.tap import taps
 
 SIZES = [(14, 14), (7, 13), (1, 1), (1, 9)]
@@ -184,6 +184,27 @@ def gradients(subject):
         assert torch.autograd.gradcheck(function, (*inputs, *parameters.values()), fast_mode=True)
 
 
+@promise("a gradient of a gradient", anyone=False)
+def twice(subject):
+    """As a penalty on gradients takes it: by whatever runs, as by the reference in double precision."""
+    for training in (True, False):
+        found = []
+        for impl, dtype in (("auto", torch.float32), ("reference", torch.float64)):
+            module = subject.make(8).to(dtype).train(training)
+            inputs = [x.requires_grad_() for x in subject.inputs(8, (4, 5), dtype=dtype)]
+            leaves = [*inputs, *module.parameters()]
+            with regard.use_impl(impl):
+                once = torch.autograd.grad(total(module(*inputs)), leaves, create_graph=True, allow_unused=True)
+                penalty = sum(d.square().sum() for d in once if d is not None)
+                found.append(torch.autograd.grad(penalty, leaves, allow_unused=True))
+        largest = max(expected.abs().max() for expected in found[1] if expected is not None)
+        for got, expected in zip(*found, strict=True):
+            assert (got is None) == (expected is None)
+            if got is not None:
+                error = (got.double() - expected).abs().max() / largest
+                assert error < 1e-3, f"off by {error:.0e}"
+
+
 @promise("every parameter gets a gradient")
 def every_parameter(subject):
     module = subject.make(64)
@@ -318,9 +339,7 @@ def identity(subject):
     (x,) = subject.inputs(64)
     torch.manual_seed(0)
     module = subject.build(64)
-    start = subject.known.identity
-    if start is not None:
-        start(module)
+    start_as_identity(subject.known, module)
     module.eval()
     assert torch.equal(module(x), x)
     module.train()

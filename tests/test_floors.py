@@ -45,7 +45,7 @@ FLOORS = [
     "regard.ops.kernels.interface regard.ops.dispatch regard.ops.*",
     "regard.cards regard.named",
     "regard.registry",
-    "regard.schema regard.images",
+    "regard.schema regard.images regard.hidden",
     "regard.tap regard.norm regard.conv regard.files regard.layout regard.positions regard.svg regard.peers"
     " regard.guard regard.small_resnet",
     "regard.errors regard.blocks",

@@ -241,6 +241,42 @@ def test_a_variance_does_not_cancel(layout):
         torch.testing.assert_close(y.double(), ops.selfgate(x.double(), Tap("element"), energy=1e-4), rtol=1e-3, atol=0)
 
 
+EXTREMES = {
+    "times 1e12": lambda x: x * 1e12,
+    "times 1e-12": lambda x: x * 1e-12,
+    "offset 1e4": lambda x: x + 1e4,
+    "offset 1e4 times 1e12": lambda x: (x + 1e4) * 1e12,
+    "steps": lambda x: x + 1e4 * (torch.arange(x[0, 0].numel()) >= 200).view(x.shape[2:]),  # how the pixels begin
+    "equal pixels": lambda x: x[:, :, :1, :1].expand(x.shape),
+    "equal pixels times 1e12": lambda x: x[:, :, :1, :1].expand(x.shape) * 1e12,
+    "one pixel": lambda x: x[:, :, :1, :1],
+    "one pixel times 1e12": lambda x: x[:, :, :1, :1] * 1e12,
+    "zeros": torch.zeros_like,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("form", [energy, norm, shuffled, fading])
+@pytest.mark.parametrize("extreme", EXTREMES)
+def test_as_exact_as_the_reference(extreme, form, layout, dtype):
+    """On maps that a sum of squares, in float32, would not survive: value and every gradient."""
+    w = parameters().detach().to(dtype)
+    for shape in ((2, 12, 9, 21), (1, 12, 60, 70)):
+        x = EXTREMES[extreme](draw(shape=shape).detach()).to(dtype).contiguous(memory_format=LAYOUTS[layout])
+        errors = []
+        exact = exactly(gradients, form, x, w)
+        for impl in ("cpu", "reference"):
+            with ops.use_impl(impl):
+                found = gradients(form, *(tensor.clone().requires_grad_() for tensor in (x, w)))
+            pairs = list(zip(found, exact, strict=True))[: 2 if form is energy else 3]  # which weighs w by torch alone
+            errors.append([(a.double() - b).abs().max() / b.abs().max() for a, b in pairs])
+        for ours, theirs in zip(*errors, strict=True):
+            allowed = 2e-5 if dtype == torch.float32 else 1e-2
+            both_zero = ours.isnan() and theirs.isnan()
+            assert both_zero or ours <= max(2 * theirs, allowed), f"{ours:.1e}, the reference {theirs:.1e}"
+
+
 def test_memory_kept():
     """The map itself and small things, in training."""
     for form in (energy, norm, shuffled, agreeing):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+import fuzzing
 import regard
 from contract import PROMISES, Subject, ours
 from golden import CASES, GOLDEN, deviations, distance, part
@@ -156,8 +157,8 @@ def measure() -> dict[str, Any]:
     return found | {"versions": {package: version(package) for package in ("regard", "torch")}}
 
 
-def render(found: dict[str, Any]) -> str:
-    """The page."""
+def render(found: dict[str, Any], fuzzed: dict[str, Any]) -> str:
+    """The page, from what the checks and the fuzzer found."""
     columns = [words for words, promise in PROMISES.items() if not promise.slow]
     legend = "\n".join(f"{number}. {words}" for number, words in enumerate(columns, start=1))
     numbers = " | ".join(map(str, range(1, len(columns) + 1)))
@@ -175,8 +176,8 @@ def render(found: dict[str, Any]) -> str:
     failures = [line for entry in found["others"] for line in _failures(entry)]
     return f"""# What was checked
 
-Made by `make trust` from the checks that `make test` runs (torch {found["versions"]["torch"]}); nothing here is
-written by hand.
+Made by `make trust` from the checks that `make test` runs (torch {found["versions"]["torch"]}), and by `make fuzz`;
+nothing here is written by hand.
 
 ## Agreement with the authors, or what stands for them
 
@@ -202,6 +203,13 @@ again, *formula* from the paper's formula.
 
 {chr(10).join(exceptions) or "There are no exceptions."}
 
+## Random use
+
+`make fuzz` uses what is public at random and damages what is read, with seed {fuzzed["seed"]} (torch
+{fuzzed["versions"]["torch"]}). A kernel is wrong where it is further from float64 than ten times the reference in the
+same precision; a refusal is a sentence, nothing else, and leaves everything as it was.
+
+{fuzzing.table(fuzzed)}
 ## The same asked of other libraries
 
 Their modules with their default arguments (where default groups fit no map of 8, 20 and 64 channels, as few as fit).
@@ -259,6 +267,7 @@ def _plain(answer: str) -> str:
 
 if __name__ == "__main__":
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    found = measure()
-    write_text(RESULTS, json.dumps(found, indent=1) + "\n")
-    print(write_text(PAGE, render(found)))
+    if "--page" not in sys.argv:
+        write_text(RESULTS, json.dumps(measure(), indent=1) + "\n")
+    found, fuzzed = (json.loads(path.read_text()) for path in (RESULTS, fuzzing.RESULTS))
+    print(write_text(PAGE, render(found, fuzzed)))

@@ -368,6 +368,7 @@ def _warnings(model: nn.Module, attached: Attached, example: Any, device: torch.
             f"{_where(heavy)} the map between positions ({pixels}) takes up to {_bytes(sizes[largest])} where it is "
             "recorded or built."
         )
+    said += [f"{note[0].upper()}{note[1:]}." for note in attached.notes]
     known = info(attached.mechanism)
     said += [f"No {what}: {reason}." for what, reason in known.exceptions.items() if LEAVING.search(what)]
     return said

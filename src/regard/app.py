@@ -87,7 +87,7 @@ class Networks:
 
     def __init__(self, offered: Mapping[str, Opened]) -> None:
         self.offered = offered
-        self.lock = threading.RLock()  # looking at a network puts hooks into it
+        self.lock = threading.RLock()  # one look at a time: each takes all cores
         self._open: dict[tuple[str, str], Subject] = {}
 
     def open(self, name: str, mechanism: str = AS_IT_IS) -> Subject:

@@ -28,7 +28,7 @@ from regard.borrowing import borrowed, brief, call, is_sharded, refuse_unhookabl
 from regard.errors import UserError, near
 from regard.files import opened, whole
 from regard.layout import Layout
-from regard.registry import check_options, create, info, wrong_axes
+from regard.registry import check_options, create, info, narrow, start_as_identity, wrong_axes
 from regard.schema import Within, fault
 from regard.site import At, choose, find, for_one, glob
 from regard.survey import CHILD, CONVOLUTIONS, Survey, dry_run
@@ -120,6 +120,7 @@ class Attached:
         label: the name of its children, ``site.regard.LABEL``.
         mechanism, options, start: how it was made.
         sites: names of the sites, in the order of the forward pass.
+        notes: what to know of it at its sites, a sentence each: where a gate has very few hidden units.
         orphans: sites where it no longer works, with the reason (a tool rebuilt the module).
     """
 
@@ -146,6 +147,12 @@ class Attached:
         everywhere = dict(self.model.named_modules())
         found = {site: everywhere.get(f"{site}.{CHILD}.{self.label}") for site in self.sites}
         return {site: module for site, module in found.items() if module is not None}
+
+    @property
+    def notes(self) -> list[str]:
+        beside = self._record["beside"]
+        options = {site: beside.get(site, {}).get("options", {}) | self.options for site in self.sites}
+        return narrow(self.mechanism, self._record["channels"], options)
 
     @property
     def orphans(self) -> dict[str, str]:
@@ -340,7 +347,7 @@ class Attached:
         count = sum(parameter.numel() for parameter in self.parameters())
         sites = f"{len(self.sites)} site{'s' * (len(self.sites) != 1)}"
         text = f"{self.label} ({self.mechanism}) at {sites}, {count:,} parameters, start={self.start}"
-        return text + (f"; {len(self.orphans)} of them orphans" if self.orphans else "")
+        return "; ".join([text, *([f"{len(self.orphans)} of them orphans"] if self.orphans else []), *self.notes])
 
 
 def attach(
@@ -368,9 +375,10 @@ def attach(
         at: see `sites`; ``"auto"`` is the mechanism's own placement; where the network has none such, the end of each
             residual branch, or of each stage.
         example: input of the dry run; a tuple is positional arguments, a dict keyword arguments, anything else one.
-        start: ``"identity"``: the model computes exactly what it did, and every new parameter can learn: for networks
-            that have learnt; ``"paper"``: as the authors start it: for training from scratch, where many networks start
-            the last norm of each branch at 0, and an identity in front of a map of zeros would hardly move.
+        start: ``"identity"``: the model computes exactly what it did, and every new parameter can learn, where need be
+            from another start than the authors' (see the card): for networks that have learnt; ``"paper"``: as the
+            authors start it: for training from scratch, where many networks start the last norm of each branch at 0,
+            and an identity in front of a map of zeros would hardly move.
         seed: of the mechanism's own generator; drawn from torch's global one otherwise, which is put back.
         label: name under which it is attached, the mechanism's name otherwise; several labels stack.
         layout: how the sites' outputs hold their maps, where the dry run cannot tell, see `sites`.
@@ -665,9 +673,9 @@ def _build(record: dict[str, Any], ranks: Mapping[str, int], seed: int | None) -
             site: create(known.name, channels, **record["beside"].get(site, {}).get("options", {}) | record["options"])
             for site, channels in record["channels"].items()
         }
-        if record["start"] == "identity" and known.identity is not None:
+        if record["start"] == "identity":
             for mechanism in built.values():
-                known.identity(mechanism)
+                start_as_identity(known, mechanism)
     return built
 
 

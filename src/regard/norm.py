@@ -1,6 +1,6 @@
-"""Batch normalisation as the mechanisms need it."""
+"""Normalisation as the mechanisms need it."""
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -22,3 +22,16 @@ class BatchNorm(_BatchNorm):
                 input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
         return super().forward(input)
+
+
+class LayerNorm(nn.LayerNorm):
+    """``torch.nn.LayerNorm``, which can be told to scale and shift alone.
+
+    Attributes:
+        plain: not to normalise: of one value a layer norm leaves 0, and of two their order.
+    """
+
+    plain: bool = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input * self.weight + self.bias if self.plain else super().forward(input)

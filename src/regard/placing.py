@@ -53,7 +53,7 @@ class Plan:
         what: the mechanism or the word.
         places: in the order of the forward pass.
         refused: why it cannot go there at all, in a sentence.
-        notes: what to watch where it goes, a sentence each.
+        notes: what to know of it at its sites, a sentence each.
     """
 
     what: str
@@ -86,7 +86,7 @@ class Plan:
     def __str__(self) -> str:
         count = sum(place.chosen for place in self.places)
         end = self.refused or f"* {self.what} goes to {count} site{'s' * (count != 1)}."
-        return "\n".join([self.table, "", end, *self.notes])
+        return "\n".join([f"{self.table}\n\n{end}", *(f"  {note}" for note in self.notes)])
 
 
 def plan(
@@ -121,7 +121,7 @@ def plan(
     try:
         if name:
             attached = attach(twin(model), name, at=at, layout=layout, example=example, **options)
-            chosen, notes = attached.sites, _notes(attached, survey)
+            chosen, notes = attached.sites, (*attached.notes, *_notes(attached, survey))
         else:
             chosen = [site.name for site in choose(model, at, survey)]
     except UserError as error:

@@ -12,6 +12,7 @@ from regard import costing
 from regard.comparison import hosts
 from regard.comparison.asked import PLAIN, WIDER
 from regard.comparison.training import build, on_device
+from regard.insertion import attached
 from regard.timing import noisy
 
 SECONDS = 20.0  # for all timings together
@@ -31,6 +32,7 @@ def measure(question: dict[str, Any], arms: list[str]) -> dict[str, Any]:
         "rounds": len(rounds),
         "noisy": noisy(costs[PLAIN].infer_ms) is not None,
         "arms": {arm: asdict(cost) for arm, cost in costs.items()},
+        "narrow": {arm: found.notes for arm, model in models.items() for found in attached(model) if found.notes},
     }
 
 

@@ -125,6 +125,7 @@ class Cost(TypedDict):
     rounds: Whole
     noisy: bool
     arms: dict[str, Price]
+    narrow: NotRequired[dict[str, list[str]]]  # by arm, where it has very few hidden units
 
 
 class Meta(TypedDict):

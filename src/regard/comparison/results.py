@@ -201,6 +201,8 @@ class Comparison:
         notes += [f"Broken file, left out: {file}: {reason}" for file, reason in self.question.get("broken", [])]
         if added := self.added_in_words:
             notes.append(f"Added after looking: {added}, so the stated error rate no longer holds exactly.")
+        for arm, said in (self.cost or {}).get("narrow", {}).items():
+            notes += [f"Narrow: {arm} has {note}." for note in said]
         if self.cost and self.cost["noisy"]:
             notes.append("Noisy timing: the machine was busy while costs were measured; read them as rough.")
         elif self.cost:

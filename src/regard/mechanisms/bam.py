@@ -57,6 +57,7 @@ def _translate(
     paper="Park et al. 2018, arXiv 1807.06514",
     place="transitions",
     parameters=_parameters,
+    hidden=lambda bam: [bam.norm, bam.reduce_norm, *bam.dilated_norms],
     official={"bam": _translate},
 )
 class BAM(nn.Module):
@@ -77,6 +78,8 @@ class BAM(nn.Module):
               be built as released (an undefined name). Fewer channels than `reduction` leave the authors no hidden
               unit; here at least one stays. Popular copies forget the padding that a dilation needs, so that the map
               shrinks and is broadcast from a single pixel, or add a third hidden layer.
+              With `start="identity"` the norms of hidden layers of fewer than 16 units start with biases of 2, so that
+              few units start shut.
     Maps:     `gate`, element, values in (1, 2).
 
     Args:

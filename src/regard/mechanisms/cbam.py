@@ -75,6 +75,7 @@ def _translate_spatial(tensors: Mapping[str, Tensor], channels: int | None) -> T
     paper="Woo et al. 2018, arXiv 1807.06521",
     place="branches",
     parameters=_parameters,
+    hidden=lambda cbam: [cbam.down] if cbam.arrangement != "spatial" else [],
     official={"cbam": _translate, "cbam_channel": _translate, "cbam_spatial": _translate_spatial},
 )
 class CBAM(nn.Module):
@@ -93,6 +94,8 @@ class CBAM(nn.Module):
               Fewer channels than `reduction` leave the authors no hidden unit; here at least one stays. The paper does
               not say how its parallel form joins the two: here both read x and both multiply it. Popular copies
               drop the biases, the norm or the hidden activation, add the input a second time, or use a 49x49 kernel.
+              With `start="identity"` a hidden layer of fewer than 16 units starts open, W1 at 0 and b1 at 1: random
+              units may be shut for every image, and a gate without an open unit never learns.
     Maps:     `gate`, channel, values in (0, 1); `mask`, spatial, values in (0, 1).
 
     Args:

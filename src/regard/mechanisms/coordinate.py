@@ -41,6 +41,7 @@ def _translate(
     paper="Hou et al. 2021, arXiv 2103.02907",
     place="expansions",
     parameters=_parameters,
+    hidden=lambda coordinate: [coordinate.norm],
     official={"coord_attention": _translate},
 )
 class Coordinate(nn.Module):

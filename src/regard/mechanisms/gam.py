@@ -47,6 +47,7 @@ def _translate(
     paper="Liu et al. 2021, arXiv 2112.05561",
     place="branches",
     parameters=_parameters,
+    hidden=lambda gam: [gam.down, gam.norm1],
     official={"gam": _translate},
 )
 class GAM(nn.Module):
@@ -63,6 +64,8 @@ class GAM(nn.Module):
               implementation has one: it may be any number. `padding="replicate"` is that of the most used port,
               `"zeros"` that of most others. The paper tames the cost in ResNet-50 by grouped convolutions with a
               channel shuffle, which is not built here. Popular copies fail on non-contiguous maps.
+              With `start="identity"` a hidden layer of fewer than 16 units starts open, W1 at 0 and b1 at 1: random
+              units may be shut for every image, and a gate without an open unit never learns.
     Maps:     `gate`, element, any value; `mask`, element, values in (0, 1).
 
     Args:

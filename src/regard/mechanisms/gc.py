@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from regard import ops
 from regard.conv import Pointwise
 from regard.errors import UserError
+from regard.norm import LayerNorm
 from regard.registry import Translation, register
 from regard.tap import Tap
 
@@ -59,6 +60,7 @@ def _translate(
     place="branches",
     parameters=_parameters,
     identity=None,
+    hidden=lambda gc: [network[1] for network in (gc.add, gc.mul) if network is not None],
     official={"gcnet": _translate},
 )
 class GC(nn.Module):
@@ -75,6 +77,9 @@ class GC(nn.Module):
     Differs:  As the released code. Its width int(C * ratio) may be 0; here it is at least 1. The last layer starts at
               0: with addition a fresh module is the identity, with a gate alone it is 0.5. Popular copies leave out the
               softmax over the pixels, use another epsilon in the layer norm, or do not start the last layer at 0.
+              With `start="identity"` the norm of a hidden layer of fewer than 16 units starts with biases of 2, so that
+              few units start shut; of one or two units it would leave nothing but their order: there it scales and
+              shifts alone, from weights of 0 and biases of 1.
     Maps:     `weights`, spatial, adds up to 1 over the pixels.
 
     Args:
@@ -140,4 +145,4 @@ def _network(channels: int, width: int) -> nn.Sequential:
     last = nn.Linear(width, channels)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Linear(channels, width), nn.LayerNorm(width), nn.ReLU(), last)
+    return nn.Sequential(nn.Linear(channels, width), LayerNorm(width), nn.ReLU(), last)

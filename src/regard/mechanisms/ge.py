@@ -86,6 +86,7 @@ def _translate(
     place="branches",
     parameters=_parameters,
     signature="(B, C, H, W) -> same",
+    hidden=lambda ge: [ge.down] if ge.form == "theta-plus" else [],
     official={"ge_theta_minus": _translate, "ge_theta": _translate, "ge_theta_plus": _translate},
 )
 class GE(nn.Module):
@@ -103,6 +104,8 @@ class GE(nn.Module):
               held to PyTorch ports. Means do not count the padding. extent=0 is the whole map; its learnt form has a
               kernel as large as the map, which must be told (`size`) and takes no other. The most used port cannot be
               built with its default arguments, and pads that kernel, so that it slides and gathers no whole map.
+              With `form="theta-plus"` and `start="identity"` a hidden layer of fewer than 16 units starts open, W1 at 0
+              and b1 at 1: random units may be shut for every image, and a gate without an open unit never learns.
     Maps:     `gate`, channel, with an extent element, values in (0, 1).
 
     Args:

@@ -130,6 +130,7 @@ def _translate(
     exceptions={
         "gradients": "in training the places are drawn at random, and a place is a whole pixel: the policy that "
         "chooses it learns from the reward of `play`, not by differentiation",
+        "a gradient of a gradient": "in training the places are drawn at random, so no two calls agree",
         "every parameter gets a gradient": "the policy and the baseline get theirs in `play`, from the reward",
         "torch.compile without a graph break": "in training the places are drawn at random, so no two calls agree; "
         "there is no graph break",

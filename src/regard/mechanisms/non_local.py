@@ -84,6 +84,10 @@ def _released(
     parameters=_parameters,
     identity=None,
     official={f"nonlocal_{pairwise}": _port(pairwise) for pairwise in PAIRWISE} | {"nonlocal_official": _released},
+    exceptions={
+        "a gradient of a gradient": "torch's own attention, which keeps no weights, has a first derivative only; while "
+        "its tap is watched the weights are kept, and there is one"
+    },
 )
 class NonLocal(nn.Module):
     """Add to every position what all positions hold, weighed by one of four functions of the two.

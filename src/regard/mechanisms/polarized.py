@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from regard import ops
 from regard.conv import Pointwise
 from regard.errors import UserError
+from regard.norm import LayerNorm
 from regard.registry import Translation, register
 from regard.tap import Tap
 
@@ -62,6 +63,7 @@ def _released(arrangement: str) -> Callable[..., Translation]:
     paper="Liu et al. 2021, arXiv 2107.00782",
     place="branches",
     parameters=_parameters,
+    hidden=lambda polarized: [polarized.norm] if hasattr(polarized, "down") else [],
     official={"psa_parallel": _released("parallel"), "psa_sequential": _released("sequential")},
 )
 class Polarized(nn.Module):
@@ -81,6 +83,9 @@ class Polarized(nn.Module):
               norm: `form="paper"`. In the code's parallel form the mask is the sigmoid of a probability, so it lies
               between 0.5 and 0.731, and near 0.5 on large maps. The sequential form narrows to C / 8 with a layer
               norm on the way up. Popular copies mix the two and give every projection a bias.
+              With `start="identity"` the norm of a hidden layer of fewer than 16 units starts with biases of 2, so that
+              few units start shut; of one or two units it would leave nothing but their order: there it scales and
+              shifts alone, from weights of 0 and biases of 1.
     Maps:     `gate`, channel, values in (0, 1); `mask`, spatial, values in (0, 1).
 
     Args:
@@ -112,7 +117,7 @@ class Polarized(nn.Module):
         if narrow:
             self.down = nn.Linear(half, eighth)
         if form == "paper" or narrow:
-            self.norm = nn.LayerNorm(channels if form == "paper" else eighth)
+            self.norm = LayerNorm(channels if form == "paper" else eighth)
         self.up = nn.Linear(eighth if narrow else half, channels, bias=form == "paper" or narrow)
         rest = 0.5 if arrangement == "parallel" else 1.0
         self.gate = Tap("channel", rest=rest)

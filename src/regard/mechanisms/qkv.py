@@ -66,6 +66,10 @@ def _translate_torch(
     place="head",
     parameters=_parameters,
     official={"qkv_conv": _translate, "mhsa": _translate_torch},
+    exceptions={
+        "a gradient of a gradient": "torch's own attention, which keeps no weights, has a first derivative only; while "
+        "its tap is watched the weights are kept, and there is one"
+    },
 )
 class QKV(nn.Module):
     """Answer every pixel with the values of all pixels, weighed by how well their keys answer its query.

@@ -48,6 +48,7 @@ def _translate_spatial(
     paper="Roy et al. 2018, arXiv 1803.02579",
     place="branches",
     parameters=_parameters,
+    hidden=lambda scse: [scse.down] if scse.arrangement != "spatial" else [],
     official={"scse": _translate, "sse": _translate_spatial},
 )
 class SCSE(nn.Module):
@@ -62,6 +63,8 @@ class SCSE(nn.Module):
     Place:    branches: the end of each residual branch; the authors put it behind each block of a U-Net.
     Differs:  The released code takes the larger answer, element by element; the first paper adds the two:
               `combine="max"` or `"add"`. Popular copies add and narrow by 16 where the released code narrows by 2.
+              With `start="identity"` a hidden layer of fewer than 16 units starts open, W1 at 0 and b1 at 1: random
+              units may be shut for every image, and a gate without an open unit never learns.
     Maps:     `gate`, channel, values in (0, 1); `mask`, spatial, values in (0, 1).
 
     Args:

@@ -96,6 +96,7 @@ def _beside(convolution: Any) -> dict[str, Any]:
     place="kernels",
     parameters=_parameters,
     beside=_beside,
+    hidden=lambda sk: [sk.norm],
     official={"sk": _translate},
 )
 class SK(nn.Module):

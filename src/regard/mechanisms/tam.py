@@ -46,6 +46,7 @@ def _translate(
     place="branches",
     signature="(B frames, C, *spatial) -> same",
     parameters=_parameters,
+    hidden=lambda tam: [tam.activate[1]],
     official={"tam": _translate},
 )
 class TAM(nn.Module):
@@ -65,6 +66,8 @@ class TAM(nn.Module):
               come out as go in; so it is here, and the kernel is odd. Fewer than 4 channels leave the authors no hidden
               channel; here at least one stays. The mean over time that ends their network is the network's, not the
               module's.
+              With `start="identity"` the norms of hidden layers of fewer than 16 units start with biases of 2, so that
+              few units start shut.
     Maps:     `gate`, channel, of every frame, values in (0, 1); `kernel`, kernel, values in (0, 1).
 
     Args:

@@ -264,7 +264,7 @@ def cross(query: Tensor, key: Tensor, value: Tensor, *, watch: Callable[[Tensor]
     Shape:     query, key: (B, M, H, W);  value, y: (B, C, H, W);  w: (B, H, W, H + W), the column before the row, where
                the pixel itself has 0 in the column
     Gradient:  of query, key and value
-    Keeps:     cpu: query, key, value and y; reference: query, key, value and the weights, twice
+    Keeps:     cpu: query, key and value; reference: query, key, value and the weights, twice
     Traffic:   grows with (H + W) H W
     Impls:     reference, cpu
     Tolerance: float32 1e-5, bfloat16 3e-2, relative to the largest value

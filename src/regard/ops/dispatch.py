@@ -93,6 +93,8 @@ def _not_plain_tensors(values: Iterable[Any]) -> str | None:
                 return "inside a batched gradient"
             if value.device.type == "meta" or value.layout != torch.strided:
                 return f"needs strided tensors with memory, got {value.layout} on {value.device}"
+            if value.is_neg():
+                return "needs numbers as they lie in memory, got a tensor whose sign is still to be changed"
     return None
 
 
@@ -117,7 +119,7 @@ def look(args: tuple[Any, ...]) -> tuple[Any, ...]:
 def _look(value: Any) -> Any:
     if isinstance(value, Tensor):
         kind, device = value.__class__, value.device
-        return kind, value.shape, value.stride(), value.dtype, device, value.requires_grad
+        return kind, value.shape, value.stride(), value.dtype, device, value.requires_grad, value.is_neg()
     if isinstance(value, tuple):
         return tuple(map(_look, value))
     # what is no number counts by its class: a key must keep no module alive

@@ -64,13 +64,13 @@ class Pieces:
     Attributes:
         maps: a gradient of the map's shape, the factors it is multiplied by, and whether by their mean.
         terms: products of small tensors.
-        weights: small tensors by which the map itself is multiplied.
+        weights: small tensors by which the map itself is multiplied, less others or None.
         picks: places and gradients of maxima, and the factors of the map there.
     """
 
     maps: list[tuple[Tensor, tuple[Tensor, ...], bool]] = field(default_factory=list)
     terms: list[tuple[Tensor, ...]] = field(default_factory=list)
-    weights: list[Tensor] = field(default_factory=list)
+    weights: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
     picks: list[tuple[Tensor, Tensor, tuple[Tensor, ...]]] = field(default_factory=list)
 
     def extend(self, other: Pieces) -> None:
@@ -82,17 +82,22 @@ class Pieces:
         (first, factors, mean), *maps = self.maps or [(x.new_zeros(()).expand(x.shape), (), False)]
         first = arrange(first, axes)
         weighted: dict[str, Any] = {}
+        terms, picks = [*self.terms], self.picks
         if self.weights:
-            weighted = {"x": x, "weight": sum(self.weights[1:], self.weights[0])}
-        picks = self.picks
+            # about one mean, before anything is rounded: far from 0 the map and its mean are nearly the same
+            about = next((small for _, small in self.weights if small is not None), None)
+            weights = [weight for weight, _ in self.weights]
+            weighted = {"x": x, "weight": sum(weights[1:], weights[0]), "about": about}
+            if about is not None:
+                terms += [(w * (about if m is None else about - m),) for w, m in self.weights if m is not about]
         try:
-            y = kernels.affine(first, factors, mean=mean, terms=self.terms, picks=picks, **weighted)
+            y = kernels.affine(first, factors, mean=mean, terms=terms, picks=picks, **weighted)
             picks = []
         except Cannot:  # more than one pass takes
             y = kernels.affine(first, factors, mean=mean)
             if weighted:
                 y = kernels.affine(y, out=y, **weighted)
-            for term in self.terms:
+            for term in terms:
                 try:
                     y = kernels.affine(y, terms=[term], out=y)
                 except Cannot:
@@ -221,10 +226,9 @@ class _Squeeze(Function):
                     if any(ctx.needs_input_grad[5:]):
                         _add_up(found_gradients, ctx.kernels.gather(x, kept["place"], d, gates))
                 elif kind == "var":
-                    pieces.weights.append(d * (2 / count))
-                    pieces.terms.append((d * kept["mean"] * (-2 / count),))
+                    pieces.weights.append((d * (2 / count), kept["mean"]))
                 else:
-                    pieces.weights.append(torch.where(kept["lp"] == 0, 0, d / kept["lp"]))
+                    pieces.weights.append((torch.where(kept["lp"] == 0, 0, d / kept["lp"]), None))
         pieces.terms += [(*coefficient, *gates) for coefficient in coefficients]
         if coefficients and any(ctx.needs_input_grad[5:]):
             wanted = [

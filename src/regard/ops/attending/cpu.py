@@ -52,22 +52,21 @@ class Attend(torch.autograd.Function):
     @staticmethod
     @custom_fwd(device_type="cpu")
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        y = torch.cat([value @ _weigh(q, key).mT for q in _steps(query, key)], dim=3)
-        ctx.save_for_backward(query, key, value, y)
-        return y
+        ctx.save_for_backward(query, key, value)
+        return torch.cat([value @ _weigh(q, key).mT for q in _steps(query, key)], dim=3)
 
     @staticmethod
     @custom_bwd(device_type="cpu")
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value, y = ctx.saved_tensors
-        mean = (dy * y).sum(2, keepdim=True)  # of the weights' gradients, as the softmax weighs them
+        query, key, value = ctx.saved_tensors
         dqueries, dkey, dvalue = [], torch.zeros_like(key), torch.zeros_like(value)
-        for q, g, m in zip(*(_steps(x, key) for x in (query, dy, mean)), strict=True):
+        for q, g in zip(_steps(query, key), _steps(dy, key), strict=True):
             weights = _weigh(q, key)
-            dvalue += g @ weights
-            dlogits = (g.mT @ value).sub_(m.mT).mul_(weights)
+            # from the weights' own gradients: where one weight is 1 this is exactly 0, however large the logits are
+            dlogits = torch._softmax_backward_data(g.mT @ value, weights, -1, weights.dtype)
+            dvalue = dvalue + g @ weights
             dqueries.append(key @ dlogits.mT)
-            dkey += q @ dlogits
+            dkey = dkey + q @ dlogits
         return torch.cat(dqueries, dim=3), dkey, dvalue
 
 

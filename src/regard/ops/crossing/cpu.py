@@ -29,17 +29,16 @@ class Cross(torch.autograd.Function):
     @staticmethod
     @custom_fwd(device_type="cpu")
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        y = _collect(_weigh(query, key), value)
-        ctx.save_for_backward(query, key, value, y)
-        return y
+        ctx.save_for_backward(query, key, value)
+        return _collect(_weigh(query, key), value)
 
     @staticmethod
     @custom_bwd(device_type="cpu")
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value, y = ctx.saved_tensors
+        query, key, value = ctx.saved_tensors
         weights = _weigh(query, key)
-        mean = (dy * y).sum(1).unsqueeze(3)  # of the weights' gradients, as the softmax weighs them
-        dlogits = _match(dy, value).sub_(mean).mul_(weights)
+        # from the weights' own gradients: where one weight is 1 this is exactly 0, however large the logits are
+        dlogits = torch._softmax_backward_data(_match(dy, value), weights, -1, weights.dtype)
         return _collect(dlogits, key), _spread(dlogits, query), _spread(weights, dy)
 
 

@@ -1,4 +1,4 @@
-// affine: y = map * factors + x * weight + small terms + gradients of maxima; all in one pass.
+// affine: y = map * factors + (x - about) * weight + small terms + gradients of maxima; all in one pass.
 //
 // The gate forward, the gradient of a map backward. Traffic: reads each map once, writes one. A result larger than the
 // caches is written past them.
@@ -22,7 +22,7 @@ struct Affine {
     int32_t bfloat16, threads, factors, mean, terms, stream, weighted, picks;
     Index size[4];
     Map y, map, x;  // x.data may be null
-    Operand factor[3], weight;
+    Operand factor[3], weight, about;  // laid out alike
     Term term[4];
     Maximum pick[3];
 };
@@ -34,8 +34,8 @@ namespace {
 enum Other { NONE, SCALAR, VECTOR };
 
 struct Row {
-    float factor, constant, weight;        // of the map, added, of x
-    const float *vector[2], *added[2], *weights;
+    float factor, constant, weight, about; // of the map, added, of x
+    const float *vector[2], *added[2], *weights, *abouts;
     float coefficient[2];                  // of what is added
     int32_t base, place;                   // of the row's first number, of the one maximum that is the row's own
     float value;                           // what is added there
@@ -64,8 +64,8 @@ template <int VECTORS, bool MEAN, int ADDED, int X, bool PICKS> struct Formula {
         if (ADDED > 0) value += row.coefficient[0] * load(row.added[0] + r);
         if (ADDED > 1) value += row.coefficient[1] * load(row.added[1] + r);
         value += row.constant;
-        if (X == SCALAR) value += row.weight * load(x + r);
-        if (X == VECTOR) value += row.weight * load(row.weights + r) * load(x + r);
+        if (X == SCALAR) value += row.weight * (load(x + r) - row.about);
+        if (X == VECTOR) value += load(row.weights + r) * (load(x + r) - load(row.abouts + r));
         if (PICKS) {
             const Places own = LANES + (int32_t)(row.base + r);
             value += own == row.place ? spread(row.value) : Vector{};
@@ -111,7 +111,7 @@ void rows(const Affine &a, Index from, Index to) {
         int v = 0, d = 0, scalars = 0, constants = 0;
         const float *vector[2], *scalar[3], *added[2], *constant[4][2], *coefficient[2];
         Index vector_step[2], scalar_step[3], added_step[2], constant_step[4][2], coefficient_step[2];
-        const float one = 1;
+        const float one = 1, nothing = 0;
         for (int k = 0; k < a.factors; k++) {
             const float *data = a.factor[k].data + plane(a.factor[k].stride);
             if (a.factor[k].stride[3]) vector[v] = data, vector_step[v++] = a.factor[k].stride[2];
@@ -135,6 +135,7 @@ void rows(const Affine &a, Index from, Index to) {
             }
         }
         const float *weight = a.weighted ? a.weight.data + plane(a.weight.stride) : &one;
+        const float *about = a.weighted ? a.about.data + plane(a.weight.stride) : &nothing;
         const Index weight_step = a.weighted ? a.weight.stride[2] : 0;
         for (Index q = at % a.size[2]; at < last; at++, q++) {
             if (PICKS) {
@@ -170,8 +171,8 @@ void rows(const Affine &a, Index from, Index to) {
             }
             for (int k = 0; k < constants; k++)
                 row.constant += constant[k][0][q * constant_step[k][0]] * constant[k][1][q * constant_step[k][1]];
-            if (X == SCALAR) row.weight = weight[q * weight_step];
-            if (X == VECTOR) row.weight = 1, row.weights = weight + q * weight_step;
+            if (X == SCALAR) row.weight = weight[q * weight_step], row.about = about[q * weight_step];
+            if (X == VECTOR) row.weights = weight + q * weight_step, row.abouts = about + q * weight_step;
             write(formula, row, y + q * a.y.stride[2], map + q * a.map.stride[2], X ? x + q * a.x.stride[2] : nullptr,
                   a.size[3], a.stream);
         }
@@ -212,7 +213,7 @@ template <class T> Rows<T> choose(const Affine &a) {
 
 extern "C" __attribute__((visibility("default"))) void regard_affine(const Affine *plan, void *const *pointers) {
     Affine a = *plan;
-    resolve(pointers, a.y.data, a.map.data, a.x.data, a.weight.data);
+    resolve(pointers, a.y.data, a.map.data, a.x.data, a.weight.data, a.about.data);
     for (int k = 0; k < a.factors; k++) resolve(pointers, a.factor[k].data);
     for (int k = 0; k < a.terms; k++)
         for (int f = 0; f < a.term[k].factors; f++) resolve(pointers, a.term[k].factor[f].data);

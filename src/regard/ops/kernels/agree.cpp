@@ -1,9 +1,11 @@
 // agree: the pixels of a group of channels weighed by how well they agree with the group's average.
 //
-// t = sum_c x_c mean(x_c) over the group's channels, standardised over the pixels to s;
+// t = sum_c x_c mean(x_c) over the group's channels, standardised over the pixels to s, so that what all pixels share
+// may be left out: here t = sum_c (x_c - mean(x_c)) mean(x_c);
 // y = x (1 + strength (sigmoid(weight s + bias) - 1)). Traffic: reads x once and writes y; backward reads x and dy once
 // and writes dx, as long as a group (channels last: an image) stays in the caches. Channels first a group is taken whole
-// by one thread; every sum is taken in an order that does not depend on the threads.
+// by one thread; every sum is taken in an order that does not depend on the threads. What is summed over t is summed in
+// double, from the first pixel's t on: t^2 is the fourth power of a map, and equal pixels have a deviation of exactly 0.
 #include <vector>
 
 #include "gate.h"
@@ -26,6 +28,47 @@ namespace {
 
 constexpr int FEW = 4;           // channels at a time
 
+typedef float Half __attribute__((vector_size(2 * W)));
+typedef double Doubles __attribute__((vector_size(4 * W)));
+
+// W sums.
+struct Sum {
+    Doubles half[2] = {};
+
+    void add(Vector value, Vector times) {
+        Half a[2], b[2];
+        std::memcpy(a, &value, sizeof value), std::memcpy(b, &times, sizeof times);
+        for (int k = 0; k < 2; k++)
+            half[k] += __builtin_convertvector(a[k], Doubles) * __builtin_convertvector(b[k], Doubles);
+    }
+    void add(Vector value) { add(value, spread(1)); }
+    double total() const {
+        const Doubles both = half[0] + half[1];
+        double sum = 0;
+        for (int k = 0; k < W / 2; k++) sum += both[k];
+        return sum;
+    }
+};
+
+// To W sums in memory.
+inline void add(double *to, Vector value, Vector times) {
+    Sum sum;
+    std::memcpy(sum.half, to, sizeof sum.half);
+    sum.add(value, times);
+    std::memcpy(to, sum.half, sizeof sum.half);
+}
+
+// The standard deviation, from sums of distances and of their squares.
+inline float spread_of(double distances, double squares, double count, double freedom) {
+    const double sum = squares - distances * distances / count;
+    return (float)std::sqrt((sum < 0 ? 0 : sum) / freedom);  // NaN stays NaN
+}
+
+// How far s is drawn back for each s: what moves the standard deviation, from the sum of slopes times s.
+inline float pull(double product, float deviation, float epsilon, float freedom) {
+    return deviation > 0 ? (float)(product * ((double)deviation + epsilon) / ((double)deviation * freedom)) : 0;
+}
+
 // A group of one image, and what is known of it.
 template <class T> struct Group {
     const Agree &a;
@@ -44,6 +87,7 @@ template <class T> struct Group {
     float &deviation() const { return a.scales[a.batch * a.groups + at]; }
     float freedom() const { return a.unbiased && pixels > 1 ? (float)pixels - 1 : (float)pixels; }
     float scale() const { return 1 / (deviation() + a.epsilon); }
+    float pull(double product) const { return ::pull(product, deviation(), a.epsilon, freedom()); }
 };
 
 // room for `count` numbers for each pixel, kept by each thread
@@ -77,14 +121,16 @@ template <class T> void gate_group(const Group<T> &g) {
     for (Index c = 0; c < g.a.width; c++)
         means[c] = total(pixels, [=](Index r, auto lanes) { return lanes.load(x + c * pixels + r); }) / count;
     collect(g.a.width, pixels, t, [=](Index c, Index r, auto lanes) {
-        return means[c] * lanes.load(x + c * pixels + r);
+        return means[c] * (lanes.load(x + c * pixels + r) - means[c]);
     });
-    const float mean = g.mean() = total(pixels, [=](Index r, auto lanes) { return lanes.load(t + r); }) / count;
-    const float squares = total(pixels, [=](Index r, auto lanes) {
-        Vector d = lanes.keep(lanes.load(t + r) - mean);
-        return d * d;
+    const float first = *t;
+    Sum distances, squares;
+    each(pixels, [&](Index r, auto lanes) {
+        const Vector d = lanes.keep(lanes.load(t + r) - first);
+        distances.add(d), squares.add(d, d);
     });
-    g.deviation() = std::sqrt(squares / g.freedom());
+    const float mean = g.mean() = (float)(first + distances.total() / count);
+    g.deviation() = spread_of(distances.total(), squares.total(), count, g.freedom());
     const float tilt = g.weight * g.scale();
     each(pixels, [=](Index r, auto lanes) {
         Vector mask = sigmoid((lanes.load(t + r) - mean) * tilt + bias);
@@ -102,37 +148,37 @@ template <class T> void gate_group(const Group<T> &g) {
 
 template <class T> void differentiate_group(const Group<T> &g) {
     const Index pixels = g.pixels;
-    const float strength = g.strength, bias = g.bias, count = (float)pixels, mean = g.mean();
-    const float tilt = g.weight * g.scale(), *means = g.means;
+    const float strength = g.strength, weight = g.weight, bias = g.bias, count = (float)pixels, mean = g.mean();
+    const float scale = g.scale(), *means = g.means;
     const bool past = g.a.stream;
     const T *x = g.x, *dy = g.dy;
-    float *d = room(pixels, 3), *dt = d + pixels, *gate = dt + pixels;
-    collect(g.a.width, pixels, d, [=](Index c, Index r, auto lanes) {
-        return means[c] * lanes.load(x + c * pixels + r);
+    float *s = room(pixels, 3), *dt = s + pixels, *gate = dt + pixels;
+    collect(g.a.width, pixels, s, [=](Index c, Index r, auto lanes) {
+        return means[c] * (lanes.load(x + c * pixels + r) - means[c]);
     });
     collect(g.a.width, pixels, gate, [=](Index c, Index r, auto lanes) {  // its gradient
         return lanes.load(x + c * pixels + r) * lanes.load(dy + c * pixels + r);
     });
-    Vector h = {}, hd = {}, faded = {};
+    Sum sums[3];  // of slopes, of slopes times s, of what the strength moves
     each(pixels, [&](Index r, auto lanes) {
-        Vector distance = lanes.load(d + r) - mean, given = lanes.load(gate + r);
-        Vector mask = sigmoid(distance * tilt + bias), slope = given * strength * mask * (1 - mask);
-        h += slope, hd += slope * distance, faded += given * (mask - 1);
-        lanes.store(d + r, distance), lanes.store(dt + r, slope);
+        const Vector moved = lanes.keep((lanes.load(s + r) - mean) * scale), given = lanes.load(gate + r);
+        const Vector mask = sigmoid(moved * weight + bias), slope = given * strength * mask * (1 - mask);
+        sums[0].add(slope), sums[1].add(slope, moved), sums[2].add(given, mask - 1);
+        lanes.store(s + r, moved), lanes.store(dt + r, slope);
         lanes.store(gate + r, 1 - strength + strength * mask);
     });
-    const float shared = sum(h) / count, product = sum(hd);
-    const float found[3] = {product * g.scale(), sum(h), sum(faded)};
-    for (int k = 0; k < 3; k++) g.a.sums[k * g.a.batch * g.a.groups + g.at] = found[k];
-    const float factor = g.deviation() > 0 ? tilt * g.scale() * product / (g.deviation() * g.freedom()) : 0;
+    const double h = sums[0].total(), product = sums[1].total();
+    const double found[3] = {product, h, sums[2].total()};
+    for (int k = 0; k < 3; k++) g.a.sums[k * g.a.batch * g.a.groups + g.at] = (float)found[k];
+    const float shared = (float)(h / count), pull = g.pull(product), tilt = weight * scale;
     each(pixels, [=](Index r, auto lanes) {
-        lanes.store(dt + r, tilt * (lanes.load(dt + r) - shared) - factor * lanes.load(d + r));
+        lanes.store(dt + r, tilt * (lanes.load(dt + r) - shared - pull * lanes.load(s + r)));
     });
     for (Index c = 0; c < g.a.width; c++, x += pixels, dy += pixels) {
         T *dx = g.y + c * pixels;
         const float mean = means[c];
-        const float through = total(pixels, [=](Index r, auto lanes) {  // the channel's mean
-            return lanes.load(dt + r) * lanes.load(x + r);
+        const float through = total(pixels, [=](Index r, auto lanes) {  // the channel's mean; the sum of dt is 0
+            return lanes.load(dt + r) * (lanes.load(x + r) - mean);
         }) / count;
         each_into(dx, past, pixels, [=](Index r, auto lanes) {
             lanes.store(dx + r, lanes.load(dy + r) * lanes.load(gate + r) + mean * lanes.load(dt + r) + through);
@@ -187,9 +233,9 @@ template <int WIDTH> struct Groups {
 };
 
 // Sums over the pixels of an image: add(pixel, sums) for the pixels of each tile, joined in order.
-template <class Add>
-std::vector<float> over_pixels(const Tiles &tiles, int threads, Index count, Add add) {
-    std::vector<float> partial(tiles.count * count);
+template <class Number, class Add>
+std::vector<Number> over_pixels(const Tiles &tiles, int threads, Index count, Add add) {
+    std::vector<Number> partial(tiles.count * count);
     tiles.visit(threads, [&](Index tile, Index from, Index to) { add(from, to, &partial[tile * count]); });
     for (Index tile = 1; tile < tiles.count; tile++)
         for (Index r = 0; r < count; r++) partial[r] += partial[tile * count + r];
@@ -209,35 +255,37 @@ template <class T, int WIDTH> void gate_image(const Agree &a, Index image, int t
     float *mean = a.scales + image * groups, *deviation = mean + a.batch * groups;
     std::vector<float> room(pixels * groups + W);
     float *t = room.data();
-    const auto sums = over_pixels(tiles, threads, channels, [=](Index from, Index to, float *sums) {
+    const auto sums = over_pixels<float>(tiles, threads, channels, [=](Index from, Index to, float *sums) {
         for (Index p = from; p < to; p++)
             each(channels, [=](Index r, auto lanes) {
                 lanes.store(sums + r, lanes.load(sums + r) + lanes.load(x + p * channels + r));
             });
     });
     for (Index c = 0; c < channels; c++) means[c] = sums[c] / count;
-    const auto totals = over_pixels(tiles, threads, groups, [=](Index from, Index to, float *sums) {
+    std::vector<float> start(groups + W);
+    float *first = start.data();
+    auto collect = [=](Groups<WIDTH> &of, Index p, float *into) {
+        of.collect(into, [=](Index r, auto lanes) {
+            return lanes.load(means + r) * (lanes.load(x + p * channels + r) - lanes.load(means + r));
+        });
+    };
+    Groups<WIDTH> once(a);
+    collect(once, 0, first);
+    const Index row = (groups + W - 1) / W * W;
+    const auto totals = over_pixels<double>(tiles, threads, 2 * row, [=](Index from, Index to, double *sums) {
         Groups<WIDTH> of(a);
         for (Index p = from; p < to; p++) {
-            of.collect(t + p * groups, [=](Index r, auto lanes) {
-                return lanes.load(means + r) * lanes.load(x + p * channels + r);
-            });
+            collect(of, p, t + p * groups);
             each(groups, [=](Index r, auto lanes) {
-                lanes.store(sums + r, lanes.load(sums + r) + lanes.load(t + p * groups + r));
+                const Vector d = lanes.load(t + p * groups + r) - lanes.load(first + r);
+                add(sums + r, d, spread(1)), add(sums + row + r, d, d);
             });
         }
     });
-    for (Index g = 0; g < groups; g++) mean[g] = totals[g] / count;
-    const auto squares = over_pixels(tiles, threads, groups, [=](Index from, Index to, float *sums) {
-        for (Index p = from; p < to; p++)
-            each(groups, [=](Index r, auto lanes) {
-                const Vector d = lanes.load(t + p * groups + r) - lanes.load(mean + r);
-                lanes.store(sums + r, lanes.load(sums + r) + d * d);
-            });
-    });
     std::vector<float> tilts(groups);
     for (Index g = 0; g < groups; g++) {
-        deviation[g] = std::sqrt(squares[g] / freedom);
+        mean[g] = (float)(first[g] + totals[g] / count);
+        deviation[g] = spread_of(totals[g], totals[row + g], count, freedom);
         tilts[g] = a.weight[g] / (deviation[g] + a.epsilon);
     }
     const float *tilt = tilts.data();
@@ -271,51 +319,51 @@ template <class T, int WIDTH> void differentiate_image(const Agree &a, Index ima
     const bool past = a.stream && channels % W == 0;  // whole lines
     const float *means = a.means + image * channels;
     const float *mean = a.scales + image * groups, *deviation = mean + a.batch * groups;
-    std::vector<float> tilts(groups), rooms(3 * pixels * groups + W);
-    for (Index g = 0; g < groups; g++) tilts[g] = a.weight[g] / (deviation[g] + a.epsilon);
-    const float *tilt = tilts.data();
-    float *distances = rooms.data(), *slopes = distances + pixels * groups, *gates = slopes + pixels * groups;
-    const auto sums = over_pixels(tiles, threads, 3 * groups, [=](Index from, Index to, float *sums) {
+    std::vector<float> inverse(groups), rooms(3 * pixels * groups + W);
+    for (Index g = 0; g < groups; g++) inverse[g] = 1 / (deviation[g] + a.epsilon);
+    const float *scale = inverse.data();
+    float *standard = rooms.data(), *slopes = standard + pixels * groups, *gates = slopes + pixels * groups;
+    const Index row = (groups + W - 1) / W * W;
+    const auto sums = over_pixels<double>(tiles, threads, 3 * row, [=](Index from, Index to, double *sums) {
         Groups<WIDTH> of(a);
         for (Index p = from; p < to; p++) {
-            const T *row = x + p * channels, *given = dy + p * channels;
-            float *d = distances + p * groups, *slope = slopes + p * groups, *gate = gates + p * groups;
-            of.collect(d, [=](Index r, auto lanes) { return lanes.load(means + r) * lanes.load(row + r); });
-            of.collect(gate, [=](Index r, auto lanes) { return lanes.load(row + r) * lanes.load(given + r); });
+            const T *from = x + p * channels, *given = dy + p * channels;
+            float *s = standard + p * groups, *slope = slopes + p * groups, *gate = gates + p * groups;
+            of.collect(s, [=](Index r, auto lanes) {
+                return lanes.load(means + r) * (lanes.load(from + r) - lanes.load(means + r));
+            });
+            of.collect(gate, [=](Index r, auto lanes) { return lanes.load(from + r) * lanes.load(given + r); });
             each(groups, [=](Index r, auto lanes) {
-                const Vector distance = lanes.load(d + r) - lanes.load(mean + r), given = lanes.load(gate + r);
-                const Vector mask = sigmoid(distance * lanes.load(tilt + r) + lanes.load(a.bias + r));
-                const Vector h = given * strength * mask * (1 - mask);
-                const Vector found[3] = {h, h * distance, given * (mask - 1)};
-                for (int k = 0; k < 3; k++) {
-                    float *sum = sums + k * groups + r;
-                    lanes.store(sum, lanes.load(sum) + found[k]);
-                }
-                lanes.store(d + r, distance), lanes.store(slope + r, h);
+                const Vector moved = (lanes.load(s + r) - lanes.load(mean + r)) * lanes.load(scale + r);
+                const Vector mask = sigmoid(moved * lanes.load(a.weight + r) + lanes.load(a.bias + r));
+                const Vector given = lanes.load(gate + r), h = given * strength * mask * (1 - mask);
+                add(sums + r, h, spread(1)), add(sums + row + r, h, moved), add(sums + 2 * row + r, given, mask - 1);
+                lanes.store(s + r, moved), lanes.store(slope + r, h);
                 lanes.store(gate + r, 1 - strength + strength * mask);
             });
         }
     });
-    std::vector<float> factors(groups), shares(groups);
+    std::vector<float> tilts(groups), pulls(groups), shares(groups);
     for (Index g = 0; g < groups; g++) {
-        const float h = sums[g], product = sums[groups + g], scale = 1 / (deviation[g] + a.epsilon);
-        const float found[3] = {product * scale, h, sums[2 * groups + g]};
-        for (int k = 0; k < 3; k++) a.sums[(k * a.batch + image) * groups + g] = found[k];
-        shares[g] = h / count;
-        factors[g] = deviation[g] > 0 ? tilt[g] * scale * product / (deviation[g] * freedom) : 0;
+        const double found[3] = {sums[row + g], sums[g], sums[2 * row + g]};
+        for (int k = 0; k < 3; k++) a.sums[(k * a.batch + image) * groups + g] = (float)found[k];
+        tilts[g] = a.weight[g] * scale[g];
+        pulls[g] = pull(sums[row + g], deviation[g], a.epsilon, freedom);
+        shares[g] = (float)(sums[g] / count);
     }
-    const float *shared = shares.data(), *factor = factors.data();
-    auto through = over_pixels(tiles, threads, channels, [=](Index from, Index to, float *sums) {
+    const float *tilt = tilts.data(), *shared = shares.data(), *pulled = pulls.data();
+    auto through = over_pixels<float>(tiles, threads, channels, [=](Index from, Index to, float *sums) {
         Groups<WIDTH> of(a);
         for (Index p = from; p < to; p++) {
             float *dt = slopes + p * groups;
-            const float *d = distances + p * groups;
+            const float *s = standard + p * groups;
             each(groups, [=](Index r, auto lanes) {
-                const Vector moved = lanes.load(tilt + r) * (lanes.load(dt + r) - lanes.load(shared + r));
-                lanes.store(dt + r, moved - lanes.load(factor + r) * lanes.load(d + r));
+                const Vector own = lanes.load(dt + r) - lanes.load(shared + r);
+                lanes.store(dt + r, lanes.load(tilt + r) * (own - lanes.load(pulled + r) * lanes.load(s + r)));
             });
-            of.distribute(dt, [=](Index r, auto lanes, Vector dt) {
-                lanes.store(sums + r, lanes.load(sums + r) + dt * lanes.load(x + p * channels + r));
+            of.distribute(dt, [=](Index r, auto lanes, Vector dt) {  // the sum of dt is 0
+                const Vector d = lanes.load(x + p * channels + r) - lanes.load(means + r);
+                lanes.store(sums + r, lanes.load(sums + r) + dt * d);
             });
         }
     });

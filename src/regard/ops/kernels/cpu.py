@@ -230,6 +230,7 @@ def affine(
     terms: Sequence[Sequence[Tensor]] = (),
     x: Tensor | None = None,
     weight: Tensor | None = None,
+    about: Tensor | None = None,
     picks: Sequence[tuple[Tensor, Tensor, Sequence[Tensor]]] = (),
     out: Tensor | None = None,
 ) -> Tensor:
@@ -241,6 +242,7 @@ def affine(
         mean: by their mean instead.
         terms: products of one or two small tensors, added.
         x: another map, added; times `weight`, which broadcasts to it, where there is one.
+        about: of the shape of `weight`, taken off `x` before that; 0 otherwise.
         picks: places of maxima as `reduce` gave them, what is added there, and the factors by which it is multiplied.
         out: where to write; may be `map` itself.
     """
@@ -263,7 +265,10 @@ def affine(
         out is None and y.numel() * y.element_size() >= PAST_THE_CACHE,
         torch.get_num_threads(),
     )
-    smalls = [lay(small, axes) for small in (*factors, *(() if weight is None else (weight,)))]
+    smalls = [lay(small, axes) for small in factors]
+    if weight is not None:
+        less = torch.zeros_like(weight) if about is None else about.expand_as(weight)
+        smalls += [lay(weight, axes), lay(less, axes)]
     smalls += [lay(small, axes) for term in terms for small in term]
     for places, values, scales in picks:
         smalls += [places, lay(values, axes), *(lay(scale, axes) for scale in scales)]
@@ -365,7 +370,8 @@ def _plan_affine(
         plan.factor[place] = _operand(slots, next(step))
         vectors += plan.factor[place].stride[3] != 0
     if weight is not None:
-        plan.weight, plan.weighted = _operand(slots, next(step)), 1
+        along = next(step)
+        plan.weight, plan.about, plan.weighted = _operand(slots, along), _operand(slots, along), 1
     added = 0
     for place, term in enumerate(terms):
         if len(term) > 2:

@@ -1,6 +1,59 @@
 // What gates as large as their map need: a sigmoid, and walks along a row.
 #pragma once
+#include <type_traits>
+
 #include "map.h"
+
+// 2, 4, ... vectors that are computed side by side: each step of a long formula waits for the one before it, and a
+// processor looks only so far ahead for something else to do.
+template <class Half> struct Pack {
+    Half low, high;
+};
+template <int N> struct Vectors {
+    using Type = Pack<typename Vectors<N / 2>::Type>;
+};
+template <> struct Vectors<1> {
+    using Type = Vector;
+};
+
+// One number, or one vector, beside a pack is the same for all of it.
+template <class T> struct Parts {
+    static constexpr bool PACK = false;
+    static T low(T all) { return all; }
+    static T high(T all) { return all; }
+};
+template <> struct Parts<int> {
+    static constexpr bool PACK = false;
+    static float low(int all) { return (float)all; }
+    static float high(int all) { return (float)all; }
+};
+template <class Half> struct Parts<Pack<Half>> {
+    static constexpr bool PACK = true;
+    static Half low(const Pack<Half> &pack) { return pack.low; }
+    static Half high(const Pack<Half> &pack) { return pack.high; }
+};
+
+template <class F, class... Each> inline auto apply(F f, Each... each) {
+    if constexpr ((Parts<Each>::PACK || ...))
+        return Pack<decltype(apply(f, Parts<Each>::low(each)...))>{apply(f, Parts<Each>::low(each)...),
+                                                                   apply(f, Parts<Each>::high(each)...)};
+    else return f(each...);
+}
+
+#define REGARD_EACH(SIGN)                                                                                              \
+    template <class A, class B, class = std::enable_if_t<Parts<A>::PACK || Parts<B>::PACK>>                            \
+    inline auto operator SIGN(A a, B b) {                                                                              \
+        return Pack<decltype(Parts<A>::low(a) SIGN Parts<B>::low(b))>{Parts<A>::low(a) SIGN Parts<B>::low(b),          \
+                                                                     Parts<A>::high(a) SIGN Parts<B>::high(b)};        \
+    }
+REGARD_EACH(+)
+REGARD_EACH(-)
+REGARD_EACH(*)
+#undef REGARD_EACH
+
+// The sum of the vectors.
+inline Vector joined(Vector a) { return a; }
+template <class Half> inline Vector joined(Pack<Half> pack) { return joined(pack.low + pack.high); }
 
 // 1 / x to 1e-7, for normal numbers of which it is one too. NaN passes.
 inline Vector reciprocal(Vector x) {
@@ -12,31 +65,42 @@ inline Vector reciprocal(Vector x) {
 #endif
 }
 
-// `value` between -most and most; NaN passes.
-inline Vector clamp(Vector value, float most) {
+// `value`, or `most` where it is above; NaN passes.
+inline Vector below(Vector value, float most) {
 #if defined(__AVX512F__)
-    __m512 v = (__m512)value;  // the instructions keep a NaN in their second operand
-    return (Vector)_mm512_min_ps(_mm512_set1_ps(most), _mm512_max_ps(_mm512_set1_ps(-most), v));
+    return (Vector)_mm512_min_ps(_mm512_set1_ps(most), (__m512)value);  // which keeps a NaN in its second operand
 #elif defined(__AVX2__)
-    __m256 v = (__m256)value;
-    return (Vector)_mm256_min_ps(_mm256_set1_ps(most), _mm256_max_ps(_mm256_set1_ps(-most), v));
+    return (Vector)_mm256_min_ps(_mm256_set1_ps(most), (__m256)value);
 #else
-    return value < -most ? spread(-most) : value > most ? spread(most) : value;
+    return value > most ? spread(most) : value;
 #endif
 }
 
 // 1 / (1 + exp(-u)), to 2e-7 of itself; 0 below -87. NaN passes.
-inline Vector sigmoid(Vector u) {
+template <class V> inline V sigmoid(V u) {
     constexpr float MAGIC = 0x1.8p23f, MOST = 87;  // a sum with MAGIC is rounded to a whole number
-    Vector a = clamp(u, MOST), shifted = MAGIC - a * 1.44269504f, n = shifted - MAGIC;
-    Vector r = -a - n * 0.693359375f - n * -2.12194440e-4f;  // -a = n log 2 + r
-    Vector q = (((r * 1.39262131e-3f + 8.36320315e-3f) * r + 4.16665561e-2f) * r + 1.66665763e-1f) * r + 0.5f;
-    Vector e = (q * r + 1) * r + 1;
-    Vector power = (Vector)(((Places)shifted + 127) << 23);
-    return u < -MOST ? Vector{} : reciprocal(1 + e * power);
+    const V a = apply([](Vector u) { return below(u, MOST); }, u);
+    const V shifted = MAGIC - a * 1.44269504f, n = shifted - MAGIC;
+    const V r = (n * -0.693359375f - a) - n * -2.12194440e-4f;  // -a = n log 2 + r
+    const V q = (((r * 1.39262131e-3f + 8.36320315e-3f) * r + 4.16665561e-2f) * r + 1.66665763e-1f) * r + 0.5f;
+    const V e = (q * r + 1) * r + 1;
+    const V power = apply([](Vector shifted) { return (Vector)(((Places)shifted + 127) << 23); }, shifted);
+    const V result = apply([](Vector x) { return reciprocal(x); }, 1 + e * power);
+    return apply([](Vector u, Vector g) { return u < -MOST ? Vector{} : g; }, u, result);
 }
 
-// How a walk takes numbers up and puts them down: whole vectors, whole lines past the cache, or the last n lanes.
+// How a walk takes numbers up and puts them down: a few vectors, one, or the last n lanes; past the cache in whole lines.
+template <int N> struct Several {
+    static constexpr int n = N * W;
+    using Half = std::conditional_t<N == 2, struct Whole, Several<N / 2>>;
+    using V = typename Vectors<N>::Type;
+    template <class T> V load(const T *from) const { return {Half{}.load(from), Half{}.load(from + n / 2)}; }
+    template <class T> void store(T *to, V value) const {
+        Half{}.store(to, value.low), Half{}.store(to + n / 2, value.high);
+    }
+    V keep(V value) const { return value; }
+};
+
 struct Whole {
     static constexpr int n = W;
     template <class T> Vector load(const T *from) const { return ::load(from); }
@@ -48,6 +112,13 @@ struct Past : Whole {
     template <class T> void store(T *to, Vector value) const { ::stream(to, value); }
 };
 
+template <int N> struct SeveralPast : Several<N> {
+    using Half = std::conditional_t<N == 2, Past, SeveralPast<N / 2>>;
+    template <class T> void store(T *to, typename Several<N>::V value) const {
+        Half{}.store(to, value.low), Half{}.store(to + N * W / 2, value.high);
+    }
+};
+
 struct Some {
     int n;
     template <class T> Vector load(const T *from) const { return ::load(from, n); }
@@ -55,19 +126,23 @@ struct Some {
     Vector keep(Vector value) const { return LANES < n ? value : Vector{}; }
 };
 
-// work(place, how) on n numbers, a vector at a time.
-template <class Work> inline void each(Index n, Work work) {
+// work(place, how) on n numbers, N vectors at a time where there are so many.
+template <int N = 1, class Work> [[gnu::flatten]] inline void each(Index n, Work work) {
     Index r = 0;
+    if constexpr (N > 1)
+        for (; r + N * W <= n; r += N * W) work(r, Several<N>{});
     for (; r + W <= n; r += W) work(r, Whole{});
     if (r < n) work(r, Some{(int)(n - r)});
 }
 
 // The same for a result in `to`, past the cache from its first whole line on where that is asked for.
-template <class T, class Work> inline void each_into(const T *to, bool past, Index n, Work work) {
-    if (!past) return each(n, work);
+template <int N = 1, class T, class Work> [[gnu::flatten]] inline void each_into(const T *to, bool past, Index n, Work work) {
+    if (!past) return each<N>(n, work);
     Index r = (Index)(-(uintptr_t)to & (sizeof(Vector) - 1)) / (Index)sizeof(T) % W;
     if (r > n) r = n;
     if (r) work(0, Some{(int)r});
+    if constexpr (N > 1)
+        for (; r + N * W <= n; r += N * W) work(r, SeveralPast<N>{});
     for (; r + W <= n; r += W) work(r, Past{});
     if (r < n) work(r, Some{(int)(n - r)});
 }
@@ -104,10 +179,12 @@ template <class Work> inline void share_images(Index batch, int threads, Work wo
     share(batch, whole ? threads : 1, [&](Index image) { work(image, whole ? 1 : threads); });
 }
 
-// The sum of term(place, how) over n numbers.
-template <class Term> inline float total(Index n, Term term) {
+// The sum of term(place, how) over n numbers, N vectors at a time where there are so many.
+template <int N = 2, class Term> [[gnu::flatten]] inline float total(Index n, Term term) {
     Vector even = {}, odd = {};
     Index r = 0;
+    if constexpr (N > 2)
+        for (; r + N * W <= n; r += N * W) even += joined(term(r, Several<N>{}));
     for (; r + 2 * W <= n; r += 2 * W) even += term(r, Whole{}), odd += term(r + W, Whole{});
     if (r + W <= n) even += term(r, Whole{}), r += W;
     if (r < n) odd += term(r, Some{(int)(n - r)});

@@ -46,7 +46,13 @@ class Affine(Structure):
     _fields_ = [("bfloat16", c_int32), ("threads", c_int32), ("factors", c_int32), ("mean", c_int32)]
     _fields_ += [("terms", c_int32), ("stream", c_int32), ("weighted", c_int32), ("picks", c_int32)]
     _fields_ += [("size", c_int64 * 4), ("y", Operand), ("map", Operand), ("x", Operand)]
-    _fields_ += [("factor", Operand * 3), ("weight", Operand), ("term", Term * 4), ("pick", Maximum * 3)]
+    _fields_ += [
+        ("factor", Operand * 3),
+        ("weight", Operand),
+        ("about", Operand),
+        ("term", Term * 4),
+        ("pick", Maximum * 3),
+    ]
 
 
 class Convolve(Structure):

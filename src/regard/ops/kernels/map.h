@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
@@ -95,6 +96,15 @@ inline Vector shuffle(Vector first, Vector second, Places places) {
 }
 inline Vector shuffle(Vector only, Places places) { return shuffle(only, only, places); }
 
+// n <= W numbers in pieces whose size the compiler knows: copy(first, size), with 8, 4, 2 or 1 as `size()`.
+template <class Copy> inline void pieces(int n, Copy copy) {
+    int at = 0;
+    if (W >= 8 && (n & 8)) copy(0, std::integral_constant<int, 8>{}), at = 8;
+    if (n & 4) copy(at, std::integral_constant<int, 4>{}), at += 4;
+    if (n & 2) copy(at, std::integral_constant<int, 2>{}), at += 2;
+    if (n & 1) copy(at, std::integral_constant<int, 1>{});
+}
+
 // The last n <= W numbers of a row; the other lanes come as 0.
 inline Vector load(const float *from, int n) {
 #if defined(__AVX512F__)
@@ -113,7 +123,7 @@ inline Vector load(const Bfloat16 *from, int n) {
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
     halves = (Halves)_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), from);
 #else
-    std::memcpy(&halves, from, n * sizeof *from);
+    pieces(n, [&](int at, auto size) { std::memcpy((char *)&halves + 2 * at, from + at, 2 * size()); });
 #endif
     return (Vector)(__builtin_convertvector(halves, Bits) << 16);
 }
@@ -121,10 +131,8 @@ inline Vector load(const Bfloat16 *from, int n) {
 inline void store(float *to, int n, Vector value) {
 #if defined(__AVX512F__)
     _mm512_mask_storeu_ps(to, (__mmask16)((1u << n) - 1), (__m512)value);
-#elif defined(__AVX2__)
-    _mm256_maskstore_ps(to, (__m256i)(LANES < n), (__m256)value);
-#else
-    std::memcpy(to, &value, n * sizeof *to);
+#else  // AVX2 has an instruction for it, of dozens of steps where AMD made the processor
+    pieces(n, [&](int at, auto size) { std::memcpy(to + at, (const char *)&value + 4 * at, 4 * size()); });
 #endif
 }
 
@@ -133,7 +141,7 @@ inline void store(Bfloat16 *to, int n, Vector value) {
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
     _mm256_mask_storeu_epi16(to, (__mmask16)((1u << n) - 1), (__m256i)halves);
 #else
-    std::memcpy(to, &halves, n * sizeof *to);
+    pieces(n, [&](int at, auto size) { std::memcpy(to + at, (const char *)&halves + 2 * at, 2 * size()); });
 #endif
 }
 
@@ -159,10 +167,12 @@ inline void finish_streams() {
 inline float sum(Vector value) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps((__m512)value);
-#elif !defined(__AVX2__)
-    return (value[0] + value[2]) + (value[1] + value[3]);
+#elif defined(__AVX2__)
+    __m128 halves = _mm_add_ps(_mm256_castps256_ps128((__m256)value), _mm256_extractf128_ps((__m256)value, 1));
+    halves = _mm_add_ps(halves, _mm_movehl_ps(halves, halves));
+    return _mm_cvtss_f32(_mm_add_ss(halves, _mm_movehdup_ps(halves)));
 #else
-    return ((value[0] + value[4]) + (value[2] + value[6])) + ((value[1] + value[5]) + (value[3] + value[7]));
+    return (value[0] + value[2]) + (value[1] + value[3]);
 #endif
 }
 
@@ -173,6 +183,9 @@ inline Vector larger(Vector best, Vector value) {
 #if defined(__AVX512F__)
     __m512 v = (__m512)value;  // the instruction drops a NaN in its first operand and keeps one in its second
     return (Vector)_mm512_mask_mov_ps(_mm512_max_ps(v, (__m512)best), _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), v);
+#elif defined(__AVX2__)
+    __m256 v = (__m256)value;  // as above
+    return (Vector)_mm256_blendv_ps(_mm256_max_ps(v, (__m256)best), v, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
 #else
     return ((value > best) | (value != value)) ? value : best;
 #endif
@@ -184,6 +197,11 @@ inline void larger(Vector &best, Places &index, Vector value, Places place) {
     __mmask16 up = _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(b, b, _CMP_ORD_Q), v, b, _CMP_NLE_UQ);
     best = (Vector)_mm512_mask_mov_ps(b, up, v);
     index = (Places)_mm512_mask_mov_epi32((__m512i)index, up, (__m512i)place);
+#elif defined(__AVX2__)
+    __m256 v = (__m256)value, b = (__m256)best;
+    __m256 up = _mm256_and_ps(_mm256_cmp_ps(v, b, _CMP_NLE_UQ), _mm256_cmp_ps(b, b, _CMP_ORD_Q));
+    best = (Vector)_mm256_blendv_ps(b, v, up);
+    index = (Places)_mm256_blendv_ps((__m256)index, (__m256)place, up);
 #else
     Places up = (value > best) | ((value != value) & (best == best));
     best = up ? value : best;
@@ -196,6 +214,12 @@ inline float max(Vector value) {
     __m512 v = (__m512)value;
     __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
     return nan ? std::numeric_limits<float>::quiet_NaN() : _mm512_reduce_max_ps(v);
+#elif defined(__AVX2__)
+    __m256 v = (__m256)value;
+    if (_mm256_movemask_ps(_mm256_cmp_ps(v, v, _CMP_UNORD_Q))) return std::numeric_limits<float>::quiet_NaN();
+    __m128 best = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    best = _mm_max_ps(best, _mm_movehl_ps(best, best));
+    return _mm_cvtss_f32(_mm_max_ss(best, _mm_movehdup_ps(best)));
 #else
     float best[W];
     std::memcpy(best, &value, sizeof value);
@@ -210,6 +234,11 @@ inline int32_t first(Places index, Vector value, float best) {  // the least ind
     Places candidates = held ? index : Places{} + INT32_MAX;
 #if defined(__AVX512F__)
     return _mm512_reduce_min_epi32((__m512i)candidates);
+#elif defined(__AVX2__)
+    __m256i c = (__m256i)candidates;
+    __m128i low = _mm_min_epi32(_mm256_castsi256_si128(c), _mm256_extracti128_si256(c, 1));
+    low = _mm_min_epi32(low, _mm_shuffle_epi32(low, 0b01001110));
+    return _mm_cvtsi128_si32(_mm_min_epi32(low, _mm_shuffle_epi32(low, 0b10110001)));
 #else
     int32_t least[W];
     std::memcpy(least, &candidates, sizeof candidates);

@@ -281,17 +281,20 @@ template <class T> void moments_along_rows(const Tile<T> &t) {
             for (Index r = 0; r < whole; r += W) total += load(x + r);
             if (n) total += load(x + whole, n);
             float count = (float)t.columns, mean = sum(total) / count;
+            total = Vector{};  // of the distances: what rounding left of the mean
             for (Index r = 0; r < whole; r += W) {
                 Vector d = load(x + r) - mean;
-                squares += d * d;
+                total += d, squares += d * d;
             }
             if (n) {
-                Vector d = load(x + whole, n) - mean;
-                squares += LANES < n ? d * d : Vector{};
+                Vector d = LANES < n ? load(x + whole, n) - mean : Vector{};
+                total += d, squares += d * d;
             }
+            const float rest = sum(total), left = sum(squares) - rest * rest / count, own = left < 0 ? 0 : left;
+            mean += rest / count;
             float share = count / (count + (float)t.before), delta = mean - t.to.sum[at];
             t.to.sum[at] += delta * share;
-            t.to.squares[at] += sum(squares) + delta * delta * share * (float)t.before;
+            t.to.squares[at] += own + delta * delta * share * (float)t.before;
         }
 }
 
@@ -307,10 +310,13 @@ template <class T> void moments_along_columns(const Tile<T> &t) {
             Vector mean = {}, squares = {};
             for (Index q = 0; q < t.rows; q++) mean += at(q);
             mean /= count;
+            Vector total = {};  // of the distances: what rounding left of the mean
             for (Index q = 0; q < t.rows; q++) {
                 Vector d = at(q) - mean;
-                squares += d * d;
+                total += d, squares += d * d;
             }
+            squares -= total * total / count, mean += total / count;
+            squares = squares < 0 ? Vector{} : squares;
             Sums<SUM | SQUARES> sums;
             sums.get(t.to, p * t.step[0] + r, n);
             Vector delta = mean - sums.sum;

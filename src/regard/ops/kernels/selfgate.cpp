@@ -1,9 +1,10 @@
 // selfgate: every number of a map weighed by a sigmoid of its distance from its channel's mean.
 //
-// u = curve d^2 + tilt d + shift with d = x - mean;  y = x (1 + strength (sigmoid(u) - 1)); what is added to dx because
-// the mean and the variance move with x is a line in d. Traffic: reads x once and writes y; backward reads x and dy
-// once and writes dx, as long as a channel (channels last: an image) stays in the caches. Every sum is taken in an
-// order that does not depend on the threads.
+// u = curve d^2 + slope d + shift with d = (x - mean) / deviation;  y = x (1 + strength (sigmoid(u) - 1)); what is added
+// to dx because the mean and the deviation move with x is a line in d. As d counts in deviations, and the mean is
+// corrected by what is left of it, neither large values nor large offsets harm. Traffic: reads x once and writes y;
+// backward reads x and dy once and writes dx, as long as a channel (channels last: an image) stays in the caches. Every
+// sum is taken in an order that does not depend on the threads.
 #include <vector>
 
 #include "gate.h"
@@ -23,72 +24,92 @@ SHARED(SelfGate)
 namespace {
 
 constexpr int ROWS = 4;  // at a time, channels first
+constexpr int WIDE = 4;  // vectors at a time
+constexpr int PAIR = 2;  // ... where much is known of each
 constexpr int FEW = 8;   // pixels at a time, channels last
 constexpr Index SHORT = 512;  // channels below which memory is fastest in its own order, a pixel after the other
 
 // What is known of one channel of one image.
 struct Channel {
-    float mean, curve, tilt, shift, deviations;
-    float inverse, level, count, freedom;  // 1 / standard deviation; of the pixels
+    float mean, inverse, curve, slope, shift;  // inverse: 1 / deviation
+    float bent, tilt;                          // of what the gate adds to dx, a line in d
+    float level, strength, count, freedom;     // of the pixels
 
     Channel(const SelfGate &a, Index image, Index channel) {
         const Index at = image * a.channels + channel, k = channel % a.period;
-        mean = a.stats[at], deviations = a.stats[a.batch * a.channels + at];
+        const float deviations = a.stats[a.batch * a.channels + at];
+        mean = a.stats[at];
         count = (float)a.pixels, freedom = a.pixels > 1 ? count - 1 : 1;
-        inverse = 1 / std::sqrt(deviations / count + a.epsilon);
+        const float variance = deviations / count + a.epsilon;
+        inverse = 1 / std::sqrt(variance);
         level = a.level ? a.level[k] : 0;
-        curve = a.energetic ? 1 / (4 * (deviations / freedom + a.energy)) : 0;
-        tilt = a.slope ? a.slope[k] * inverse : 0;
+        curve = a.energetic && inverse > 0 ? variance / (4 * (deviations / freedom + a.energy)) : 0;
+        slope = a.slope ? a.slope[k] : 0;
         shift = level * mean + (a.bias ? a.bias[k] : 0) + (a.energetic ? 0.5f : 0);
+        strength = a.strength ? *a.strength : 1;
+        bent = 2 * curve * inverse * strength, tilt = slope * inverse * strength;
     }
 };
 
-// The gates of as many numbers as a vector has.
-struct Gate {
-    Vector mean, curve, tilt, shift;
+// The gates of as many numbers as a vector, or a few, have. G: of what differs from channel to channel.
+template <class G> struct Gate {
+    G mean, inverse, curve, slope, shift, bent, tilt;
     float strength, rest;
 
-    Gate(const Channel &c, const SelfGate &a)
-        : mean(spread(c.mean)), curve(spread(c.curve)), tilt(spread(c.tilt)), shift(spread(c.shift)),
-          strength(a.strength ? *a.strength : 1), rest(1 - strength) {}
-    template <class Lanes>
-    Gate(const float *known, Index channels, Lanes lanes, float strength)
-        : mean(lanes.load(known)), curve(lanes.load(known + channels)), tilt(lanes.load(known + 2 * channels)),
-          shift(lanes.load(known + 3 * channels)), strength(strength), rest(1 - strength) {}
-
-    Vector sigmoid(Vector d) const { return ::sigmoid((curve * d + tilt) * d + shift); }
-    Vector factor(Vector d) const { return rest + strength * sigmoid(d); }
+    template <class V> V distance(V x) const { return (x - mean) * inverse; }
+    template <class V> V sigmoid(V d) const { return ::sigmoid((curve * d + slope) * d + shift); }
+    template <class V> V factor(V g) const { return g * strength + rest; }
 };
 
-// What the gradients of a gate are made of: h = dy x sigmoid' strength, and the gradient as if the mean stood still.
-struct Slope {
-    Vector d, h, still, strength;
+constexpr int KNOWN = 7;  // numbers of a channel
 
-    Slope(const Gate &gate, Vector x, Vector dy) : d(x - gate.mean) {
-        Vector g = gate.sigmoid(d);
-        h = dy * x * gate.strength * g * (1 - g);
-        still = dy * (gate.rest + gate.strength * g) + h * (2 * gate.curve * d + gate.tilt);
-        strength = dy * x * (g - 1);
+Gate<Vector> gate_of(const Channel &c) {
+    return {spread(c.mean), spread(c.inverse), spread(c.curve), spread(c.slope), spread(c.shift),
+            spread(c.bent), spread(c.tilt),    c.strength,      1 - c.strength};
+}
+template <class Lanes> auto gate_of(const float *known, Index channels, Lanes lanes, float strength) {
+    auto of = [=](int k) { return lanes.load(known + k * channels); };
+    return Gate<decltype(of(0))>{of(0), of(1), of(2), of(3), of(4), of(5), of(6), strength, 1 - strength};
+}
+
+// What the gradients of a gate are made of: h = dy x sigmoid', rest = dy x (1 - sigmoid), and the gradient as if the
+// mean stood still.
+template <class V> struct Slope {
+    V d, h, rest, still;
+
+    template <class G> Slope(const Gate<G> &gate, V x, V dy) : d(gate.distance(x)) {
+        const V g = gate.sigmoid(d), given = dy * x;
+        rest = given - given * g, h = rest * g;
+        still = dy * gate.factor(g) + h * (gate.bent * d + gate.tilt);
     }
 };
+template <class G, class V> Slope(const Gate<G> &, V, V) -> Slope<V>;
 
-struct Sums {
-    Vector h = {}, hd = {}, hdd = {}, strength = {};
+template <class V> struct Sums {
+    V h = {}, hd = {}, hdd = {}, rest = {};
 
-    void add(const Slope &s) { h += s.h, hd += s.h * s.d, hdd += s.h * s.d * s.d, strength += s.strength; }
+    template <class More> void add(const Slope<More> &s) {
+        const More by = s.h * s.d;
+        h = h + as(s.h), hd = hd + as(by), hdd = hdd + as(by * s.d), rest = rest + as(s.rest);
+    }
+    template <class More> static V as(More more) {  // the vectors of a pack may go to one sum
+        if constexpr (std::is_same_v<V, More>) return more;
+        else return joined(more);
+    }
 };
 
 // Sums over the pixels of a channel: to the gradients of its parameters, and to the line that is added to dx.
 struct Line {
     float constant, factor;
 
-    Line(const SelfGate &a, Index image, Index channel, float h, float hd, float hdd, float strength) {
+    Line(const SelfGate &a, Index image, Index channel, float h, float hd, float hdd, float rest) {
         const Channel c(a, image, channel);
         const Index at = image * a.channels + channel, step = a.batch * a.channels;
-        const float found[4] = {hd * c.inverse, h * c.mean, h, strength};
+        h *= c.strength, hd *= c.strength, hdd *= c.strength;
+        const float found[4] = {hd, h * c.mean, h, -rest};
         for (int k = 0; k < 4; k++) a.sums[k * step + at] = found[k];
-        constant = (h * (c.level - c.tilt) - 2 * hd * c.curve) / c.count;
-        factor = -8 * c.curve * c.curve * hdd / c.freedom - c.tilt * c.inverse * c.inverse * hd / c.count;
+        constant = (h * (c.level - c.slope * c.inverse) - 2 * hd * c.curve * c.inverse) / c.count;
+        factor = -(8 * c.curve * c.curve * hdd / c.freedom + c.slope * hd / c.count) * c.inverse;
     }
 };
 
@@ -100,30 +121,34 @@ inline Index place(const SelfGate &a, Index channel) {
 
 // --- channels first: a channel is a row ------------------------------------------------------------------------------
 
+// Mean and squared deviations of a row. The first mean is as exact as a sum of large numbers, what is left of it as one
+// of small numbers.
+template <class T> void measure_row(const T *x, Index pixels, float &mean, float &deviations) {
+    const float count = (float)pixels;
+    const float first = total<WIDE>(pixels, [=](Index r, auto lanes) { return lanes.load(x + r); }) / count;
+    Vector left = {}, squares = {};
+    each<WIDE>(pixels, [&](Index r, auto lanes) {
+        const auto d = lanes.keep(lanes.load(x + r) - first);
+        left += joined(d), squares += joined(d * d);
+    });
+    const float rest = sum(left) / count, found = sum(squares) - rest * rest * count;
+    mean = first + rest, deviations = found < 0 ? 0 : found;
+}
+
 // A few rows at a time: what one waits for, the others bridge.
 template <class T> void gate_rows(const SelfGate &a, Index from, Index to) {
     const Index pixels = a.pixels;
     const T *x = (const T *)a.x + from * pixels;
     float *mean = a.stats + from, *deviations = mean + a.batch * a.channels;
     const bool past = a.stream;
-    for (Index row = 0; row < to - from; row++) {
-        mean[row] = total(pixels, [&](Index r, auto lanes) { return lanes.load(x + row * pixels + r); });
-        mean[row] /= (float)pixels;
-    }
-    for (Index row = 0; row < to - from; row++) {
-        const float centre = mean[row];
-        deviations[row] = total(pixels, [&](Index r, auto lanes) {
-            Vector d = lanes.keep(lanes.load(x + row * pixels + r) - centre);
-            return d * d;
-        });
-    }
+    for (Index row = 0; row < to - from; row++) measure_row(x + row * pixels, pixels, mean[row], deviations[row]);
     for (Index row = from; row < to; row++, x += pixels) {
         const Index image = row / a.channels, channel = row % a.channels;
         T *y = (T *)a.y + (image * a.channels + place(a, channel)) * pixels;
         const Channel known(a, image, channel);
-        const Gate gate(known, a);
-        const bool one = known.curve == 0 && known.tilt == 0;  // for every pixel
-        const Vector factor = gate.factor(Vector{});
+        const Gate<Vector> gate = gate_of(known);
+        const bool one = known.curve == 0 && known.slope == 0;  // for every pixel
+        const Vector factor = gate.factor(gate.sigmoid(Vector{}));
         const T *next = x + ROWS * pixels;  // memory works while the gates are computed
         if (one)
             each_into(y, past, pixels, [=](Index r, auto lanes) {
@@ -131,10 +156,10 @@ template <class T> void gate_rows(const SelfGate &a, Index from, Index to) {
                 lanes.store(y + r, factor * lanes.load(x + r));
             });
         else
-            each_into(y, past, pixels, [=](Index r, auto lanes) {
-                __builtin_prefetch(next + r);
-                const Vector value = lanes.load(x + r);
-                lanes.store(y + r, value * gate.factor(value - gate.mean));
+            each_into<WIDE>(y, past, pixels, [=](Index r, auto lanes) {
+                for (int k = 0; k < lanes.n; k += W) __builtin_prefetch(next + r + k);
+                const auto value = lanes.load(x + r);
+                lanes.store(y + r, value * gate.factor(gate.sigmoid(gate.distance(value))));
             });
     }
 }
@@ -146,18 +171,17 @@ template <class T> void differentiate_row(const SelfGate &a, Index image, Index 
     const T *x = (const T *)a.x + at * a.pixels;
     const T *dy = (const T *)a.dy + (image * a.channels + place(a, channel)) * a.pixels;
     T *dx = (T *)a.y + at * a.pixels;
-    const Gate gate(Channel(a, image, channel), a);
-    Sums sums;
+    const Gate<Vector> gate = gate_of(Channel(a, image, channel));
+    Sums<Vector> sums;
     float *keep = still.data();
-    each(a.pixels, [&](Index r, auto lanes) {
+    each<WIDE>(a.pixels, [&](Index r, auto lanes) {
         const Slope slope(gate, lanes.load(x + r), lanes.load(dy + r));
         sums.add(slope);
         lanes.store(keep + r, slope.still);
     });
-    const Line line(a, image, channel, sum(sums.h), sum(sums.hd), sum(sums.hdd), sum(sums.strength));
+    const Line line(a, image, channel, sum(sums.h), sum(sums.hd), sum(sums.hdd), sum(sums.rest));
     each_into(dx, a.stream, a.pixels, [&](Index r, auto lanes) {
-        Vector d = lanes.load(x + r) - gate.mean;
-        lanes.store(dx + r, lanes.load(keep + r) + line.constant + line.factor * d);
+        lanes.store(dx + r, lanes.load(keep + r) + line.constant + line.factor * gate.distance(lanes.load(x + r)));
     });
 }
 
@@ -187,15 +211,17 @@ template <class T> void separate(float *to, const T *from, Index half) {
     });
 }
 
-// Mean and squared deviations of every channel, tile by tile and then joined, so that nothing cancels.
+// Mean and squared deviations of every channel, tile by tile and then joined: each mean is corrected by what is left of
+// it, and what stands between two of them is small.
 template <class T> void measure_image(const SelfGate &a, Index image, const Tiles &tiles, int threads) {
     const Index channels = a.channels;
     const int most = channels < SHORT ? 1 : FEW;
     const T *x = (const T *)a.x + image * a.pixels * channels;
     float *mean = a.stats + image * channels, *deviations = mean + a.batch * channels;
-    std::vector<float> partial(tiles.count * 2 * channels);
+    std::vector<float> partial(tiles.count * 3 * channels);
     tiles.visit(threads, [&](Index tile, Index from, Index to) {
-        float *m = &partial[tile * 2 * channels], *v = m + channels;
+        float *m = &partial[tile * 3 * channels], *v = m + channels, *left = v + channels;
+        const float count = (float)(to - from);
         for (Index p = from; p < to; p += most) {
             const int few = to - p < most ? (int)(to - p) : most;
             each(channels, [&](Index r, auto lanes) {
@@ -204,40 +230,45 @@ template <class T> void measure_image(const SelfGate &a, Index image, const Tile
                 lanes.store(m + r, total);
             });
         }
-        each(channels, [&](Index r, auto lanes) { lanes.store(m + r, lanes.load(m + r) / (float)(to - from)); });
+        each(channels, [&](Index r, auto lanes) { lanes.store(m + r, lanes.load(m + r) / count); });
         for (Index p = from; p < to; p += most) {
             const int few = to - p < most ? (int)(to - p) : most;
             each(channels, [&](Index r, auto lanes) {
-                Vector squares = lanes.load(v + r), centre = lanes.load(m + r);
+                Vector squares = lanes.load(v + r), rest = lanes.load(left + r), centre = lanes.load(m + r);
                 for (int k = 0; k < few; k++) {
                     Vector d = lanes.load(x + (p + k) * channels + r) - centre;
-                    squares += d * d;
+                    squares += d * d, rest += d;
                 }
-                lanes.store(v + r, squares);
+                lanes.store(v + r, squares), lanes.store(left + r, rest);
             });
         }
+        each(channels, [&](Index r, auto lanes) {
+            const Vector rest = lanes.load(left + r) / count, found = lanes.load(v + r) - rest * rest * count;
+            lanes.store(left + r, rest), lanes.store(v + r, found < 0 ? Vector{} : found);
+        });
     });
     each(channels, [&](Index r, auto lanes) {
-        Vector centre = {}, squares = {};
+        const Vector first = lanes.load(&partial[r]);
+        Vector centre = {}, squares = {};  // centre: beyond the first
         for (Index tile = 0, before = 0; tile < tiles.count; tile++, before += tiles.height) {
             const float count = (float)(tiles.pixels - before < tiles.height ? tiles.pixels - before : tiles.height);
             const float share = count / (count + (float)before);
-            const float *m = &partial[tile * 2 * channels + r];
-            Vector delta = lanes.load(m) - centre;
+            const float *m = &partial[tile * 3 * channels + r];
+            const Vector delta = lanes.load(m) - first + lanes.load(m + 2 * channels) - centre;
             centre += delta * share;
             squares += lanes.load(m + channels) + delta * delta * (share * (float)before);
         }
-        lanes.store(mean + r, centre), lanes.store(deviations + r, squares);
+        lanes.store(mean + r, first + centre), lanes.store(deviations + r, squares);
     });
 }
 
-// What is known of every channel of an image: [4][channels], as in `Gate`.
+// What is known of every channel of an image: [KNOWN][channels], as in `Gate`.
 std::vector<float> channels_of(const SelfGate &a, Index image) {
-    std::vector<float> known(4 * a.channels);
+    std::vector<float> known(KNOWN * a.channels);
     for (Index c = 0; c < a.channels; c++) {
-        const Channel channel(a, image, c);
-        const float found[4] = {channel.mean, channel.curve, channel.tilt, channel.shift};
-        for (int k = 0; k < 4; k++) known[k * a.channels + c] = found[k];
+        const Channel of(a, image, c);
+        const float found[KNOWN] = {of.mean, of.inverse, of.curve, of.slope, of.shift, of.bent, of.tilt};
+        for (int k = 0; k < KNOWN; k++) known[k * a.channels + c] = found[k];
     }
     return known;
 }
@@ -256,15 +287,15 @@ template <class T> void gate_image(const SelfGate &a, Index image, int threads) 
             const T *x = (const T *)a.x + (image * a.pixels + p) * channels;
             T *y = (T *)a.y + (image * a.pixels + p) * channels;
             auto weigh = [=](Index r, auto lanes) {
-                const Vector value = lanes.load(x + r);
-                const Gate gate(known + r, channels, lanes, strength);
-                return value * gate.factor(value - gate.mean);
+                const auto value = lanes.load(x + r);
+                const auto gate = gate_of(known + r, channels, lanes, strength);
+                return value * gate.factor(gate.sigmoid(gate.distance(value)));
             };
             if (turn) {
-                each(channels, [=](Index r, auto lanes) { lanes.store(turn + r, weigh(r, lanes)); });
+                each<WIDE>(channels, [=](Index r, auto lanes) { lanes.store(turn + r, weigh(r, lanes)); });
                 interleave(y, turn, channels / 2);
             } else {
-                each_into(y, past, channels, [=](Index r, auto lanes) { lanes.store(y + r, weigh(r, lanes)); });
+                each_into<WIDE>(y, past, channels, [=](Index r, auto lanes) { lanes.store(y + r, weigh(r, lanes)); });
             }
         }
     });
@@ -294,16 +325,16 @@ template <class T, class D> void differentiate_image(const SelfGate &a, Index im
         for (Index p = from; p < to; p += most) {
             const int few = to - p < most ? (int)(to - p) : most;
             const D *dy = arranged(turns, p, few);
-            each(channels, [=](Index r, auto lanes) {
-                const Gate gate(known + r, channels, lanes, strength);
-                Sums sums;
+            each<PAIR>(channels, [=](Index r, auto lanes) {
+                const auto gate = gate_of(known + r, channels, lanes, strength);
+                Sums<decltype(lanes.load(x))> sums;
                 for (int k = 0; k < few; k++)
                     sums.add(Slope(gate, lanes.load(x + (p + k) * channels + r), lanes.load(dy + k * channels + r)));
-                const Vector found[4] = {sums.h, sums.hd, sums.hdd, sums.strength};
-                for (int k = 0; k < 4; k++) {
+                auto add = [=](int k, auto found) {
                     float *sum = into + k * channels + r;
-                    lanes.store(sum, lanes.load(sum) + found[k]);
-                }
+                    lanes.store(sum, lanes.load(sum) + found);
+                };
+                add(0, sums.h), add(1, sums.hd), add(2, sums.hdd), add(3, sums.rest);
             });
         }
     });
@@ -320,11 +351,10 @@ template <class T, class D> void differentiate_image(const SelfGate &a, Index im
             const D *dy = arranged(turns, p, 1);
             const T *row = x + p * channels;
             T *into = dx + p * channels;
-            each_into(into, past, channels, [=](Index r, auto lanes) {
-                const Gate gate(known + r, channels, lanes, strength);
+            each_into<WIDE>(into, past, channels, [=](Index r, auto lanes) {
+                const auto gate = gate_of(known + r, channels, lanes, strength);
                 const Slope slope(gate, lanes.load(row + r), lanes.load(dy + r));
-                Vector value = slope.still + lanes.load(line + r) + lanes.load(line + channels + r) * slope.d;
-                lanes.store(into + r, value);
+                lanes.store(into + r, slope.still + lanes.load(line + r) + lanes.load(line + channels + r) * slope.d);
             });
         }
     });

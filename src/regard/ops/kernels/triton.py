@@ -457,6 +457,7 @@ def _affine(
     map: tl.tensor,
     x: tl.tensor,
     weight: tl.tensor,
+    about: tl.tensor,
     factors: tl.tuple,
     terms: tl.tuple,
     picks: tl.tuple,
@@ -497,6 +498,8 @@ def _affine(
         value += tl.where(picked, more, 0)
     if x is not None:
         added = tl.load(_within(x, at, x_stride, ALIGN), mask=inside, other=0).to(tl.float32)
+        if about is not None:
+            added -= _load(about, at, size, WEIGHT).to(tl.float32)
         if weight is not None:
             added *= _load(weight, at, size, WEIGHT).to(tl.float32)
         value += added
@@ -511,6 +514,7 @@ def affine(
     terms: Sequence[Sequence[Tensor]] = (),
     x: Tensor | None = None,
     weight: Tensor | None = None,
+    about: Tensor | None = None,
     picks: Sequence[tuple[Tensor, Tensor, Sequence[Tensor]]] = (),
     out: Tensor | None = None,
 ) -> Tensor:
@@ -528,13 +532,15 @@ def affine(
         None if weight is None else tuple(weight.shape),
         tuple((tuple(values.shape), tuple(tuple(scale.shape) for scale in scales)) for _, values, scales in picks),
     )
+    if weight is not None and about is not None:
+        about = _dense(about.expand_as(weight), axes)
     weight = None if weight is None else _dense(weight, axes)
     smalls = tuple(_dense(factor, axes) for factor in factors)
     products = tuple(tuple(_dense(factor, axes) for factor in term) for term in terms)
     maxima = tuple((at, _dense(d, axes), tuple(_dense(scale, axes) for scale in scales)) for at, d, scales in picks)
     mean = mean and len(factors) > 1
     with torch.cuda.device_of(map):
-        _affine[grid](y, map, x, weight, smalls, products, maxima, *arguments, MEAN=mean, **options)
+        _affine[grid](y, map, x, weight, about, smalls, products, maxima, *arguments, MEAN=mean, **options)
     return y
 
 

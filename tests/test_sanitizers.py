@@ -1,0 +1,48 @@
+"""The kernels built with checks of every address and of what C++ leaves undefined, under the tests of the ops."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CHECKS = "-fsanitize=address,undefined -fno-sanitize-recover=all"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A copy of the sources with kernels that check themselves."""
+    if not (sys.platform.startswith("linux") and shutil.which("g++")):
+        pytest.skip("needs GCC on Linux")
+    copy = tmp_path_factory.mktemp("sanitized")
+    shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    flags = {"CC": "gcc", "CXX": "g++", "CFLAGS": CHECKS, "CXXFLAGS": CHECKS, "LDFLAGS": CHECKS}
+    command = [sys.executable, "setup.py", "build_ext", "--inplace", "--force"]
+    done = subprocess.run(command, cwd=copy, env=os.environ | flags, capture_output=True, text=True, check=False)
+    assert list(copy.rglob("kernels.*.so")), done.stderr[-4000:]
+    return copy / "src"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["avx512", "avx2"])
+def test_the_ops(built, level):
+    library = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    env = os.environ | {
+        "PYTHONPATH": str(built),
+        "LD_PRELOAD": library.stdout.strip(),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "ATEN_CPU_CAPABILITY": level,
+    }
+    known = "import regard, regard.ops.kernels.library as library; print(regard.__file__, library.missing())"
+    said = subprocess.run([sys.executable, "-c", known], env=env, capture_output=True, text=True, check=False)
+    assert said.stdout.split() == [str(built / "regard" / "__init__.py"), "None"], said.stdout + said.stderr[-4000:]
+    files = [ROOT / "tests" / name for name in ("test_ops.py", "test_exactness.py", "test_gradients.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-k", "not triton", *map(str, files)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]

@@ -21,6 +21,7 @@ import regard
 import tiny
 from regard import cli, ticker
 from regard.comparison import prices, question
+from regard.errors import install
 from regard.site import WORDS
 
 
@@ -479,7 +480,7 @@ main()
     )
     assert ran.returncode == 2
     sentence = (
-        rf"regard: (this command|the command line) needs the package '{missing}.*': pip install 'regard\[compare\]'\n"
+        rf"regard: (this command|the command line) needs the package '{missing}.*': {re.escape(install('compare'))}\n"
     )
     assert re.fullmatch(sentence, ran.stderr)
 

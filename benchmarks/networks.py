@@ -39,7 +39,8 @@ import regard
 from regard.borrowing import call
 from regard.errors import UserError
 from regard.files import write_text
-from regard.models import TORCHVISION, open_model
+from regard.models import open_model
+from regard.named import TORCHVISION
 from regard.site import WORDS, Site, choose
 from regard.survey import dry_run
 

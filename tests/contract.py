@@ -10,12 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 
+import pytest
 import timm
 import torch
 from torch import nn
 
 import regard
-from regard.registry import SLOTS, Info, shapes, start_as_identity
+from regard.hidden import start_as_identity
+from regard.registry import RANKS, SLOTS, Info, shapes
 from regard.tap import taps
 
 SIZES = [(14, 14), (7, 13), (1, 1), (1, 9)]
@@ -426,3 +428,21 @@ def ranks(subject):
         assert [tuple(y.shape) for y in got] == subject.outputs(20, size, **options)
         total(got).backward()
         assert all(x.grad.isfinite().all() for x in inputs)
+
+
+@promise(
+    "other numbers of spatial axes are refused in a sentence",
+    anyone=False,
+    where=lambda known: 0 < len(known.spatial) < len(RANKS),
+)
+def other_ranks(subject):
+    known = subject.known
+    for size in ((9,), (5, 6), (5, 6, 7)):
+        if len(size) in known.spatial:
+            continue
+        words = f"{known.name}.*{' or '.join(map(str, known.spatial))}"
+        with pytest.raises(regard.UserError, match=words):
+            regard.create(known.name, 20, spatial_dims=len(size))
+        module = subject.make()
+        with pytest.raises(regard.UserError, match=f"{known.name}.* works on maps with 2 .*spatial axes"):
+            module(torch.randn(2, 20, *size))

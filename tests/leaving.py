@@ -258,6 +258,10 @@ the largest deviation from plain PyTorch, relative to the largest value.
 
 {legend}
 
+`torch.jit.trace`, which PyTorch deprecates, takes networks with mechanisms too, and what it gives runs at other sizes.
+Its own check may say of CBAM that graphs differ between invocations, though the outputs agree: pass
+`check_trace=False`, and compare them yourself.
+
 | mechanism | {" | ".join(CHECKS)} |
 |---|{"---|" * len(CHECKS)}
 {rows}

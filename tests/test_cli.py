@@ -59,6 +59,43 @@ def test_help_does_not_wait_for_torch():
         assert ran.stdout
 
 
+def without_torch(*words):
+    """Run the command line in a process of its own, hold that it loads no torch, and give status and both outputs."""
+    program = f"import sys; sys.argv = ['regard', *{words}]\nfrom regard.cli import main\ntry: main()\n"
+    program += "finally: print('torch' in sys.modules, file=sys.stderr)"
+    ran = subprocess.run([sys.executable, "-c", program], env=tiny.ENVIRONMENT, capture_output=True, text=True)
+    *said, loaded = ran.stderr.splitlines()
+    assert loaded == "False", f"regard {' '.join(words)} loads torch"
+    return ran.returncode, ran.stdout, "\n".join(said)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "sentence"),
+    [
+        ("list --category channel", 0, ""),
+        ("info cbam[squeeze=max]", 0, ""),
+        ("info sse", 2, "no mechanism 'sse'; did you mean"),
+        ("report /nowhere", 2, "/nowhere holds no comparison"),
+        ("compare sse", 2, "no mechanism 'sse'; did you mean"),
+        ("compare cbam[squeze=max]", 2, "cbam has no option 'squeze'"),
+        ("compare se --data /nowhere", 2, "does not exist"),
+        ("compare se --model nonet.py:build", 2, "there is no file nonet.py"),
+    ],
+)
+def test_what_needs_no_torch_does_not_load_it(words, status, sentence):
+    ended, out, err = without_torch(*words.split())
+    assert (ended, bool(out)) == (status, status == 0)
+    assert sentence in err
+
+
+def test_a_changed_question_is_told_without_loading_torch(compared, photos):
+    (_, _, _), folder = compared
+    words = ["compare", "se", "--data", str(photos), *tiny.WORDS, "--seeds", "1", "--out", str(folder)]
+    status, out, err = without_torch(*words, "--epochs", "2")
+    assert (status, out) == (2, "")
+    assert "holds another question (epochs was 1, now 2): ask that one, or pass another --out" in err
+
+
 @pytest.mark.parametrize("command", ["list", "info", "sites", "advise", "compare", "report", "app"])
 def test_help_shows_every_option_and_examples(capsys, command):
     status, out, err = call(capsys, command, "--help")
@@ -138,6 +175,14 @@ def test_list_by_category_and_as_json(capsys):
     assert 0 < len(some) < len(rows)
     hard = json.loads(call(capsys, "list", "--attention", "hard", "--json")[1])
     assert [row["name"] for row in hard] == ["glimpse"]
+
+
+def test_info_of_an_arm_has_its_options(capsys):
+    card = json.loads(call(capsys, "info", "eca[kernel_size=9]", "--json")[1])
+    assert (card["options"]["kernel_size"], card["parameters_at_256"]) == (9, 9)
+    assert "squeeze='max'" in call(capsys, "info", "cbam[squeeze=max]")[1]
+    status, _, err = call(capsys, "info", "cbam[squeze=max]")
+    assert (status, err) == (2, "regard: cbam has no option 'squeze'; did you mean 'squeeze'?\n")
 
 
 def test_info_shows_the_card(capsys):
@@ -262,6 +307,20 @@ def test_a_long_measurement_shows_each_row(capsys, monkeypatch, net):
     assert re.search(r"^1/2 se: training step x \d\.\d\d, memory x \d\.\d\d\n2/2 tam: 'tam' cannot", err)
 
 
+def test_the_shell_completes_mechanisms_and_words_for_sites(capsys):
+    def completed(*words):
+        return [line.partition("\t")[0] for line in call(capsys, "__complete", *words)[1].splitlines()[2:]]
+
+    attachable = [name for name in regard.names() if regard.info(name).place]
+    assert completed("compare", "se", "c") == completed("sites", "resnet18", "--mechanism", "c") == attachable
+    assert completed("info", "") == regard.names()
+    assert completed("advise", "resnet18", "--at", "") == list(WORDS)
+    assert "channel" in completed("list", "--category", "")
+    script = cli._app(cyclopts).generate_completion(shell="bash")
+    assert "__complete" in script
+    assert "--install-completion" in call(capsys, "--help")[1]
+
+
 # ---- compare and report
 
 
@@ -289,6 +348,9 @@ def test_report_prints_what_compare_found(capsys, compared):
 
 
 def test_every_option_of_compare_reaches_it(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    Path("w.pt").touch()
     defaults = inspect.signature(question.compare).parameters
     given = {}
 
@@ -316,6 +378,20 @@ def test_every_option_of_compare_reaches_it(capsys, monkeypatch, tmp_path):
 
 
 # ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("command", "python", "shown"),
+    [
+        ("compare", "leave it out (skip_broken=True)", "leave it out (--skip-broken)"),
+        ("advise", "pass repeated=True if that is meant", "pass --repeated if that is meant"),
+        ("sites", "pass repeated=True if that is meant", "pass repeated=True if that is meant"),
+        ("sites", "try at='branches' or at='head', layout='tokens'", "try --at branches or --at head, --layout tokens"),
+        ("compare", "pass hidden=3", "pass hidden=3"),
+    ],
+)
+def test_pythons_arguments_are_options_on_the_command_line(command, python, shown):
+    assert cli._as_options(python, [command]) == shown
 
 
 @pytest.mark.parametrize(

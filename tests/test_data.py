@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+import tiny
 from regard.comparison import data, folders
 from regard.errors import UserError
 
@@ -786,3 +787,17 @@ def test_order_and_stream_never_change():
     """A comparison begun with one version goes on with the next."""
     assert data.order(np.arange(8), 0, 0).tolist() == [6, 2, 3, 4, 7, 1, 5, 0]
     assert data.stream(0, 0, "augment").initial_seed() == 596923542818953686
+
+
+def test_a_broken_file_is_told_before_others_are_decoded_again(tmp_path, monkeypatch):
+    photos = tiny.fill(tmp_path / "photos")
+    for path in sorted(photos.rglob("*.png"))[::2]:
+        Image.fromarray(np.full((18, 18), 4000, np.uint16)).save(path)
+    (photos / "dark" / "000.png").write_bytes(b"no picture")
+    decoded = []
+    decode = folders._decode
+    monkeypatch.setattr(folders, "_decode", lambda path, *rest: decoded.append(path) or decode(path, *rest))
+    with pytest.raises(UserError, match=r"000\.png"):
+        data.prepare(photos, tmp_path / "out")
+    assert len(decoded) == len(set(decoded)) == 20
+    assert len(data.prepare(photos, tmp_path / "out", skip_broken=True).labels) == 19

@@ -18,6 +18,7 @@ FLOORS = [
     "regard.comparison.question regard.looking",
     "regard.comparison.report regard.comparison.display regard.comparison.grid regard.comparison.prices",
     "regard.comparison.training",
+    "regard.comparison.asked",
     "regard.comparison.pictures regard.comparison.results",
     "regard.comparison.data regard.comparison.hosts regard.comparison.statistics",
     "regard.comparison.folders regard.comparison.records",
@@ -42,10 +43,12 @@ FLOORS = [
     "regard.ops.kernels.cpu regard.ops.kernels.triton",
     "regard.ops.kernels.plan regard.ops.kernels.library",
     "regard.ops.kernels.interface regard.ops.dispatch regard.ops.*",
+    "regard.cards regard.named",
+    "regard.hidden",
     "regard.registry",
-    "regard.schema regard.images regard.hidden",
+    "regard.schema regard.images",
     "regard.tap regard.norm regard.conv regard.files regard.layout regard.positions regard.svg regard.peers"
-    " regard.guard",
+    " regard.guard regard.small_resnet",
     "regard.errors regard.blocks",
 ]
 

@@ -4,6 +4,7 @@ import os
 
 import huggingface_hub
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 
@@ -239,7 +240,7 @@ def test_pretrained_weights_that_cannot_be_had_are_one_sentence(tmp_path, monkey
 def test_pretrained_weights_are_refused_where_there_are_none(monkeypatch):
     with pytest.raises(UserError, match="small_resnet has no pretrained weights"):
         build(pretrained=True)
-    zoo = hosts._zoo()
+    zoo = timm
     asked, create = {}, zoo.create_model
 
     def offline(name, **options):

@@ -106,7 +106,6 @@ def test_what_is_not_installed_is_named():
         ("matplotlib", "compare"),
         ("matplotlib", "overlay"),
         ("PIL", "sheet"),
-        ("scipy", "Comparison"),
         ("jinja2", "compare"),
         ("rich", "compare"),
         ("filelock", "compare"),

@@ -11,6 +11,7 @@ import torchvision
 from torch import nn
 
 import regard
+from regard.placing import plan
 from regard.site import WORDS
 from test_insertion import found, logits, refused
 
@@ -260,3 +261,144 @@ def test_the_door_of_timm():
 
 def test_every_word_is_explained():
     assert all(f'``"{word}"``' in regard.sites.__doc__ for word in WORDS)
+
+
+# --- sequences and volumes --------------------------------------------------------------------------------------------
+
+CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def network_over(axes):
+    conv = CONV[axes]
+    return nn.Sequential(conv(1, 16, 3), nn.ReLU(), conv(16, 32, 3), nn.ReLU()), torch.randn(2, 1, *[9] * axes)
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+def test_a_mechanism_of_other_maps_says_how_many_spatial_axes_it_works_with(axes):
+    net, x = network_over(axes)
+    attachable = [name for name in regard.names() if regard.info(name).place and name not in ("sk", "tam")]
+    for name in attachable:
+        known = regard.info(name).spatial
+        if axes in known:
+            regard.attach(net, name, example=x).remove()
+            continue
+        words = f"{name} works on maps with {' or '.join(map(str, known))} spatial axes, and the map at '3' has {axes}"
+        with pytest.raises(regard.UserError, match=f"^{words}$"):
+            regard.attach(net, name, example=x)
+        assert plan(net, x, mechanism=name).refused == f"{name} cannot be attached: {words}"
+    (row,) = regard.advise(net, x, mechanisms=["triplet"], rounds=1).rows
+    assert row.refused == f"triplet works on maps with 2 spatial axes, and the map at '3' has {axes}"
+
+
+def test_a_wrong_number_of_spatial_axes_that_was_asked_for_is_said():
+    net, x = network_over(1)
+    with pytest.raises(regard.UserError, match="cbam was asked for with spatial_dims=2, and the map at '3' has 1 spat"):
+        regard.attach(net, "cbam", example=x, spatial_dims=2)
+    with pytest.raises(regard.UserError, match="no option 'spatial_dims': it works on maps with 2 spatial axes"):
+        regard.create("triplet", 16, spatial_dims=1)
+
+
+# --- modules that are called several times, or have several names ----------------------------------------------------
+
+
+class Loop(nn.Module):
+    """One ReLU behind every convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16))
+        self.convs = nn.ModuleList(nn.Conv2d(16, 16, 3, 1, 1) for _ in range(3))
+        self.act = self.relu = nn.ReLU()
+        self.scores = nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = self.act(self.stem(x))
+        for conv in self.convs:
+            x = self.act(conv(x))
+        return self.scores(x.mean((2, 3)))
+
+
+class Twice(nn.Module):
+    """A residual block that calls one convolution and one norm twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(16, 16, 3, 1, 1), nn.BatchNorm2d(16)
+
+    def forward(self, x):
+        return torch.relu(x + self.norm(self.conv(torch.relu(self.norm(self.conv(x))))))
+
+
+class Recurrent(nn.Module):
+    """One block, three times."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.stem, self.block = nn.Conv2d(3, 16, 3, 2, 1), block
+
+    def forward(self, x):
+        x = self.stem(x)
+        for _ in range(3):
+            x = self.block(x)
+        return x
+
+
+class Siamese(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, 1, 1), nn.ReLU())
+
+    def forward(self, x):
+        return self.net(x) + self.net(x.flip(-1))
+
+
+def repeating(name):
+    blocks = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), Twice(), Twice())
+    return {"loop": Loop(), "blocks": blocks, "recurrent": Recurrent(Twice()), "siamese": Siamese()}[name]
+
+
+@pytest.mark.parametrize(
+    ("network", "sites"), [("loop", ["convs.2"]), ("blocks", ["1", "2"]), ("recurrent", ["stem"]), ("siamese", None)]
+)
+def test_auto_takes_no_site_that_is_called_several_times(network, sites):
+    for mechanism in ("se", "simam", "bam", "danet_position"):
+        net = repeating(network)
+        if sites is None:
+            with refused(f"every place for {mechanism} in this Siamese is called several times in one pass, such as '"):
+                regard.attach(net, mechanism, example=X)
+            assert regard.attach(net, mechanism, example=X, repeated=True).sites
+            continue
+        chosen = regard.attach(net, mechanism, example=X).sites
+        assert set(chosen) <= set(sites)
+        assert mechanism in ("bam", "danet_position") or chosen == sites
+        assert [
+            place.name for place in plan(repeating(network), X, mechanism=mechanism).places if place.chosen
+        ] == chosen
+
+
+def test_a_module_with_several_names_is_found_by_each():
+    net = Recurrent(nn.Sequential(nn.Conv2d(16, 8, 3), nn.Conv2d(8, 16, 3)))
+    net.alias, net.last = net.stem, net.block
+    for at in ("alias", "ali*", ["alias"], ["stem", "alias"], lambda name, *_: name == "stem"):
+        assert [site.name for site in regard.sites(net, at, example=X)] == ["stem"]
+    for at in ("last.1", "last", "l*.1", ["last.1"]):
+        assert [site.name for site in regard.sites(net, at, example=X)] == ["block.1"]
+    attached = regard.attach(net, "se", at="alias", example=X)
+    assert attached.sites == ["stem"]
+    attached.train_only("last.0")
+    assert net.block[0].weight.requires_grad
+    with refused("at='lost' matches no module"):
+        regard.sites(net, "lost", example=X)
+    with refused(r"there is no module 'last\.7'"):
+        regard.sites(net, ["last.7"], example=X)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch deprecates tracing
+def test_what_was_traced_agrees_at_other_sizes():
+    """docs/export.md says so."""
+    net, x = network_over(1)
+    for name in ("se", "cbam"):
+        regard.attach(net, name, example=x, start="paper")
+    traced = torch.jit.trace(net.eval(), x, check_trace=False)
+    other = torch.randn(3, 1, 14)
+    torch.testing.assert_close(traced(other), net(other))

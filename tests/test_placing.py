@@ -87,3 +87,12 @@ def test_a_mechanism_that_is_refused_is_said(resnet):
     assert plan(resnet, X, mechanism="se[foo=1]").refused.startswith("se[foo=1] cannot be attached: se has no option")
     with pytest.raises(UserError, match="no mechanism 'sse'"):
         plan(resnet, X, mechanism="sse")
+
+
+def test_comparing_all_places_of_a_large_map_is_said():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+    for side, notes in ((64, 0), (72, 1)):
+        found = plan(net, torch.zeros(1, 3, side, side), mechanism="danet_position", at="0")
+        assert len(found.notes) == notes
+        assert plan(net, torch.zeros(1, 3, side, side), mechanism="se", at="0").notes == ()
+    assert "At '0' danet_position compares each of 72 x 72 places with every other (26,873,856 pairs" in str(found)

@@ -11,6 +11,7 @@ from torch import nn
 
 import regard
 from regard import registry
+from regard.cards import cards
 from regard.registry import PLACES, SLOTS, example_inputs, parse, shapes, spell
 
 
@@ -398,3 +399,34 @@ def test_attention_is_a_known_word():
         regard.register(
             "other", category="channel", paper="-", place=None, parameters=lambda channels: 0, attention="warm"
         )
+
+
+# --- without torch ----------------------------------------------------------------------------------------------------
+
+
+def test_the_cards_read_without_torch_are_what_is_registered():
+    read = cards()
+    assert sorted(read) == [
+        name for name in regard.names() if regard.info(name).factory.__module__.startswith("regard")
+    ]
+    for name, card in read.items():
+        known = regard.info(name)
+        assert str(card) == str(known)
+        for part in (
+            "name",
+            "category",
+            "attention",
+            "paper",
+            "place",
+            "signature",
+            "spatial",
+            "options",
+            "exceptions",
+        ):
+            assert getattr(card, part) == getattr(known, part)
+        assert card.parameters(256) == known.parameters(256)
+        assert card.official.keys() == known.official.keys()
+
+
+def test_the_repr_of_what_is_known_holds_no_addresses():
+    assert not any(" at 0x" in repr(regard.info(name)) for name in regard.names())

@@ -80,7 +80,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'regard' has no attribute {name!r}")
     try:
-        import_module("regard.mechanisms")  # registers them
+        if _HOME[name] == "regard.registry":
+            import_module("regard.mechanisms")  # registers them
         found = getattr(import_module(_HOME[name]), name)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("regard"):

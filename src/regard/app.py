@@ -52,13 +52,18 @@ Opened = Callable[[], Subject]
 
 
 def offers(
-    words: Sequence[str], *, weights: Path | None = None, pretrained: bool = False, size: int | None = None
+    words: Sequence[str],
+    *,
+    weights: Path | None = None,
+    pretrained: bool = False,
+    size: int | None = None,
+    own: str | None = None,
 ) -> dict[str, Opened]:
     """What the words name: networks as `regard.looking.open_subject` takes them, and folders of comparisons.
 
     Args:
         words: of a folder, every arm with weights is offered; without words a few networks of timm are.
-        weights, pretrained, size: see `regard.looking.open_subject`.
+        weights, pretrained, size, own: see `regard.looking.open_subject`.
 
     Raises:
         UserError: a folder holds no comparison or no weights, or the weights are meant for several networks.
@@ -71,9 +76,9 @@ def offers(
         if word in folders:
             before = f"{Path(word).resolve().name}: " if len(folders) > 1 else ""
             for arm, seed, path in trained(word):
-                found[f"{before}{arm}, seed {seed}"] = partial(open_subject, str(path))
+                found[f"{before}{arm}, seed {seed}"] = partial(open_subject, str(path), own=own)
         else:
-            found[word] = partial(open_subject, word, weights=weights, pretrained=pretrained, size=size)
+            found[word] = partial(open_subject, word, weights=weights, pretrained=pretrained, size=size, own=own)
     return found
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 EXAMPLES = {
     "list": """Examples:
@@ -21,6 +23,7 @@ EXAMPLES = {
     "info": """Examples:
 
   regard info cbam
+  regard info "cbam[squeeze=max]"
   regard info cbam --json""",
     "sites": """Examples:
 
@@ -104,12 +107,23 @@ def _run(words: list[str], debug: bool) -> int:
     except UserError as error:
         if debug:
             raise
-        return _complain(str(error))
+        return _complain(_as_options(str(error), words[:1]))
     except ModuleNotFoundError as error:
         if debug or (error.name or "").startswith("regard"):
             raise
         extra = "app" if words[:1] == ["app"] else "compare"
         return _complain(f"this command needs the package {error.name!r}: {install(extra)}")
+
+
+def _as_options(sentence: str, command: list[str]) -> str:
+    """A sentence with Python's arguments as the options of the command: ``skip_broken=True`` is ``--skip-broken``."""
+    given = inspect.signature(_commands().get("".join(command), _commands)).parameters.values()
+    for parameter in given:
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            option = "--" + parameter.name.strip("_").replace("_", "-")
+            sentence = re.sub(rf"\b{parameter.name}=True\b", option, sentence)
+            sentence = re.sub(rf"\b{parameter.name}='([^' ]*)'", rf"{option} \1", sentence)
+    return sentence
 
 
 def _complain(sentence: str) -> int:
@@ -144,11 +158,55 @@ the question or the files, 130 Ctrl-C.""",
         suppress_keyboard_interrupt=False,
         default_parameter=cyclopts.Parameter(consume_multiple=True, negative=""),
     )
-    commands = {"list": list_, "info": info, "sites": sites, "advise": advise, "compare": compare, "report": report}
-    commands |= {"look": look, "app": app_, "bench": bench, "ops": ops}
-    for name, command in commands.items():
+    for name, command in _commands().items():
+        hints = get_type_hints(command)
+        for word in COMPLETED.keys() & hints.keys():
+            hints[word] = Annotated[hints[word], cyclopts.Parameter(completer=COMPLETED[word])]
+        command.__annotations__ = hints
         app.command(command, name=name, help_epilogue=EXAMPLES[name])
+    app.register_install_completion_command(
+        help="Let the shell complete commands, options, mechanisms and words for sites (bash, zsh, fish, powershell)."
+    )
     return app
+
+
+def _commands() -> dict[str, Any]:
+    commands = {"list": list_, "info": info, "sites": sites, "advise": advise, "compare": compare, "report": report}
+    return commands | {"look": look, "app": app_, "bench": bench, "ops": ops}
+
+
+def _mechanisms(_: Any) -> dict[str, str]:
+    from regard.cards import cards
+
+    return {name: card.slots["Summary"] for name, card in sorted(cards().items())}
+
+
+def _attachable(_: Any) -> dict[str, str]:
+    from regard.cards import cards
+
+    return {name: card.slots["Summary"] for name, card in sorted(cards().items()) if card.place}
+
+
+def _categories(_: Any) -> list[str]:
+    from regard.cards import cards
+
+    return sorted({card.category for card in cards().values()})
+
+
+def _words(_: Any) -> list[str]:
+    from regard.registry import PLACES
+
+    return ["auto", *PLACES]
+
+
+# what the shell completes, by the names of the parameters
+COMPLETED: dict[str, Callable[[Any], Any]] = {
+    "name": _mechanisms,
+    "names": _mechanisms,
+    "arms": _attachable,
+    "mechanism": _attachable,
+}
+COMPLETED |= {"category": _categories, "at": _words}
 
 
 def list_(
@@ -165,14 +223,15 @@ def list_(
     json
         Print JSON instead of a table.
     """
-    import regard
-    from regard.errors import near
+    from regard.cards import cards
+    from regard.errors import UserError, near
 
-    known = sorted({regard.info(name).category for name in regard.names()})
+    every = [known for _, known in sorted(cards().items())]
+    known = sorted({one.category for one in every})
     if category is not None and category not in known:
         hint = near(category, known) or f": the categories are {', '.join(known)}"
-        raise regard.UserError(f"there is no category {category!r}{hint}")
-    found = [regard.info(name) for name in regard.names(category, attention=attention)]
+        raise UserError(f"there is no category {category!r}{hint}")
+    found = [i for i in every if category in (None, i.category) and attention in (None, i.attention)]
     if json:
         keys = ("name", "category", "attention", "paper")
         _print_json([{key: getattr(i, key) for key in keys} | {"parameters_at_256": i.parameters(256)} for i in found])
@@ -200,18 +259,19 @@ def info(name: str, /, *, json: bool = False) -> None:
     Parameters
     ----------
     name
-        A registered name; `regard list` shows them.
+        A registered name, with options where wanted: se, "cbam[squeeze=max]"; `regard list` shows the names.
     json
         Print JSON instead of text.
     """
-    import regard
+    from regard.cards import card
 
-    known = regard.info(name)
+    known = card(name)
     if json:
         options = dict(known.options)
         keys = ("name", "category", "attention", "paper", "place", "signature")
-        shown = {key: getattr(known, key) for key in keys} | {"exceptions": dict(known.exceptions)}
-        _print_json(shown | {"options": options, "parameters_at_256": known.parameters(256), "card": dict(known.slots)})
+        shown = {key: getattr(known, key) for key in keys}
+        shown |= {"spatial_axes": list(known.spatial), "exceptions": dict(known.exceptions), "options": options}
+        _print_json(shown | {"parameters_at_256": known.parameters(256, **options), "card": dict(known.slots)})
     else:
         print(known)
 
@@ -238,8 +298,8 @@ def sites(
     Parameters
     ----------
     model
-        A network of timm, torchvision/NAME, or file.py:function, which runs that file and calls the function without
-        arguments; it returns a model, or a model and an example.
+        small_resnet, a network of timm, torchvision/NAME, or file.py:function, which runs that file and calls the
+        function; it returns a model, or a model and an example.
     mechanism
         Mark the sites of this one, with options where wanted; else those of --at.
     at
@@ -297,8 +357,8 @@ def advise(
     Parameters
     ----------
     model
-        A network of timm, torchvision/NAME, or file.py:function, which runs that file and calls the function without
-        arguments; it returns a model, or a model and an example.
+        small_resnet, a network of timm, torchvision/NAME, or file.py:function, which runs that file and calls the
+        function; it returns a model, or a model and an example.
     arms
         Mechanisms, with options where wanted: se, "cbam[squeeze=max]"; all of them if none is named.
     size
@@ -400,7 +460,9 @@ def compare(
     data
         fashion or cluttered (inside the package), or a folder of class folders, with or without train/ and val/.
     model
-        small_resnet, or any network of timm, with options where wanted: "resnet18[zero_init_last=false]".
+        small_resnet or any network of timm, with options where wanted: "resnet18[zero_init_last=false]";
+        torchvision/NAME; or file.py:function, which is told the numbers of classes and channels where it takes
+        num_classes and in_chans.
     seeds
         How many seeds, counted from 0; 8 if not said. Fewer than 6 can never show a difference, more arms need more.
     seed_list
@@ -441,30 +503,20 @@ def compare(
     json
         Print the result as JSON instead of text.
     """
+    from regard.comparison.asked import refuse_early
+
+    asked: dict[str, Any] = {
+        "data": data, "model": model, "size": size, "epochs": epochs, "batch": batch, "learning_rate": learning_rate,
+        "at": _at(at), "start": start, "trunk": trunk, "margin": margin, "pretrained": pretrained, "weights": weights,
+        "device": device,
+    }  # fmt: skip
+    chosen = _seeds(seeds, seed_list)
+    refuse_early(arms, out, **asked)
     _show_a_sign_of_life()
     from regard.comparison.question import compare as ask
 
     comparison = ask(
-        arms,
-        data=data,
-        model=model,
-        seeds=_seeds(seeds, seed_list),
-        epochs=epochs,
-        size=size,
-        batch=batch,
-        learning_rate=learning_rate,
-        at=_at(at),
-        start=start,
-        trunk=trunk,
-        margin=margin,
-        pretrained=pretrained,
-        weights=weights,
-        control=control,
-        out=out,
-        skip_broken=skip_broken,
-        keep=keep,
-        workers=workers,
-        device=device,
+        arms, seeds=chosen, control=control, out=out, skip_broken=skip_broken, keep=keep, workers=workers, **asked
     )
     _show(comparison, json)
 
@@ -479,11 +531,12 @@ def report(folder: Path, /, *, json: bool = False) -> None:
     json
         Print the result as JSON instead of text.
     """
-    from regard.comparison import report as page
     from regard.comparison.results import Comparison
 
     comparison = Comparison.load(folder)
     comparison.save()
+    from regard.comparison import report as page  # it draws, and that takes seconds to import
+
     page.write(comparison)
     _show(comparison, json)
 
@@ -578,9 +631,10 @@ def bench(
 
 
 def look(
-    model: str,
+    network: str,
     /,
     *images: str,
+    model: str | None = None,
     weights: Path | None = None,
     pretrained: bool = False,
     size: int | None = None,
@@ -606,11 +660,14 @@ def look(
 
     Parameters
     ----------
-    model
-        A network of timm, torchvision/NAME, file.py:function, weights that `regard compare` kept, or its folder for
-        all arms side by side.
+    network
+        small_resnet, a network of timm, torchvision/NAME, file.py:function, weights that `regard compare` kept, or its
+        folder for all arms side by side.
     images
         Files, folders, or patterns; nothing is fetched from the net.
+    model
+        The file.py:function of weights or of a folder that `regard compare` wrote with it: no file is run that only a
+        folder names.
     weights
         A checkpoint of the network (safetensors, or a plain state dict); without one its weights are random.
     pretrained
@@ -654,9 +711,9 @@ def look(
 
     paths = expand(images)
     place = _place(query)
-    subjects = open_subjects(model, weights=weights, pretrained=pretrained, size=size)
+    subjects = open_subjects(network, own=model, weights=weights, pretrained=pretrained, size=size)
     for word in beside or []:
-        subjects += open_subjects(word, pretrained=pretrained, size=size)
+        subjects += open_subjects(word, own=model, pretrained=pretrained, size=size)
     _check_target(out / "gallery.html")
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -686,6 +743,7 @@ def look(
 
 def app_(
     *models: str,
+    model: str | None = None,
     weights: Path | None = None,
     pretrained: bool = False,
     size: int | None = None,
@@ -700,8 +758,10 @@ def app_(
     Parameters
     ----------
     models
-        Networks of timm, torchvision/NAME, file.py:function, weights that `regard compare` kept, or its folder for all
-        of its arms; a few networks of timm if none is named.
+        small_resnet, networks of timm, torchvision/NAME, file.py:function, weights that `regard compare` kept, or its
+        folder for all of its arms; a few networks of timm if none is named.
+    model
+        The file.py:function of weights or of a folder that `regard compare` wrote with it.
     weights
         A checkpoint of the one network that is named (safetensors, or a plain state dict).
     pretrained
@@ -718,7 +778,7 @@ def app_(
     _show_a_sign_of_life()
     from regard.app import offers, serve
 
-    offered = offers(models, weights=weights, pretrained=pretrained, size=size)
+    offered = offers(models, own=model, weights=weights, pretrained=pretrained, size=size)
     serve(offered, host=host, port=port, megabytes=megabytes, tell=lambda address: print(address, flush=True))
 
 

@@ -27,10 +27,11 @@ import regard.mechanisms  # noqa: F401  (registers them)
 from regard.borrowing import borrowed, brief, call, is_sharded, refuse_unhookable, same_kind, same_randomness
 from regard.errors import UserError, near
 from regard.files import opened, whole
+from regard.hidden import narrow, start_as_identity
 from regard.layout import Layout
-from regard.registry import check_options, create, info, narrow, start_as_identity
+from regard.registry import check_options, create, info, wrong_axes
 from regard.schema import Within, fault
-from regard.site import At, choose, find, glob
+from regard.site import At, choose, find, for_one, glob
 from regard.survey import CHILD, CONVOLUTIONS, Survey, dry_run
 
 Number = Annotated[int, Within(-(2**16), 2**16)]
@@ -220,7 +221,8 @@ class Attached:
         """
         kept = {id(parameter) for parameter in self.parameters()}
         for text in others:
-            matched = [module for name, module in self.model.named_modules() if glob(text).fullmatch(name)]
+            every = self.model.named_modules(remove_duplicate=False)
+            matched = [module for name, module in every if glob(text).fullmatch(name)]
             found = [id(parameter) for module in matched for parameter in module.parameters()]
             if not found:
                 names = [name for name, module in self.model.named_modules() if name and [*module.parameters()]]
@@ -417,8 +419,11 @@ def attach(
     refuse_unhookable(model)
     survey = dry_run(model, example, layout)
     modules = dict(model.named_modules())
-    if at == "auto" and (known.beside or find(known.place, modules, survey)):
+    auto = at == "auto"
+    if auto and (known.beside or find(known.place, modules, survey)):
         at = known.place
+    if auto and not known.beside and not repeated and not find(str(at), modules, survey, once=True):
+        at = for_one(str(at), modules, survey) or at
     chosen = choose(model, at, survey)
     if known.beside:
         ends = {convolution: end for end, convolution in survey.beside.items()}
@@ -430,7 +435,20 @@ def attach(
                     f"{site.name!r} is the end of none: {_kernels(modules, survey)}"
                 )
     for site in chosen:
+        axes = len(site.shape) - 2
+        if axes not in known.spatial:
+            raise wrong_axes(mechanism, axes, f"the map at {site.name!r}")
+        if options.get("spatial_dims", axes) != axes:
+            raise UserError(
+                f"{mechanism} was asked for with spatial_dims={options['spatial_dims']}, and the map at {site.name!r} "
+                f"has {axes} spatial axes: leave spatial_dims out"
+            )
         shapes = list(dict.fromkeys(output.shape for output in survey.outputs[site.name]))
+        if auto and site.calls > 1 and not repeated:
+            raise UserError(
+                f"every place for {mechanism} in this {type(model).__name__} is called several times in one pass, such "
+                f"as {site.name!r}, so that one mechanism would serve all: pass repeated=True if that is meant"
+            )
         if len(shapes) > 1:
             listed = " and ".join(map(str, shapes[:3]))
             raise UserError(f"site {site.name!r} is called with differing shapes, {listed}: choose a site inside it")

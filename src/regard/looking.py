@@ -25,9 +25,9 @@ from regard.errors import UserError
 from regard.files import slug, whole, write_text
 from regard.images import below, formats, is_image, once, reading
 from regard.meaning import FIGURES, Curves, Meaning, erase, judge, likeness, moved_by, randomised
-from regard.models import open_model, timm_model
+from regard.models import open_model
+from regard.named import Named
 from regard.recording import Map, record, views
-from regard.registry import parse
 from regard.saliency import METHODS, explain, find_layer
 
 PIXELS = 100_000_000  # of a picture, at most
@@ -787,14 +787,14 @@ def _uri(picture: Image.Image | Picture) -> str:
 # --- the network -----------------------------------------------------------------------------------------------------
 
 
-def open_subjects(text: str, **options: Any) -> list[Subject]:
+def open_subjects(text: str, *, own: str | None = None, **options: Any) -> list[Subject]:
     """As `open_subject`; of the folder of a comparison, every arm that kept weights, with its first seed."""
     if not Path(text).is_dir():
-        return [open_subject(text, **options)]
+        return [open_subject(text, own=own, **options)]
     first: dict[str, Path] = {}
     for arm, _, path in trained(text):
         first.setdefault(arm, path)
-    return [open_subject(str(path)) for path in first.values()]
+    return [open_subject(str(path), own=own) for path in first.values()]
 
 
 def trained(folder: str | Path) -> list[tuple[str, int, Path]]:
@@ -817,7 +817,12 @@ def trained(folder: str | Path) -> list[tuple[str, int, Path]]:
 
 
 def open_subject(
-    text: str, *, weights: Path | None = None, pretrained: bool = False, size: int | None = None
+    text: str,
+    *,
+    weights: Path | None = None,
+    pretrained: bool = False,
+    size: int | None = None,
+    own: str | None = None,
 ) -> Subject:
     """A network by a word, and how its pictures are prepared.
 
@@ -827,26 +832,41 @@ def open_subject(
         weights: a checkpoint of the network, safetensors or what ``torch.load(weights_only=True)`` reads.
         pretrained: timm's pretrained weights.
         size: side of the pictures in pixels; None is the network's own.
+        own: the ``file.py:function`` of weights that were trained in such a network. No file is run that only the
+            folder of a comparison names, since the folder may come from anybody.
 
     Raises:
-        UserError: as `open_model` does, or the checkpoint does not fit.
+        UserError: as `open_model` does, the checkpoint does not fit, or a comparison's file is not given again.
     """
     if text.endswith(".safetensors"):
-        return _compared(Path(text))
-    if pretrained:
-        name, options = parse(text)
-        model: nn.Module = timm_model(name, options, pretrained=True)
-    else:
-        model, example = open_model(text, size=size, batch=1)
-        if not isinstance(example, Tensor) or example.dim() != 4:
-            raise UserError(f"{text} is not called with pictures alone, so there is nothing to look at here")
+        return _compared(Path(text), own)
+    # what a function returns with its network has its own number of pictures
+    count = None if Named.read(text).file else 1
+    model, example = open_model(text, size=size, batch=count, usual=1, pretrained=pretrained)
+    if not isinstance(example, Tensor) or example.dim() != 4:
+        raise UserError(f"{text} is not called with pictures alone, so there is nothing to look at here")
     if weights is not None:
         from regard.comparison.hosts import load
 
         load(model, weights)
-    sides = None if pretrained else tuple(example.shape[1:])
-    found = Subject.of(model, text, sides if size is None or sides else (3, size, size))
-    return replace(found, random=not pretrained and weights is None and ".py:" not in text)
+    found = Subject.of(model, text, tuple(example.shape[1:]))
+    return replace(found, random=not pretrained and weights is None and not Named.read(text).file)
+
+
+def _given(question: dict[str, Any], own: str | None, folder: Path) -> str:
+    """The network of a comparison, where no file has to be run for it that the user did not name."""
+    named = Named.read(question["model"])
+    if named.file is None:
+        return named.text
+    if own is None:
+        raise UserError(
+            f"{folder} was made with {named.same}, and no file is run because a folder names it: if it is yours, "
+            f"pass --model {named.file}:{named.name} as well"
+        )
+    given = Named.read(own)
+    if given.same != named.same or given.digest() != question["model_sha256"] or not question["model_sha256"]:
+        raise UserError(f"{folder} was made with another {named.same} than {own}: name the file as it was then")
+    return own
 
 
 def _imagenet() -> list[str]:
@@ -857,7 +877,7 @@ def _imagenet() -> list[str]:
     return [names.index_to_description(number).partition(",")[0] for number in range(names.num_classes())]
 
 
-def _compared(path: Path) -> Subject:
+def _compared(path: Path, own: str | None) -> Subject:
     """What a comparison trained, from its folder."""
     from regard.comparison import data, hosts, training
     from regard.comparison.results import Comparison, read_question
@@ -873,6 +893,7 @@ def _compared(path: Path) -> Subject:
             f"{path} is not where a comparison keeps weights: name FOLDER/weights/ARM/seed-NNNN.safetensors"
         )
     question = read_question(folder, strict=True)["question"]
+    question |= {"model": _given(question, own, folder)}
     # all weights are in the file: nothing is fetched, and no other file is opened
     model = training.build(question | {"pretrained": False, "weights": None}, arm, int(seed))
     hosts.load(model, path)

@@ -1,13 +1,14 @@
-"""Networks by a word: one of timm, one of torchvision, or what a function in the user's own file returns."""
+"""Networks by a word, for every command: the small one, timm's, torchvision's, or what a user's function returns."""
 
 from __future__ import annotations
 
 import hashlib
 import inspect
+import random
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import module_from_spec, spec_from_file_location
@@ -15,16 +16,23 @@ from pathlib import Path
 from traceback import extract_tb
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from regard.borrowing import same_randomness
 from regard.errors import UserError, near
-from regard.registry import parse
+from regard.named import SMALL, Named
+from regard.small_resnet import SmallResNet
 
 SIDE = 224  # pixels, where neither the user nor the network says another size
+SMALL_SIDE = 64  # of the small network's images
 FRAMES = 16  # of a clip
-TORCHVISION = "torchvision/"
+# what a function in a user's file calls the number of classes and of the images' channels, and what it is told where
+# nobody knows them
+CLASSES = ("num_classes", "classes", "n_classes", "nclasses", "n_class", "num_labels"), 1000
+CHANNELS = ("in_chans", "in_channels", "channels", "num_channels", "n_channels", "input_channels"), 3
 LARGEST = 2**16  # number in an option
 
 # What a network of timm or torchvision may be given, by the kind of its value. A text that names a network may come
@@ -64,21 +72,24 @@ def open_model(
     size: int | None = None,
     batch: int | None = None,
     usual: int = 8,
+    pretrained: bool = False,
     device: torch.device | str = "cpu",
 ) -> tuple[nn.Module, Any]:
-    """Build a network with random weights, and a batch for it. Nothing is downloaded.
+    """Build a network with random weights, and a batch for it. Nothing is downloaded unless `pretrained` is set.
 
-    The same text gives the same weights and images every time; torch's global random state stays as it was.
+    The same text gives the same weights and images every time; the global random states stay as they were.
 
     Args:
-        text: a name of timm, with options where wanted (``"resnet18[num_classes=5]"``, those in `OPTIONS`);
-            ``"torchvision/NAME"``, also of its segmentation, detection, video and optical-flow networks; or
-            ``"file.py:function"``, which is called without arguments and returns a model, or a model and an example.
-            That runs the file, under a name of its own; it may import what lies beside it.
+        text: ``"small_resnet"``; a name of timm; ``"torchvision/NAME"``, also of its segmentation, detection, video and
+            optical-flow networks; each with options where wanted (``"resnet18[num_classes=5]"``, those in `OPTIONS`);
+            or ``"file.py:function"``, which runs the file, under a name of its own and with what lies beside it, and
+            returns a model, or a model and an example. The function is called without arguments, but for the numbers
+            of classes and channels where it asks for them.
         size: side of the images in pixels; None is the network's own. A detector, which resizes its images itself, is
             told to resize them to this.
         batch: images, or clips; None is the usual number.
         usual: that number.
+        pretrained: with timm's weights.
         device: of both.
 
     Returns:
@@ -100,25 +111,150 @@ def open_model(
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:
         raise UserError(f"there is no device {str(device)!r} here: take cpu, or leave it out") from error
-    with _same_every_time():
-        model, example = _opened(text, size, batch, usual)
+    named = Named.read(text)
+    with seeded(0):
+        model, example = build(named, size=size, pretrained=pretrained)
+        if example is None:
+            example = _example(named, model, size, batch or usual)
+        elif size or batch:
+            raise UserError(f"{text} returns its own example, which size and batch do not change: leave them out")
     return model.to(device), tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, example)
 
 
-def _opened(text: str, size: int | None, batch: int | None, usual: int) -> tuple[nn.Module, Any]:
-    if re.search(r"\.py(:|$)", text):
-        return _own(text, size, batch, usual)
-    if not re.fullmatch(r"\w+(\.\w+)?(\[.*\])?", text.removeprefix(TORCHVISION)):
-        raise UserError(f"cannot read the model {text!r}: give a name of timm, torchvision/NAME or file.py:function")
-    batch = batch or usual
-    if text.startswith(TORCHVISION):
-        return _torchvision(text.removeprefix(TORCHVISION), size, batch)
-    name, options = parse(re.sub(r"\.\w+", "", text, count=1))  # timm's tag says which weights
-    model = timm_model(name, _sized(name, size) | options)
-    config: Any = model.pretrained_cfg
-    channels, side, _ = config.get("input_size") or (3, SIDE, SIDE)
-    side = size or options.get("img_size") or side
-    return model, _images(batch, options.get("in_chans", channels), side, side)
+def build(
+    named: Named,
+    *,
+    classes: int | None = None,
+    channels: int | None = None,
+    size: int | None = None,
+    pretrained: bool = False,
+    widening: float = 1.0,
+) -> tuple[nn.Module, Any]:
+    """Build a network, with weights from torch's global generator.
+
+    Args:
+        named: which.
+        classes, channels: of its output and of its images; its own where None.
+        size: a network for images of one size alone is built for this one.
+        pretrained: with timm's weights.
+        widening: every width is multiplied by this.
+
+    Returns:
+        The model, and the example that a user's function returned with it, or None.
+
+    Raises:
+        UserError: it cannot be built like that.
+    """
+    if pretrained and named.kind != "timm":
+        raise UserError(
+            f"{named.text.partition('[')[0]} has no pretrained weights: take a model of timm, or --weights FILE"
+        )
+    if named.kind == "small":
+        return _small(classes or 10, channels or 3, named.options, widening), None
+    if named.kind == "timm":
+        return _timm(named, classes, channels, size, pretrained, widening), None
+    if widening != 1.0:
+        raise _cannot_widen(named)
+    if named.kind == "torchvision":
+        return _torchvision(named, classes, channels), None
+    return _own(named, classes, channels)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Every global generator starts from the seed; afterwards they are as they were."""
+    with same_randomness():
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        yield
+
+
+def image_size(named: Named) -> int | None:
+    """The side in pixels that a network of timm or torchvision expects; None where any does."""
+    if named.kind == "timm":
+        if isinstance(named.options.get("img_size"), int):
+            return int(named.options["img_size"])
+        config = _pretrained_cfg(named.name)
+        return config.input_size[-1] if config else SIDE
+    if named.kind == "torchvision":
+        return int(getattr(_transforms(named.name), "crop_size", [SIDE])[-1])
+    return None
+
+
+def pretraining(named: Named) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation of each channel that a network of timm or torchvision was trained with, as fractions of 1."""
+    config = _pretrained_cfg(named.name) if named.kind == "timm" else None
+    config = _transforms(named.name) if named.kind == "torchvision" else config
+    return (tuple(config.mean), tuple(config.std)) if config is not None and hasattr(config, "mean") else None
+
+
+def check(named: Named) -> None:
+    """Raise a `UserError` where there is no such network."""
+    if named.kind == "timm":
+        check_timm(named.name, SMALL)
+    if named.kind == "torchvision":
+        _check_torchvision(named.name)
+    if named.file:
+        named.digest()
+
+
+def _example(named: Named, model: nn.Module, size: int | None, batch: int) -> Any:
+    if named.kind == "torchvision":
+        return _torchvision_example(named, model, size, batch)
+    if named.kind == "timm":
+        config: Any = model.pretrained_cfg
+        channels, side, _ = config.get("input_size") or (3, SIDE, SIDE)
+        side = size or named.options.get("img_size") or side
+        return _images(batch, named.options.get("in_chans", channels), side, side)
+    side = size or (SMALL_SIDE if named.kind == "small" else SIDE)
+    return _images(batch, 3, side, side)
+
+
+def _images(*shape: int, make: Callable[..., Tensor] = torch.randn) -> Tensor:
+    try:
+        return make(*shape)
+    except (RuntimeError, TypeError) as error:  # no memory, or more numbers than a tensor can count
+        sides = " x ".join(map(str, shape))
+        raise UserError(f"images of {sides} numbers do not fit into memory: take a smaller size or batch") from error
+
+
+def _cannot_widen(named: Named) -> UserError:
+    return UserError(f"the wider control knows {SMALL} and the ResNets of timm, not {named.text!r}: leave it out")
+
+
+# --- the small one ---------------------------------------------------------------------------------------------------
+
+
+def _small(classes: int, channels: int, options: Mapping[str, Any], widening: float) -> nn.Module:
+    allowed = [p.name for p in inspect.signature(SmallResNet).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for option, value in options.items():
+        if option not in allowed:
+            raise UserError(f"{SMALL} has no option {option!r}: its options are {', '.join(allowed)}")
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{SMALL}: {option} is a whole number from 1, got {value!r}")
+    return SmallResNet(classes, channels, **{**options, "width": round(options.get("width", 16) * widening)})
+
+
+# --- timm ------------------------------------------------------------------------------------------------------------
+
+
+def _timm(
+    named: Named, classes: int | None, channels: int | None, size: int | None, pretrained: bool, widening: float
+) -> nn.Module:
+    check_timm(named.name, SMALL)
+    asked: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
+    asked = {option: number for option, number in asked.items() if number is not None}
+    if widening != 1.0:
+        from timm.models import ResNet
+
+        plain: Any = timm_model(named.name, named.options)
+        if not isinstance(plain, ResNet):
+            raise _cannot_widen(named)
+        first: Any = plain.layer1
+        widths = [stage["num_chs"] // first[0].expansion for stage in plain.feature_info[1:]]
+        asked["channels"] = tuple(max(8, round(width * widening / 8) * 8) for width in widths)
+    return timm_model(named.name, _sized(named.name, size) | named.options, pretrained=pretrained, **asked)
 
 
 def timm_model(name: str, options: Mapping[str, Any], *, pretrained: bool = False, **others: Any) -> nn.Module:
@@ -180,82 +316,137 @@ def check_timm(name: str, *others: str) -> None:
         raise UserError(f"there is no model {name!r} in timm{hint}")
 
 
-def _sized(name: str, size: int | None) -> dict[str, Any]:
-    """A network for images of one size alone is built for that size."""
+def _pretrained_cfg(name: str) -> Any:
     import timm
 
-    config = timm.get_pretrained_cfg(name) if size and timm.is_model(name) else None
-    return {"img_size": size} if config and config.fixed_input_size else {}
+    return timm.get_pretrained_cfg(name) if timm.is_model(name) else None
 
 
-def _torchvision(text: str, size: int | None, batch: int) -> tuple[nn.Module, Any]:
+def _sized(name: str, size: int | None) -> dict[str, Any]:
+    """A network for images of one size alone is built for that size."""
+    config = _pretrained_cfg(name) if size else None
+    other = config and config.fixed_input_size and size != config.input_size[-1]
+    return {"img_size": size} if other else {}
+
+
+# --- torchvision -----------------------------------------------------------------------------------------------------
+
+
+def _check_torchvision(name: str) -> None:
     from torchvision import models
 
-    name, options = parse(text)
     if name not in models.list_models():
         raise UserError(f"there is no model {name!r} in torchvision{near(name, models.list_models())}")
-    check_options(f"torchvision cannot build {name!r}", options)
-    takes = inspect.signature(models.get_model_builder(name)).parameters
-    options |= {"weights_backbone": None} if "weights_backbone" in takes else {}
+
+
+def _transforms(name: str) -> Any:
+    """How the images of a network's pretraining were prepared."""
+    from torchvision import models
+
+    _check_torchvision(name)
+    return models.get_model_weights(name).DEFAULT.transforms()
+
+
+def _torchvision(named: Named, classes: int | None, channels: int | None) -> nn.Module:
+    from torchvision import models
+
+    _check_torchvision(named.name)
+    check_options(f"torchvision cannot build {named.name!r}", named.options)
+    takes = inspect.signature(models.get_model_builder(named.name)).parameters
+    options = named.options | ({"weights_backbone": None} if "weights_backbone" in takes else {})
+    asked = {} if classes is None else {"num_classes": classes}
     try:
-        model = models.get_model(name, weights=None, **options)
+        model = models.get_model(named.name, weights=None, **asked, **options)
     except Exception as error:  # torchvision checks no option before it uses it
-        raise UserError(f"torchvision cannot build {name!r} with these options: {error}") from error
-    crop = getattr(models.get_model_weights(name).DEFAULT.transforms(), "crop_size", [SIDE])
-    side = size or crop[-1]
+        raise UserError(f"torchvision cannot build {named.name!r} with these options: {error}") from error
+    if channels not in (None, 3):
+        _enter_with(model, channels)
+    return model
+
+
+def _enter_with(model: nn.Module, channels: int) -> None:
+    """Give a network another first convolution, for images of other channels."""
+    convolutions: Iterator[tuple[str, Any]] = ((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    name, first = next(convolutions)
+    parent, _, child = name.rpartition(".")
+    other = nn.Conv2d(
+        channels, first.out_channels, first.kernel_size, first.stride, first.padding, first.dilation,
+        bias=first.bias is not None,
+    )  # fmt: skip
+    setattr(model.get_submodule(parent), child, other)
+
+
+def _torchvision_example(named: Named, model: nn.Module, size: int | None, batch: int) -> Any:
+    from torchvision import models
+
+    name = named.name
+    side = size or image_size(named) or SIDE
     if name in models.list_models(module=models.detection):
         resize: Any = model.transform
         fixed = resize.fixed_size or (resize.min_size[-1],)
         if size and not resize.fixed_size:
             resize.min_size, resize.max_size = (size,), size
-        return model, (list(_images(batch, 3, size or fixed[0], size or fixed[0], make=torch.rand)),)
+        return (list(_images(batch, 3, size or fixed[0], size or fixed[0], make=torch.rand)),)
     if name in models.list_models(module=models.video):
-        return model, _images(batch, 3, FRAMES, side, side)
+        return _images(batch, 3, FRAMES, side, side)
     if name in models.list_models(module=models.optical_flow):
-        return model, (_images(batch, 3, side, side), _images(batch, 3, side, side))
-    return model, _images(batch, 3, side, side)
+        return _images(batch, 3, side, side), _images(batch, 3, side, side)
+    return _images(batch, 3, side, side)
 
 
-def _images(*shape: int, make: Callable[..., Tensor] = torch.randn) -> Tensor:
-    try:
-        return make(*shape)
-    except (RuntimeError, TypeError) as error:  # no memory, or more numbers than a tensor can count
-        sides = " x ".join(map(str, shape))
-        raise UserError(f"images of {sides} numbers do not fit into memory: take a smaller size or batch") from error
+# --- the user's own --------------------------------------------------------------------------------------------------
 
 
-def _own(text: str, size: int | None, batch: int | None, usual: int) -> tuple[nn.Module, Any]:
-    file, _, function = text.rpartition(":") if ":" in text else (text, "", "")
-    path = Path(file)
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
-    if not function:
+def _own(named: Named, classes: int | None, channels: int | None) -> tuple[nn.Module, Any]:
+    path, text = named.file, named.text
+    assert path is not None
+    named.digest()  # that it is there
+    if not named.name:
         raise UserError(f"say which function of {path} gives the network: {path}:NAME")
     with _beside(path):
-        module = _imported(path)
-        build = vars(module).get(function)
-        if not callable(build):
-            known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-            raise UserError(f"{path} has no function {function!r}{near(function, known)}")
+        held = vars(_imported(path))
+        function = held.get(named.name)
+        if not callable(function):
+            others = [name for name, value in held.items() if callable(value) and not name.startswith("_")]
+            raise UserError(f"{path} has no function {named.name!r}{near(named.name, others)}")
         try:
-            with suppress(ValueError):  # some classes have no signature
-                inspect.signature(build).bind()
+            signature = inspect.signature(function)
+        except ValueError:  # some classes have none
+            signature = inspect.Signature()
+        numbers = _numbers(signature, classes, channels)
+        try:
+            if signature.parameters:
+                signature.bind(**numbers)
         except TypeError as error:
+            told = " but for " + " and ".join(numbers) if numbers else ""
             raise UserError(
-                f"{text} is called without arguments ({error}): write a function around it that knows them"
+                f"{text} is called without arguments{told} ({error}): write a function around it that knows them"
             ) from error
         try:
-            built = build()
+            built = function(**numbers)
         except (Exception, SystemExit) as error:
             raise UserError(f"{text} failed {_said(error, path)}") from error
     model, example = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
     if not isinstance(model, nn.Module):
         raise UserError(f"{text} returns {type(model).__name__}: return a torch.nn.Module, or one and its example")
-    if example is None:
-        return model, _images(batch or usual, 3, size or SIDE, size or SIDE)
-    if size or batch:
-        raise UserError(f"{text} returns its own example, which size and batch do not change: leave them out")
     return model, example
+
+
+def _numbers(signature: inspect.Signature, classes: int | None, channels: int | None) -> dict[str, int]:
+    """The arguments of a user's function: the numbers of classes and channels where it asks for them."""
+    given = {}
+    for (words, usual), number in ((CLASSES, classes), (CHANNELS, channels)):
+        word = next((word for word in words if word in signature.parameters), None)
+        if word is None:
+            continue
+        default = signature.parameters[word].default
+        if word == "channels" and isinstance(default, int) and default > 4:  # a width, not that of images
+            continue
+        if number is not None:
+            given[word] = number
+        elif default is inspect.Parameter.empty:
+            given[word] = usual
+    return given
 
 
 class _Beside(MetaPathFinder):
@@ -313,10 +504,3 @@ def _said(error: BaseException, path: Path) -> str:
     here = [frame for frame in extract_tb(error.__traceback__) if Path(frame.filename).resolve() == path.resolve()]
     where = f" in line {here[-1].lineno} of {path}" if here else ""
     return f"({type(error).__name__}{where}: {str(error).partition(chr(10))[0]})"
-
-
-@contextmanager
-def _same_every_time() -> Iterator[None]:
-    with torch.random.fork_rng([]):
-        torch.default_generator.manual_seed(0)
-        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -10,10 +11,13 @@ from torch import nn
 from regard.borrowing import refuse_unhookable
 from regard.costing import twin
 from regard.errors import UserError
-from regard.insertion import attach
+from regard.insertion import Attached, attach
 from regard.registry import PLACES, info, parse
 from regard.site import At, choose
 from regard.survey import Survey, dry_run
+from regard.tap import taps
+
+MANY = 64 * 64  # places of a map: beyond, comparing all pairs takes seconds on a processor
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Plan:
     def __str__(self) -> str:
         count = sum(place.chosen for place in self.places)
         end = self.refused or f"* {self.what} goes to {count} site{'s' * (count != 1)}."
-        return "\n".join([f"{self.table}\n\n{end}", *(f"  {note}" for note in self.notes)])
+        return "\n".join([self.table, "", end, *(f"  {note}" for note in self.notes)])
 
 
 def plan(
@@ -117,7 +121,7 @@ def plan(
     try:
         if name:
             attached = attach(twin(model), name, at=at, layout=layout, example=example, **options)
-            chosen, notes = attached.sites, tuple(attached.notes)
+            chosen, notes = attached.sites, (*attached.notes, *_notes(attached, survey))
         else:
             chosen = [site.name for site in choose(model, at, survey)]
     except UserError as error:
@@ -139,6 +143,19 @@ def plan(
     found = [replace(place, reason=_why_not(model, place, survey)) for place in shown]
     what = mechanism or (at if isinstance(at, str) else "your function" if callable(at) else ",".join(at))
     return Plan(what, tuple(found), refused, notes)
+
+
+def _notes(attached: Attached, survey: Survey) -> tuple[str, ...]:
+    """What compares every place of a map with every other takes time that grows with the square of the places."""
+    said = []
+    for site, mechanism in attached.modules.items():
+        sides = survey.outputs[site][0].map[2:]
+        if math.prod(sides) > MANY and any(tap.kind == "position" for _, tap in taps(mechanism)):
+            said.append(
+                f"At {site!r} {attached.mechanism} compares each of {' x '.join(map(str, sides))} places with every "
+                f"other ({math.prod(sides) ** 2:,} pairs for each image): a smaller map costs far less, see at."
+            )
+    return tuple(said)
 
 
 def _names(model: nn.Module, word: str, survey: Survey) -> list[str]:

@@ -9,23 +9,31 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from regard.errors import UserError, near
-from regard.hidden import FEW, open_up, width
-from regard.tap import fade_in
+
+if TYPE_CHECKING:  # what is known of the mechanisms is told without loading torch, see `regard.cards`
+    import torch
+    from torch import Tensor, nn
 
 SLOTS = ("Paper", "Category", "Formula", "Shape", "Cost", "Place", "Differs", "Maps")
 PLACES = ("branches", "convolutions", "expansions", "kernels", "blocks", "stages", "transitions", "head")
 ATTENTIONS = ("soft", "hard", "self")
 SAME = "(B, C, *spatial) -> same"
+RANKS = (1, 2, 3)  # spatial axes of sequences, images and volumes
+
+
+def fade_in(module: nn.Module) -> None:
+    """As `regard.tap.fade_in`."""
+    from regard import tap
+
+    tap.fade_in(module)
+
 
 # What the authors' checkpoint asks for: our channels, our options, and their names for our parameters.
 Translation = tuple[int | None, dict[str, Any], dict[str, str]]
-Factory = TypeVar("Factory", bound=Callable[..., nn.Module])
+Factory = TypeVar("Factory", bound="Callable[..., nn.Module]")
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,7 @@ class Info:
         place: the word that ``at="auto"`` stands for; None when `attach` cannot put it into a network.
         parameters: published formula, ``parameters(channels, **options) -> int``; options left out have their defaults.
         signature: shapes of inputs and outputs, see `shapes`; most are ``(B, C, *spatial) -> same``.
+        spatial: numbers of spatial axes that it works with.
         beside: for one that takes a convolution of the network, with its norm and activation, for its first branch:
             from that convolution to the options with which it is built; it is called with what goes into the
             convolution and what the activation gives.
@@ -55,17 +64,18 @@ class Info:
     """
 
     name: str
-    factory: Callable[..., nn.Module]
+    factory: Callable[..., nn.Module] = field(repr=False)
     category: str
     attention: str
     paper: str
     place: str | None
-    parameters: Callable[..., int]
+    parameters: Callable[..., int] = field(repr=False)
     signature: str
-    beside: Callable[[nn.Module], dict[str, Any]] | None
-    identity: Callable[[nn.Module], None] | None
-    hidden: Callable[[Any], list[nn.Module]] | None
-    official: Mapping[str, Callable[..., Translation]]
+    spatial: tuple[int, ...]
+    beside: Callable[[nn.Module], dict[str, Any]] | None = field(repr=False)
+    identity: Callable[[nn.Module], None] | None = field(repr=False)
+    hidden: Callable[[Any], list[nn.Module]] | None = field(repr=False)
+    official: Mapping[str, Callable[..., Translation]] = field(repr=False)
     exceptions: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     slots: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -102,6 +112,7 @@ def register(
     parameters: Callable[..., int],
     attention: str = "soft",
     signature: str = SAME,
+    spatial: tuple[int, ...] | None = None,
     beside: Callable[[nn.Module], dict[str, Any]] | None = None,
     identity: Callable[[nn.Module], None] | None = fade_in,
     hidden: Callable[[Any], list[nn.Module]] | None = None,
@@ -113,6 +124,7 @@ def register(
     Args:
         name: lower-case identifier.
         parameters: see `Info`; called with every option, given or default: take what matters, and ``**_``.
+        spatial: see `Info`; by default what the signature says: 2 for ``H, W``, 1, 2 and 3 for ``*spatial``.
         category, paper, place, attention, signature, beside, identity, hidden, official, exceptions: see `Info`. Most
             gates can leave all after the parameters alone.
 
@@ -128,16 +140,51 @@ def register(
         >>> regard.create("halve", 8)
         Halve()
     """
+    return _adds(
+        _registry, name, category=category, paper=paper, place=place, parameters=parameters, attention=attention,
+        signature=signature, spatial=spatial, beside=beside, identity=identity, hidden=hidden, official=official,
+        exceptions=exceptions,
+    )  # fmt: skip
+
+
+def registering(into: dict[str, Info]) -> Callable[..., Callable[[Factory], Factory]]:
+    """A `register` whose mechanisms go elsewhere than among those that can be built."""
+
+    def register(name: str, **known: Any) -> Callable[[Factory], Factory]:
+        return _adds(into, name, **known)
+
+    return register
+
+
+def _adds(
+    registry: dict[str, Info],
+    name: str,
+    *,
+    category: str,
+    paper: str,
+    place: str | None,
+    parameters: Callable[..., int],
+    attention: str = "soft",
+    signature: str = SAME,
+    spatial: tuple[int, ...] | None = None,
+    beside: Callable[[nn.Module], dict[str, Any]] | None = None,
+    identity: Callable[[nn.Module], None] | None = fade_in,
+    hidden: Callable[[Any], list[nn.Module]] | None = None,
+    official: Mapping[str, Callable[..., Translation]] | None = None,
+    exceptions: Mapping[str, str] | None = None,
+) -> Callable[[Factory], Factory]:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UserError(f"a mechanism's name is a lower-case identifier such as 'se', got {name!r}")
     if place not in (*PLACES, None):
         raise UserError(f"{name}: the place is None or one of {', '.join(PLACES)}, got {place!r}")
-
     if attention not in ATTENTIONS:
         raise UserError(f"{name}: attention is one of {', '.join(ATTENTIONS)}, got {attention!r}")
 
+    takes = signature.partition(" -> ")[0]
+    ranks = spatial or ((2,) if "H, W" in takes else RANKS if "*spatial" in takes else ())
+
     def add(factory: Factory) -> Factory:
-        known = _registry.get(name)
+        known = registry.get(name)
         if known and (known.factory.__module__, known.factory.__qualname__) != (
             factory.__module__,
             factory.__qualname__,
@@ -155,8 +202,8 @@ def register(
                 raise UserError(f"{name} has no option {min(unknown)!r}")
             return parameters(channels, **{**options, **chosen})
 
-        _registry[name] = Info(
-            name, factory, category, attention, paper, place, count, signature, beside, identity, hidden,
+        registry[name] = Info(
+            name, factory, category, attention, paper, place, count, signature, ranks, beside, identity, hidden,
             official or {}, exceptions or {}, options, _slots(factory),
         )  # fmt: skip
         return factory
@@ -177,12 +224,22 @@ def info(name: str) -> Info:
     """What is known of a mechanism; ``print(info("cbam"))`` shows its card."""
     if "[" in name:
         raise UserError(f"options are keyword arguments here: pass {name.partition('[')[0]!r} and option=value")
-    if name not in _registry:
-        raise UserError(
-            f"there is no mechanism {name!r}"
-            f"{near(name, names()) or near(name.lower(), names()) or ': the names are ' + ', '.join(names())}"
-        )
-    return _registry[name]
+    return among(_registry, name)
+
+
+def among(registry: Mapping[str, Info], name: str) -> Info:
+    """The mechanism of this name, or a sentence with the names that are like it."""
+    if name not in registry:
+        known = sorted(registry)
+        hint = near(name, known) or near(name.lower(), known) or f": the names are {', '.join(known)}"
+        raise UserError(f"there is no mechanism {name!r}{hint}")
+    return registry[name]
+
+
+def wrong_axes(name: str, axes: int, where: str = "this map") -> UserError:
+    """What to say of a map with a number of spatial axes that a mechanism does not work with."""
+    known = " or ".join(map(str, info(name).spatial))
+    return UserError(f"{name} works on maps with {known} spatial axes, and {where} has {axes}")
 
 
 def create(
@@ -217,69 +274,13 @@ def create(
     return known.factory(channels, **options).to(device=device, dtype=dtype)
 
 
-def start_as_identity(known: Info, module: nn.Module) -> None:
-    """Let a fresh module leave its map as it is, with hidden units that can learn."""
-    if known.identity is not None:
-        known.identity(module)
-    for layer in known.hidden(module) if known.hidden else ():
-        open_up(layer)
-
-
-def narrow(name: str, channels: Mapping[str, int], options: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Where a mechanism has fewer than 4 hidden units, and which option gives more, a sentence each.
-
-    Args:
-        name: of the mechanism.
-        channels, options: by site.
-
-    Example:
-        >>> narrow("se", {"layer1": 16, "layer2": 64}, {"layer1": {}, "layer2": {}})
-        ['1 hidden unit at layer1: reduction=4 gives 4']
-    """
-    said: dict[tuple[str, str], list[str]] = {}
-    for site, count in channels.items():
-        units = _units(name, count, options[site])
-        if units is not None and units < FEW:
-            words = f"{units} hidden unit{'s' * (units != 1)}", _wider(name, count, options[site], units)
-            said.setdefault(words, []).append(site)
-    return [
-        f"{units} at {', '.join(sites[:3])}{f' and {len(sites) - 3} more' * (len(sites) > 3)}{remedy}"
-        for (units, remedy), sites in said.items()
-    ]
-
-
-def _units(name: str, channels: int, options: Mapping[str, Any]) -> int | None:
-    """The least width of its hidden layers; None where it has none."""
-    known = info(name)
-    if known.hidden is None:
-        return None
-    with torch.device("meta"):
-        return min(map(width, known.hidden(known.factory(channels, **options))), default=None)
-
-
-def _wider(name: str, channels: int, options: Mapping[str, Any], units: int) -> str:
-    """Which option gives more hidden units, and how many."""
-    chosen = {**info(name).options, **options}
-    tried = [("hidden", FEW)] if chosen.get("hidden") else []
-    reduction = chosen.get("reduction", 1)
-    while reduction > 1:
-        reduction //= 2
-        tried.append(("reduction", reduction))
-    best = units
-    for option, value in tried:
-        count = _units(name, channels, {**options, option: value}) or 0
-        if count > best:
-            best, remedy = count, f": {option}={value} gives {count}"
-        if count >= FEW:
-            break
-    return remedy if best > units else ""
-
-
 def check_options(known: Info, options: Mapping[str, Any]) -> None:
     """Refuse options that a mechanism does not have, and values of another type than their default."""
     for option, value in options.items():
         if option not in known.options:
-            hint = near(option, list(known.options)) or f": its options are {', '.join(known.options)}"
+            hint = near(option, list(known.options)) or f": its options are {', '.join(known.options) or 'none'}"
+            if option == "spatial_dims" and value not in known.spatial:
+                hint = f": it works on maps with {' or '.join(map(str, known.spatial))} spatial axes"
             raise UserError(f"{known.name} has no option {option!r}{hint}")
         default = known.options[option]
         if isinstance(default, bool) and not isinstance(value, bool):
@@ -313,6 +314,8 @@ def load_official(
     if key not in translators:
         known_keys = sorted(translators)
         raise UserError(f"there is no official key {key!r}{near(key, known_keys) or ': ' + ', '.join(known_keys)}")
+    from torch import Tensor
+
     known, translate = translators[key]
     said = f"load_official({key!r})"
     if not isinstance(tensors, Mapping) or not all(
@@ -397,11 +400,17 @@ def shapes(
 
 def example_inputs(known: Info, channels: int = 20, **others: Any) -> tuple[Tensor, ...]:
     """Random inputs of the shapes that a mechanism takes; see `shapes` for the other arguments."""
+    import torch
+
     return tuple(torch.randn(shape) for shape in shapes(known, channels, **others)[0])
 
 
-def parse(text: str) -> tuple[str, dict[str, Any]]:
+def parse(text: str, what: str = "arm") -> tuple[str, dict[str, Any]]:
     """Read ``name[option=value,...]``: numbers, ``true``, ``false`` and ``none`` become what they say, else text.
+
+    Args:
+        text: of an arm.
+        what: the word for it in sentences.
 
     Example:
         >>> parse("cbam[squeeze=max,reduction=8]")
@@ -409,14 +418,14 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     """
     match = re.fullmatch(r"\s*([A-Za-z0-9_]+)\s*(?:\[(.*)\])?\s*", text)
     if not match:
-        raise UserError(f"cannot read the arm {text!r}: write a name, or name[option=value,option=value]")
+        raise UserError(f"cannot read the {what} {text!r}: write a name, or name[option=value,option=value]")
     options: dict[str, Any] = {}
     for part in filter(None, map(str.strip, (match[2] or "").split(","))):
         option, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not option or not value:
-            raise UserError(f"cannot read {part!r} in the arm {text!r}: write option=value")
+            raise UserError(f"cannot read {part!r} in the {what} {text!r}: write option=value")
         if option in options:
-            raise UserError(f"the arm {text!r} gives {option!r} twice")
+            raise UserError(f"the {what} {text!r} gives {option!r} twice")
         options[option] = _value(value)
     return match[1], options
 

@@ -89,9 +89,11 @@ def sites(model: nn.Module, at: At = "auto", *, example: Any, layout: str | None
 
 def choose(model: nn.Module, at: At, survey: Survey) -> list[Site]:
     modules = dict(model.named_modules())
+    first = {module: name for name, module in modules.items()}
+    # a module that has several names is known by its first
+    names = {name: first[module] for name, module in model.named_modules(remove_duplicate=False)}
     if isinstance(at, str) and at in WORDS:
-        found = find(at, modules, survey)
-        found = [name for name in found if len(survey.outputs[name]) == 1] or found
+        found = find(at, modules, survey, once=True) or find(at, modules, survey)
         if not found:
             reason = "the dry run saw no " + REASONS.get(at, REASONS["branches"])
             others = [word for word in PLACES if word != at and find(word, modules, survey)]
@@ -102,9 +104,10 @@ def choose(model: nn.Module, at: At, survey: Survey) -> list[Site]:
             )
     elif isinstance(at, str):
         pattern = glob(at)
-        found = [name for name in survey.outputs if name and pattern.fullmatch(name)]
+        matching = [name for name in names if name and pattern.fullmatch(name)]
+        found = [names[name] for name in matching if names[name] in survey.outputs]
         if not found:
-            uncalled = [name for name in modules if name and pattern.fullmatch(name)]
+            uncalled = matching
             if uncalled:
                 raise UserError(f"at={at!r} matches {uncalled[0]!r}, but the dry run never called it: try another site")
             raise UserError(f"at={at!r} matches no module{_near(at, survey) or '; there are ' + _some(survey)}")
@@ -119,11 +122,12 @@ def choose(model: nn.Module, at: At, survey: Survey) -> list[Site]:
     else:
         if not isinstance(at, Iterable):
             raise UserError(f"`at` is a word, a pattern, a list of names or a function, got {at!r}")
-        found = list(dict.fromkeys(at))
-        for name in found:
-            if name not in modules or not name:
+        asked = list(dict.fromkeys(at))
+        found = [names.get(name, name) for name in asked]
+        for name in asked:
+            if name not in names or not name:
                 raise UserError(f"there is no module {name!r}{_near(name, survey) or '; there are ' + _some(survey)}")
-            if name not in survey.outputs:
+            if names[name] not in survey.outputs:
                 raise UserError(f"the dry run never called {name!r}: try another site")
         if not found:
             raise UserError("`at` is an empty list: name at least one site")
@@ -156,17 +160,46 @@ def _site(name: str, modules: Mapping[str, nn.Module], survey: Survey) -> Site:
     return Site(name, kind, outputs[0].map, len(outputs), layout)
 
 
-def find(word: str, modules: Mapping[str, nn.Module], survey: Survey) -> list[str]:
-    """The names that a word stands for; none where the network has no such place."""
+def for_one(word: str, modules: Mapping[str, nn.Module], survey: Survey) -> list[str]:
+    """Names for a mechanism that serves one call alone, where a pass calls what the word stands for several times: the
+    blocks around that, what another word stands for, or the last map that is made once; none where there is none."""
+    for tried in dict.fromkeys((word, "auto", "blocks")):
+        names = find(tried, modules, survey, once=True)
+        names = names or [around for name in find(tried, modules, survey) if (around := _around(name, modules, survey))]
+        if names:
+            return list(dict.fromkeys(names))
+    maps = [name for name in survey.order if name and _is_map(name, survey, modules) and _is_called_once(name, survey)]
+    return [name for name in maps if survey.outputs[name][0].map[1] > 1][-1:]
+
+
+def _around(name: str, modules: Mapping[str, nn.Module], survey: Survey) -> str:
+    """The innermost module around one that is called once and gives a map; "" where only the whole network does."""
+    while name := name.rpartition(".")[0]:
+        if name in survey.outputs and _is_called_once(name, survey) and _is_map(name, survey, modules):
+            return name
+    return ""
+
+
+def _is_called_once(name: str, survey: Survey) -> bool:
+    return len(survey.outputs[name]) == 1
+
+
+def find(word: str, modules: Mapping[str, nn.Module], survey: Survey, *, once: bool = False) -> list[str]:
+    """The names that a word stands for; none where the network has no such place.
+
+    Args:
+        word, modules, survey: see `choose`.
+        once: pass over modules that one forward pass calls several times.
+    """
     if word == "auto":
-        branches, stages = find("branches", modules, survey), find("stages", modules, survey)
+        branches, stages = (find(word, modules, survey, once=once) for word in ("branches", "stages"))
         reached = {survey.outputs[name][0].map[2:] for name in branches}
         # the branches of a network that has next to none say little of it
         return branches if 2 * len(reached) >= len({survey.outputs[name][0].map[2:] for name in stages}) else stages
     if word == "transitions":
-        return find("stages", modules, survey)[:-1]
+        return find("stages", modules, survey, once=once)[:-1]
     if word == "head":
-        return find("stages", modules, survey)[-1:]
+        return find("stages", modules, survey, once=once)[-1:]
     ends = {
         "branches": survey.branches,
         "convolutions": survey.convolutions,
@@ -175,6 +208,7 @@ def find(word: str, modules: Mapping[str, nn.Module], survey: Survey) -> list[st
     }
     if word in ends:
         names = [name for name in dict.fromkeys(ends[word]) if _is_map(name, survey, modules)]
+        names = [name for name in names if not once or _is_called_once(name, survey)]
         return [name for name in names if survey.outputs[name][0].map[1] > 1]
     blocks = set(survey.blocks)
     kinds = {type(modules[name]) for name in blocks}
@@ -182,6 +216,7 @@ def find(word: str, modules: Mapping[str, nn.Module], survey: Survey) -> list[st
     blocks = {name for name in blocks if _is_map(name, survey, modules)}
     blocks -= _nested(blocks, modules)
     in_order = [name for name in dict.fromkeys(survey.order) if name in blocks]
+    in_order = [name for name in in_order if not once or _is_called_once(name, survey)]
     if word == "blocks":
         return in_order
     if in_order:
@@ -189,6 +224,7 @@ def find(word: str, modules: Mapping[str, nn.Module], survey: Survey) -> list[st
     else:
         units = [name for name in _units("", modules, survey) if _is_map(name, survey, modules)]
         units = [name for name in units if max(survey.outputs[name][0].map[2:]) > 1]
+        units = [name for name in units if not once or _is_called_once(name, survey)]
         features = [name for name in units if survey.goes_on(name)]
         units = features if _convolutions(features, modules) > 1 else units
         groups = _runs(units, lambda name: (1, *survey.outputs[name][0].map[2:]))

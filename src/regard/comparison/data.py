@@ -19,6 +19,7 @@ from filelock import FileLock
 from PIL import Image
 
 from regard.comparison.folders import (
+    SIZES,
     TEST,
     TRAIN,
     UNASSIGNED,
@@ -36,7 +37,6 @@ from regard.files import opened, whole, write_text
 from regard.schema import read
 
 FASHION_CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-SIZES = {"fashion": 28, "cluttered": 56}  # the embedded sets, and the side of their images in pixels
 FASHION_TRAINING = 10_000  # the rest are the test images
 PIECES, PIECE = 10, 9  # Cluttered Fashion: how many pieces of other items, and their side in pixels
 
@@ -146,7 +146,7 @@ def prepare(
         _check_counts(classes, np.array([file.label for file in files]), np.array([file.part for file in files]))
         stamps = _digest([file.stamp for file in files])
         key |= {"source": text(root.name), "side": math.ceil((size or 64) * ROOM), "files": stamps}
-        write = partial(_write_decoded, classes=classes, files=files, progress=progress)
+        write = partial(_write_decoded, classes=classes, files=files, skip_broken=skip_broken, progress=progress)
 
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
@@ -358,6 +358,7 @@ def _write_decoded(
     *,
     classes: tuple[str, ...],
     files: list[File],
+    skip_broken: bool,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     shape = (len(files), 3, key["side"], key["side"])
@@ -369,10 +370,10 @@ def _write_decoded(
     with whole(folder / "images.npy") as path:
         pixels = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
         _allocate(path)
-        reasons = decode_all([file.path for file in files], pixels, progress)
+        reasons, left = decode_all([file.path for file in files], pixels, progress, skip_broken=skip_broken)
         broken = [(files[row].name, reason) for row, reason in sorted(reasons.items())]
         kept = [row for row in range(len(files)) if row not in reasons]
-        if not kept:
+        if not kept or left:
             raise UserError(_broken_sentence(broken, len(files)))
         if broken:
             for new, old in enumerate(kept):

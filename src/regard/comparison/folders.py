@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from regard.errors import UserError, near
 from regard.images import PIXELS, below, formats, is_image, once, reading, subfolders
 
+SIZES = {"fashion": 28, "cluttered": 56}  # the embedded sets, and the side of their images in pixels
 UNASSIGNED, TRAIN, VALIDATION, TEST = -1, 0, 1, 2
 PART_FOLDERS = {
     **dict.fromkeys(("train", "training"), TRAIN),
@@ -117,8 +118,11 @@ def _part_folders(root: Path) -> list[tuple[Path, int]]:
     return named
 
 
-def decode_all(paths: list[Path], pixels: np.ndarray, progress: Callable[[int, int], None] | None) -> dict[int, str]:
-    """Decode every file into its row of `pixels`; returns row -> reason of those that cannot be read."""
+def decode_all(
+    paths: list[Path], pixels: np.ndarray, progress: Callable[[int, int], None] | None, *, skip_broken: bool = True
+) -> tuple[dict[int, str], list[int]]:
+    """Decode every file into its row of `pixels`; returns row -> reason of those that cannot be read, and the rows that
+    were left: with a broken file that is not skipped, nothing is decoded a second time."""
     steps, side = itertools.count(1), pixels.shape[-1]
     peaks: dict[int, int] = {}
     reasons: dict[int, str] = {}
@@ -147,8 +151,11 @@ def decode_all(paths: list[Path], pixels: np.ndarray, progress: Callable[[int, i
     with warnings.catch_warnings(), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore")  # of sloppy metadata and large images; what matters is an error
         decode(range(len(paths)))
-        decode(list(peaks))  # deeper than 8 bits: again, now that the largest value of them all is known
-    return reasons
+        deep = list(peaks)
+        if reasons and not skip_broken:
+            return reasons, deep
+        decode(deep)  # more than 8 bits: again, now that the largest value of them all is known
+    return reasons, []
 
 
 def _decode(path: Path, side: int, peak: int | None) -> np.ndarray | int:

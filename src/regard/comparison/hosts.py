@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -10,71 +9,12 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from regard import models
 from regard.borrowing import same_kind
 from regard.errors import UserError
 from regard.files import regular
-from regard.models import check_timm, timm_model
-from regard.registry import parse
-
-SMALL = "small_resnet"
-
-
-def _zoo() -> Any:
-    """timm takes seconds to import, in every worker, and the small host does not need it."""
-    import timm
-
-    return timm
-
-
-class Block(nn.Module):
-    """Two 3x3 convolutions and their sum with the input."""
-
-    def __init__(self, channels: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or channels != width:
-            self.shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        branch = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
-        return F.relu(branch + self.shortcut(x))
-
-
-class SmallResNet(nn.Module):
-    """A residual network for small images: a stem that halves the sides, then three stages.
-
-    Shape: (B, channels, H, W) -> (B, classes)
-
-    Args:
-        classes: width of the output.
-        channels: of the images.
-        width: of the first stage; the second has twice, the third four times as many.
-        depth: blocks in each stage.
-    """
-
-    def __init__(self, classes: int, channels: int = 3, *, width: int = 16, depth: int = 1) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        stages = []
-        for stage in range(3):
-            entering = width * 2 ** max(0, stage - 1)
-            blocks = [Block(entering, width * 2**stage, stride=2 if stage else 1)]
-            blocks += [Block(width * 2**stage, width * 2**stage, stride=1) for _ in range(depth - 1)]
-            stages.append(nn.Sequential(*blocks))
-        self.stages = nn.Sequential(*stages)
-        self.head = nn.Linear(4 * width, classes)
-
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.stages(self.stem(x)).mean((2, 3)))
+from regard.named import Named
 
 
 def build(
@@ -83,48 +23,66 @@ def build(
     channels: int,
     *,
     seed: int,
+    size: int | None = None,
     pretrained: bool = False,
     weights: Path | None = None,
     widening: float = 1.0,
+    digest: str | None = None,
 ) -> nn.Module:
-    """Build a host; its own weights are drawn from `seed`, and torch's global random state stays as it was.
+    """Build a host; its own weights are drawn from `seed`, and the global random states stay as they were.
 
     Beside weights that have learnt, a classifier for other classes starts at 0. Drawn at random it can be so loud (in
     timm's EfficientNets the fewer classes, the louder) that a short training goes into unlearning it.
 
     Args:
-        model: ``"small_resnet"`` or any name of timm, with options where wanted: ``"resnet18[zero_init_last=false]"``.
+        model: as `regard.models.open_model` takes it: ``"resnet18[zero_init_last=false]"``, ``"mynet.py:build"``.
         classes: width of the output.
         channels: of the images.
         seed: of the initial weights.
+        size: side of the images, for networks that are built for one size alone.
         pretrained: timm's pretrained weights.
         weights: a checkpoint of this model, safetensors or what ``torch.load(weights_only=True)`` reads.
         widening: every width is multiplied by this.
+        digest: sha256 that the user's own file must have.
 
     Raises:
-        UserError: unknown model or option, weights that cannot be had or do not fit, a model that cannot be widened.
+        UserError: unknown model or option, weights that cannot be had or do not fit, a model that cannot be widened, a
+            file that has changed.
     """
-    name, options = parse(model)
-    state = torch.get_rng_state()
-    try:
-        torch.default_generator.manual_seed(seed)
-        if name == SMALL:
-            if pretrained:
-                raise UserError(f"{SMALL} has no pretrained weights: take a model of timm, or --weights FILE")
-            host = _small(classes, channels, options, widening)
-        else:
-            host = _timm(name, classes, channels, options, pretrained, widening)
-    finally:
-        torch.set_rng_state(state)
+    named = Named.read(model)
+    if digest is not None and named.digest() != digest:
+        raise UserError(f"{named.file} has changed since the comparison was asked: ask again with another --out")
+    with models.seeded(seed):
+        host, _ = models.build(
+            named, classes=classes, channels=channels, size=size, pretrained=pretrained, widening=widening
+        )
+    if pretrained and host.pretrained_cfg["num_classes"] != classes:  # type: ignore[index]
+        for classifier in classifiers(host, classes):
+            for parameter in classifier.parameters():
+                nn.init.zeros_(parameter)
     if weights is not None:
         load(host, weights, classes)
     return host
 
 
-def classifiers(host: nn.Module) -> tuple[nn.Module, ...]:
-    """The last layers of a host, which know the classes; more than one where it was distilled."""
-    found = host.get_classifier()  # type: ignore[operator]
-    return found if isinstance(found, tuple) else (found,)
+def classifiers(host: nn.Module, classes: int) -> tuple[nn.Module, ...]:
+    """The last layers of a host, which know the classes; more than one where it was distilled.
+
+    Raises:
+        UserError: the host does not tell, and no layer of it gives so many numbers.
+    """
+    if hasattr(host, "get_classifier"):
+        found: Any = host.get_classifier()  # type: ignore[operator]
+        return found if isinstance(found, tuple) else (found,)
+    parts = list(host.modules())
+    layers: list[nn.Module] = [m for m in parts if isinstance(m, nn.Linear) and m.out_features == classes]
+    layers = layers or [m for m in parts if isinstance(m, nn.Conv2d) and m.out_channels == classes]
+    if not layers:
+        raise UserError(
+            f"no layer of this {type(host).__name__} gives {classes} numbers, so that its classifier cannot be told: "
+            "give it a method get_classifier() that returns the layer"
+        )
+    return (layers[-1],)
 
 
 def memory_format(host: nn.Module) -> torch.memory_format:
@@ -146,64 +104,24 @@ def memory_format(host: nn.Module) -> torch.memory_format:
 
 
 def image_size(model: str) -> int | None:
-    """The side in pixels that a timm model expects, or None for the small host, which takes any."""
-    name, options = parse(model)
-    if name == SMALL:
-        return None
-    if isinstance(options.get("img_size"), int):
-        return int(options["img_size"])
-    config = _zoo().get_pretrained_cfg(name)
-    return config.input_size[-1] if config else 224
+    """The side in pixels that a host expects, or None for one that takes any."""
+    return models.image_size(Named.read(model))
 
 
 def normalisation(model: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and deviation of each channel that a timm model was trained with, as fractions of 1; else None.
+    """Mean and deviation of each channel that a host of timm or torchvision was trained with, as fractions of 1.
 
     Where the images have another number of channels, each is given the average.
     """
-    name, _ = parse(model)
-    config = None if name == SMALL else _zoo().get_pretrained_cfg(name)
-    if not config:
-        return None
-    both = tuple(config.mean), tuple(config.std)
-    return both if channels == len(both[0]) else ((fmean(both[0]),) * channels, (fmean(both[1]),) * channels)
+    both = models.pretraining(Named.read(model))
+    if both is None or channels == len(both[0]):
+        return both
+    return (fmean(both[0]),) * channels, (fmean(both[1]),) * channels
 
 
 def check(model: str) -> None:
     """Raise a `UserError` when there is no such host."""
-    name, _ = parse(model)
-    if name != SMALL:
-        check_timm(name, SMALL)
-
-
-def _small(classes: int, channels: int, options: dict[str, Any], widening: float) -> nn.Module:
-    allowed = [p.name for p in inspect.signature(SmallResNet).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for option in options:
-        if option not in allowed:
-            raise UserError(f"{SMALL} has no option {option!r}: its options are {', '.join(allowed)}")
-        if not isinstance(options[option], int) or options[option] < 1:
-            raise UserError(f"{SMALL}: {option} is a whole number from 1, got {options[option]!r}")
-    options["width"] = round(options.get("width", 16) * widening)
-    return SmallResNet(classes, channels, **options)
-
-
-def _timm(
-    name: str, classes: int, channels: int, options: dict[str, Any], pretrained: bool, widening: float
-) -> nn.Module:
-    check(name)
-    own: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
-    if widening != 1.0:
-        plain: Any = timm_model(name, options)
-        if not isinstance(plain, _zoo().models.ResNet):
-            raise UserError(f"the wider control knows {SMALL} and the ResNets of timm, not {name!r}: leave it out")
-        widths = [stage["num_chs"] // plain.layer1[0].expansion for stage in plain.feature_info[1:]]
-        own["channels"] = tuple(max(8, round(width * widening / 8) * 8) for width in widths)
-    host = timm_model(name, options, pretrained=pretrained, **own)
-    if pretrained and _zoo().get_pretrained_cfg(name).num_classes != classes:
-        for classifier in classifiers(host):
-            for parameter in classifier.parameters():
-                nn.init.zeros_(parameter)
-    return host
+    models.check(Named.read(model))
 
 
 def load(host: nn.Module, path: Path, classes: int | None = None) -> None:

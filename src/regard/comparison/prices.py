@@ -10,7 +10,8 @@ from torch import nn
 
 from regard import costing
 from regard.comparison import hosts
-from regard.comparison.training import PLAIN, WIDER, build, on_device
+from regard.comparison.asked import PLAIN, WIDER
+from regard.comparison.training import build, on_device
 from regard.insertion import attached
 from regard.timing import noisy
 

@@ -17,27 +17,28 @@ from filelock import FileLock, Timeout
 
 from regard.comparison import data as images_of
 from regard.comparison import grid, hosts, prices, report, training
+from regard.comparison.asked import PLAIN, WIDER, refuse_other
+from regard.comparison.asked import question as asked_question
 from regard.comparison.display import Display
+from regard.comparison.folders import SIZES
 from regard.comparison.folders import text as as_text
-from regard.comparison.results import BEFORE, Comparison, counted, read_cost, read_question, read_run
+from regard.comparison.results import BEFORE, Comparison, counted, read_cost, read_run
 from regard.comparison.statistics import fewest_pairs
 from regard.errors import UserError
-from regard.files import regular, write_text
+from regard.files import slug, write_text
+from regard.named import SMALL, Named
 from regard.registry import create, info, parse, spell
 
-EPOCHS = {"fashion": 3, "cluttered": 5}  # of the embedded images; a folder's default is below
 KEPT = ("first", "all", "none")
 TRUNKS = ("trained", "frozen")
 MOST_SEEDS = 1000
-# learnt from the runs, or only said: a change of these is no other question
-UNASKED = ("widening", "broken", "classes")
 
 
 def compare(
     arms: str | Sequence[str],
     *,
     data: str | Path = "fashion",
-    model: str = hosts.SMALL,
+    model: str = SMALL,
     seeds: int | Iterable[int] = 8,
     epochs: int | None = None,
     size: int | None = None,
@@ -66,10 +67,15 @@ def compare(
     Args:
         arms: mechanisms with their options, e.g. ``["se", "cbam[squeeze=max,arrangement=parallel]"]``.
         data: ``"fashion"``, ``"cluttered"`` or a folder of class folders.
-        model: ``"small_resnet"`` or any name of timm, with options: ``"resnet18[zero_init_last=false]"``.
+        model: ``"small_resnet"``, any name of timm, each with options (``"resnet18[zero_init_last=false]"``),
+            ``"torchvision/NAME"``, or ``"file.py:function"`` for a network of your own. The function is told the
+            numbers of classes and channels where it asks for ``num_classes`` and ``in_chans``; it returns a new network
+            whenever it is called, with weights from torch's global generator. The text of the file is part of the
+            question.
         seeds: how many, counted from 0, or which.
         epochs: of every run; 3 for fashion, 5 for cluttered, else 20, or 8 from pretrained weights.
-        size: side of the images in pixels; by default that of the embedded images, of a timm model, or 64.
+        size: side of the images in pixels; by default that of the embedded images, of a model of timm or torchvision,
+            or 64.
         batch: images in one step.
         learning_rate: of AdamW at its height; 4e-3 for the small host, else 1e-3; from pretrained weights 3e-4, or 1e-2
             with a frozen trunk.
@@ -109,30 +115,15 @@ def compare(
         raise UserError("a frozen trunk must have learnt something before: pass --pretrained or --weights FILE as well")
     if control and starting:
         raise UserError("the wider control starts from no pretrained weights, so it would not be fair: leave it out")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    size = size or hosts.image_size(model)
-    question: dict[str, Any] = {
-        "data": as_text(str(Path(data))),  # photos and photos/ are the same
-        "model": model,
-        "size": size or (images_of.SIZES.get(str(data), 64)),
-        "epochs": epochs or EPOCHS.get(str(data), 8 if starting else 20),
-        "batch": batch,
-        "learning_rate": learning_rate or _height(model, starting, trunk),
-        "weight_decay": 0.05,
-        "smoothing": 0.1,
-        "at": at if isinstance(at, str) else list(at),
-        "start": start or ("identity" if starting else "paper"),
-        "trunk": trunk,
-        "margin": margin,
-        "pretrained": pretrained,
-        "weights": str(weights) if weights is not None else None,
-        "weights_sha256": _digest(Path(weights)) if weights is not None else None,
-        "widening": None,  # of the control, once it is measured
-        "device": device,
-    }
+    question = asked_question(
+        data=data, model=model, size=size, epochs=epochs, batch=batch, learning_rate=learning_rate, at=at, start=start,
+        trunk=trunk, margin=margin, pretrained=pretrained, weights=weights, device=device,
+    )  # fmt: skip
+    question["size"] = size or hosts.image_size(model) or SIZES.get(str(data), 64)
+    question["device"] = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(out) if out is not None else _default_folder(question)
     with Display(progress) as display, _alone(folder):
-        _refuse_other(folder, question)  # before its images would be replaced
+        refuse_other(folder, question)  # before its images would be replaced
         images = images_of.prepare(
             data, folder / "data", size=question["size"], skip_broken=skip_broken, progress=display.reading
         )
@@ -148,13 +139,13 @@ def compare(
             "split_varies": images.varies,
             "broken": [list(entry) for entry in images.broken],
         }
-        for arm in asked:
+        for arm in (PLAIN, *asked):
             training.check_trainable(question | {"widening": 1.5}, arm)
         _drop_damaged(folder, display.say)
         stored = _ask(folder, question, asked, chosen)
         question = stored["question"]
         comparison = Comparison.load(folder)
-        mechanisms = [arm for arm in comparison.arms if arm != training.PLAIN]
+        mechanisms = [arm for arm in comparison.arms if arm != PLAIN]
         least = fewest_pairs(len(mechanisms))
         if len(comparison.seeds) < least:
             display.say(
@@ -162,15 +153,15 @@ def compare(
                 f"{counted(len(mechanisms), 'arm')} it takes {least} or more. The answer will be 'not enough runs'; "
                 f"--seeds {least} can do better."
             )
-        if training.WIDER in comparison.arms and question["widening"] is None:
+        if WIDER in comparison.arms and question["widening"] is None:
             display.say("Measuring how wide the control must be")
-            others = [arm for arm in mechanisms if arm != training.WIDER]
+            others = [arm for arm in mechanisms if arm != WIDER]
             question["widening"] = grid.call(prices.widening, question, others, threads=_cores())
             write_text(folder / "question.json", json.dumps(stored, indent=1))
 
         runs = [run for run in comparison.wanted if comparison.records.get(run, {}).get("status") != "done"]
         # by all runs, not by those that are left: with other threads the numbers would be others
-        count, threads = grid.workers_for(device, len(comparison.wanted))
+        count, threads = grid.workers_for(question["device"], len(comparison.wanted))
         count, threads = (workers, max(1, _cores() // workers)) if workers else (count, threads)
         first = comparison.seeds[0]
         display.start(comparison, question)
@@ -197,8 +188,8 @@ def _arms(arms: str | Sequence[str], control: str | None) -> list[str]:
     asked: list[str] = []
     for text in [arms] if isinstance(arms, str) else arms:
         name, options = parse(text)
-        if name in (training.PLAIN, training.WIDER) and not options:
-            if name == training.WIDER:
+        if name in (PLAIN, WIDER) and not options:
+            if name == WIDER:
                 raise UserError("'wider' is no mechanism: ask for it with --control wider")
             continue
         info(name)
@@ -216,7 +207,7 @@ def _arms(arms: str | Sequence[str], control: str | None) -> list[str]:
         asked.append(arm)
     if not asked:
         raise UserError("no arm to compare: name at least one mechanism, such as se; `regard list` shows them")
-    return [*asked, training.WIDER] if control else asked
+    return [*asked, WIDER] if control else asked
 
 
 def _seeds(seeds: int | Iterable[int]) -> list[int]:
@@ -256,8 +247,8 @@ def _check(
         raise UserError(f"start is 'paper' or 'identity', got {start!r}")
     if trunk not in TRUNKS:
         raise UserError(f"trunk is 'trained' or 'frozen', got {trunk!r}")
-    if control not in (None, training.WIDER):
-        raise UserError(f"the only control is {training.WIDER!r}, got {control!r}")
+    if control not in (None, WIDER):
+        raise UserError(f"the only control is {WIDER!r}, got {control!r}")
     if keep not in KEPT:
         raise UserError(f"keep is one of {', '.join(KEPT)}, got {keep!r}")
     try:
@@ -266,19 +257,14 @@ def _check(
         raise UserError(f"there is no device {device!r} here: take cpu, or leave it out") from error
 
 
-def _height(model: str, starting: bool, trunk: str) -> float:
-    """The learning rate where none is asked for: what is new learns fast, what has learnt before keeps most of it."""
-    if starting:
-        return 1e-2 if trunk == "frozen" else 3e-4
-    return 4e-3 if model.startswith(hosts.SMALL) else 1e-3
-
-
 def _default_folder(question: dict[str, Any]) -> Path:
     # what was not asked yet when older folders were named has no part in the name
     named = {key: value for key, value in question.items() if BEFORE.get(key, ...) != value}
     digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:8]
-    name = Path(question["data"]).resolve().name if question["data"] not in images_of.SIZES else question["data"]
-    return Path("runs") / f"{name}-{parse(question['model'])[0]}-{digest}"
+    name = Path(question["data"]).resolve().name if question["data"] not in SIZES else question["data"]
+    model = Named.read(question["model"])
+    host = slug(model.same.replace(".py:", "-")) if model.file else model.name
+    return Path("runs") / f"{name}-{host}-{digest}"
 
 
 @contextmanager
@@ -303,33 +289,20 @@ def _ask(folder: Path, question: dict[str, Any], arms: list[str], seeds: list[in
     path = folder / "question.json"
     entry = {
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "arms": [training.PLAIN, *arms],
+        "arms": [PLAIN, *arms],
         "seeds": seeds,
         "command": command(question, arms, seeds, folder),
         "seen": (folder / "result.json").is_file(),
     }
-    stored = _refuse_other(folder, question)
+    stored = refuse_other(folder, question)
+    if stored:
+        stored["question"]["model"] = question["model"]  # a file may lie elsewhere, seen from here
     if not stored:
         stored = {"question": question, "asked": [entry], "environment": training.environment()}
     elif not set(product(arms, seeds)) <= set(Comparison.load(folder).wanted):
         stored["asked"].append(entry)
     write_text(path, json.dumps(stored, indent=1))
     return stored
-
-
-def _refuse_other(folder: Path, question: dict[str, Any]) -> dict[str, Any]:
-    """What the folder's question.json holds, if there is one; refuse what differs from it, as far as that is known."""
-    path = folder / "question.json"
-    if not path.exists():
-        return {}
-    stored = read_question(folder)
-    before = stored["question"]
-    question = json.loads(json.dumps(question))
-    differing = [key for key in question if key not in UNASKED and question[key] != before.get(key)]
-    if differing:
-        changes = "; ".join(f"{key} was {_short(before.get(key))}, now {_short(question[key])}" for key in differing)
-        raise UserError(f"{folder} holds another question ({changes}): ask that one, or pass another --out")
-    return read_question(folder, strict=True)
 
 
 def _drop_damaged(folder: Path, say: Callable[[str], None]) -> None:
@@ -346,7 +319,7 @@ def _drop_damaged(folder: Path, say: Callable[[str], None]) -> None:
 
 def command(question: dict[str, Any], arms: list[str], seeds: list[int], folder: Path) -> str:
     """The command line that asks this question."""
-    words = ["regard", "compare", *(arm for arm in arms if arm != training.WIDER), "--data", question["data"]]
+    words = ["regard", "compare", *(arm for arm in arms if arm != WIDER), "--data", question["data"]]
     words += ["--model", question["model"], "--size", str(question["size"]), "--epochs", str(question["epochs"])]
     words += ["--batch", str(question["batch"]), "--learning-rate", str(question["learning_rate"])]
     words += ["--start", question["start"], "--trunk", question["trunk"], "--margin", str(question["margin"])]
@@ -357,7 +330,7 @@ def command(question: dict[str, Any], arms: list[str], seeds: list[int], folder:
     words += ["--pretrained"] * question["pretrained"]
     words += ["--weights", question["weights"]] if question["weights"] else []
     words += ["--skip-broken"] * bool(question.get("broken"))
-    words += ["--control", training.WIDER] if training.WIDER in arms else []
+    words += ["--control", WIDER] if WIDER in arms else []
     return as_text(shlex.join([*words, "--out", str(folder)]))
 
 
@@ -369,20 +342,3 @@ def _priced(folder: Path, arms: list[str]) -> bool:
 def _cores() -> int:
     workers, threads = grid.workers_for("cpu", 10**6)
     return workers * threads
-
-
-def _digest(path: Path) -> str:
-    try:
-        str(path).encode()  # the question keeps it
-        regular(path).close()
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read the weights {path}: {error.strerror}") from error
-    except UnicodeError as error:
-        raise UserError(f"the path of the weights, {str(path)!r}, is no text: give the file another name") from error
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."

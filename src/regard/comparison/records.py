@@ -39,6 +39,7 @@ class Question(TypedDict):
     weight_decay: NotRequired[NoLess]
     smoothing: NotRequired[Share]
     at: NotRequired[str | list[str]]
+    model_sha256: NotRequired[str | None]  # of the user's own file
     weights_sha256: NotRequired[str | None]
     widening: NotRequired[Annotated[float, Within(0.1, 100)] | None]
     device: NotRequired[str]

@@ -8,16 +8,18 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from regard.comparison.records import Cost, Done, Failed, Run, Stored
-from regard.comparison.statistics import Verdict, judge
 from regard.errors import UserError
 from regard.files import slug, write_text
 from regard.schema import fault, read
 
+if TYPE_CHECKING:
+    from regard.comparison.statistics import Verdict
+
 # what a question asks that was stored before there was a choice
-BEFORE = {"trunk": "trained"}
+BEFORE = {"trunk": "trained", "model_sha256": None}
 SLOW = 1.2  # an arm whose inference takes this many times that of `none` is named as slow
 
 
@@ -113,6 +115,8 @@ class Comparison:
     @cached_property
     def verdicts(self) -> list[Verdict]:
         """Every arm judged against `none` and, where the control `wider` was run, every mechanism against that too."""
+        from regard.comparison.statistics import judge  # scipy takes a second to load, and few questions need it
+
         scores, margin = self.scores, self.question["margin"]
         verdicts = judge(scores, against="none", margin=margin)
         if "wider" in scores:

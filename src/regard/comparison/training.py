@@ -19,15 +19,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import regard
+from regard.borrowing import brief
 from regard.comparison import data, hosts
+from regard.comparison.asked import PLAIN, WIDER
 from regard.comparison.records import Checkpoint
 from regard.errors import UserError
 from regard.files import slug, whole
 from regard.insertion import attach, attached
+from regard.named import Named
 from regard.registry import parse
 from regard.schema import fault
 
-PLAIN, WIDER = "none", "wider"
 Tell = Callable[[dict[str, Any]], None]
 
 
@@ -148,13 +150,15 @@ def build(question: dict[str, Any], arm: str, seed: int) -> nn.Module:
         len(question["classes"]),
         question["channels"],
         seed=seed,
+        size=question["size"],
         pretrained=question["pretrained"],
         weights=Path(question["weights"]) if question["weights"] else None,
         widening=question["widening"] if arm == WIDER else 1.0,
+        digest=question.get("model_sha256"),
     )
     if question["trunk"] == "frozen":
         host.requires_grad_(False)
-        for classifier in hosts.classifiers(host):
+        for classifier in hosts.classifiers(host, len(question["classes"])):
             classifier.requires_grad_(True)
     if arm not in (PLAIN, WIDER):
         mechanism, options = parse(arm)
@@ -174,7 +178,7 @@ def _learning(model: nn.Module, question: dict[str, Any]) -> list[nn.Module]:
     if question["trunk"] == "trained":
         return [model]
     added = [module for attachment in attached(model) for module in attachment.modules.values()]
-    return [*hosts.classifiers(model), *added]
+    return [*hosts.classifiers(model, len(question["classes"])), *added]
 
 
 def environment() -> dict[str, Any]:
@@ -334,14 +338,36 @@ def check_trainable(question: dict[str, Any], arm: str) -> None:
     """Build the arm once, so that what cannot work is said before any training.
 
     Raises:
-        UserError: the mechanism does not fit the host, or the host does not classify.
+        UserError: the mechanism does not fit the host, or the host does not classify these images.
     """
-    model = build(question, arm, seed=0).eval()
-    example = torch.zeros(2, question["channels"], question["size"], question["size"])
-    with torch.no_grad():
-        output = model(example)
-    classes = len(question["classes"])
-    if not isinstance(output, Tensor) or output.shape != (2, classes):
+    model = build(question, arm, seed=0)
+    if arm != PLAIN:
+        _check_scores(model, question, training=False)
+        return
+    if Named.read(question["model"]).file and fingerprint(build(question, arm, seed=0)) != fingerprint(model):
         raise UserError(
-            f"{question['model']} is no classifier: it should give (batch, {classes}) for a batch of images"
+            f"{question['model']} gives other weights when it is called again with the same seed, so that arms would "
+            "differ in them: draw them from torch's global generator alone"
+        )
+    for mode in (True, False):
+        _check_scores(model, question, training=mode)
+
+
+def _check_scores(model: nn.Module, question: dict[str, Any], *, training: bool) -> None:
+    classes, channels, size = len(question["classes"]), question["channels"], question["size"]
+    named = Named.read(question["model"])
+    hint = "choose another model, or other options"
+    if named.file:
+        hint = f"let {named.name} take num_classes and in_chans, which it is then told, or return a network that fits"
+    images = f"{channels} x {size} x {size}"
+    try:
+        with torch.no_grad():
+            output = model.train(training)(torch.zeros(2, channels, size, size))
+    except Exception as error:  # whatever a network makes of images that it was not written for
+        raise UserError(f"{named.text} cannot take images of {images} ({brief(error)}): {hint}") from error
+    if not isinstance(output, Tensor) or output.shape != (2, classes):
+        given = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise UserError(
+            f"{named.text} is no classifier: it should give (batch, {classes}) for a batch of images, and gives "
+            f"{given} for 2 of {images} in {'training' if training else 'evaluation'}: {hint}"
         )

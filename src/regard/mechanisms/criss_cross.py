@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from regard import ops
 from regard.conv import Pointwise
 from regard.errors import UserError
-from regard.registry import Translation, register
+from regard.registry import Translation, register, wrong_axes
 from regard.tap import Tap
 
 MOST = 16  # times that it runs
@@ -81,6 +81,8 @@ class CrissCross(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4:
+            raise wrong_axes("criss_cross", x.dim() - 2)
         for tap in self.weights:
             query, key, value = self.query(x), self.key(x), self.value(x)
             y = ops.cross(query, key, value, watch=tap if tap.watched else None)

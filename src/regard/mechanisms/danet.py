@@ -10,7 +10,7 @@ from regard import ops
 from regard.conv import Pointwise
 from regard.errors import UserError
 from regard.norm import BatchNorm
-from regard.registry import Translation, register
+from regard.registry import Translation, register, wrong_axes
 from regard.tap import Tap
 
 PAPER = "Fu et al. 2019, arXiv 1809.02983"
@@ -212,6 +212,8 @@ class DANetHead(nn.Module):
         self.classify = nn.ModuleList(nn.Conv2d(width, classes, 1) for _ in range(3))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if x.dim() != 4:
+            raise wrong_axes("danet_head", x.dim() - 2)
         position = self.position_out(self.position(self.position_in(x)))
         channel = self.channel_out(self.channel(self.channel_in(x)))
         fused, alone, other = (

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from regard import ops
 from regard.errors import UserError
 from regard.norm import BatchNorm
-from regard.registry import Translation, register
+from regard.registry import Translation, register, wrong_axes
 from regard.tap import Tap
 
 FORMS = ("theta-minus", "theta", "theta-plus")
@@ -160,6 +160,8 @@ class GE(nn.Module):
         self.gate = Tap("element" if extent else "channel")
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4:
+            raise wrong_axes("ge", x.dim() - 2)
         g = self._gather(x)
         if self.form == "theta-plus":
             g = self.up(torch.relu(self.down(g)))

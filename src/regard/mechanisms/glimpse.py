@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regard.errors import UserError
-from regard.registry import Translation, register
+from regard.registry import Translation, register, wrong_axes
 from regard.tap import Tap
 
 
@@ -218,6 +218,8 @@ class Glimpse(nn.Module):
             log-probabilities, (B, classes). In training the places are drawn, from a random one on; in evaluation they
             are the policy's means, from the centre on.
         """
+        if x.dim() != 4:
+            raise wrong_axes("glimpse", x.dim() - 2)
         if places is not None:
             start, noise = places[:, 0], None
         elif self.training:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.errors import UserError
-from regard.registry import Translation, register
+from regard.registry import Translation, register, wrong_axes
 from regard.tap import Tap
 
 PAPER = "Niu et al. 2020, arXiv 2008.08767"
@@ -113,5 +113,7 @@ class CSAM(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4:
+            raise wrong_axes("csam", x.dim() - 2)
         gate = self.gate(torch.sigmoid(self.conv(x.unsqueeze(1))).squeeze(1))
         return x + x * (self.gamma * gate).to(x.dtype)

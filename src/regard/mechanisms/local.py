@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from regard.conv import Pointwise
 from regard.errors import UserError
 from regard.ops.dispatch import not_plain
-from regard.registry import Translation, register
+from regard.registry import Translation, register, wrong_axes
 from regard.tap import Blend, Tap
 
 WIDEST = 128  # window, in pixels: each of its blocks has weights for every pixel in it
@@ -133,6 +133,8 @@ class Local(nn.Module):
         self.blend = Blend()
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4:
+            raise wrong_axes("local", x.dim() - 2)
         maps = self.query(x), self.key(x), self.value(x)
         if self.weights.watched or not torch.is_grad_enabled() or not_plain(*maps):
             return self.blend(x, self._answer(*maps))

@@ -140,6 +140,7 @@ def _translate(tensors: Mapping[str, Tensor], channels: int | None, *, localisat
     paper="Jaderberg et al. 2015, arXiv 1506.02025",
     place="stages",
     signature="(B, C, H, W) -> same",
+    spatial=(2, 3),
     parameters=_parameters,
     identity=_start_exactly,
     official={"stn": _translate},
@@ -242,6 +243,9 @@ class STN(nn.Module):
         return self.frame(theta.reshape(-1, *self.unit.shape[1:]))
 
     def forward(self, x: Tensor) -> Tensor:
+        axes = self.unit.shape[1]
+        if x.dim() != axes + 2:
+            raise UserError(f"stn: this one works on maps with {axes} spatial axes, and this map has {x.dim() - 2}")
         y = self._sample(x, self.locate(x))
         return x + (y - self._sample(x, self.unit.expand(x.shape[0], -1, -1))) if self.exact else y
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from regard import ops
 from regard.errors import UserError
 from regard.norm import BatchNorm
-from regard.registry import Translation, register
+from regard.registry import Translation, register, wrong_axes
 from regard.tap import Tap
 
 
@@ -77,6 +77,8 @@ class Triplet(nn.Module):
         self.gate = nn.ModuleList(Tap("axis") for _ in self.axes)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4:
+            raise wrong_axes("triplet", x.dim() - 2)
         joint = ops.Joint(x)
         stats = joint.squeeze(*((axis,) for axis in self.axes), kinds=("max", "avg"))
         pairs = zip(stats[::2], stats[1::2], strict=True)

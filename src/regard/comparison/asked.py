@@ -1,0 +1,132 @@
+"""What is asked, as far as words tell it: whether a folder holds another question is said before torch is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from regard.cards import card
+from regard.comparison.folders import SIZES, existing
+from regard.comparison.folders import text as as_text
+from regard.comparison.results import read_question
+from regard.errors import UserError
+from regard.files import regular
+from regard.named import SMALL, Named
+from regard.registry import parse
+
+EPOCHS = {"fashion": 3, "cluttered": 5}  # of the embedded images; a folder's default is below
+PLAIN, WIDER = "none", "wider"  # the arms that are no mechanism
+# learnt from the runs, or only said: a change of these is no other question
+UNASKED = ("widening", "broken", "classes")
+
+
+def question(
+    *,
+    data: str | Path,
+    model: str,
+    size: int | None,
+    epochs: int | None,
+    batch: int,
+    learning_rate: float | None,
+    at: str | Sequence[str],
+    start: str | None,
+    trunk: str,
+    margin: float,
+    pretrained: bool,
+    weights: str | Path | None,
+    device: str | None,
+) -> dict[str, Any]:
+    """What every run will have in common; `size` and `device` are None where only the network or the machine knows.
+
+    Raises:
+        UserError: a file that is named is not there.
+    """
+    starting = pretrained or weights is not None
+    return {
+        "data": as_text(str(Path(data))),  # photos and photos/ are the same
+        "model": model,
+        "model_sha256": Named.read(model).digest(),
+        "size": size,
+        "epochs": epochs or EPOCHS.get(str(data), 8 if starting else 20),
+        "batch": batch,
+        "learning_rate": learning_rate or _height(model, starting, trunk),
+        "weight_decay": 0.05,
+        "smoothing": 0.1,
+        "at": at if isinstance(at, str) else list(at),
+        "start": start or ("identity" if starting else "paper"),
+        "trunk": trunk,
+        "margin": margin,
+        "pretrained": pretrained,
+        "weights": str(weights) if weights is not None else None,
+        "weights_sha256": _digest(Path(weights)) if weights is not None else None,
+        "widening": None,  # of the control, once it is measured
+        "device": device,
+    }
+
+
+def refuse_early(arms: Sequence[str], folder: str | Path | None, **words: Any) -> None:
+    """Refuse what words alone show to be wrong: mechanisms, options, images, a folder that holds another question."""
+    for arm in arms:
+        if parse(arm)[0] not in (PLAIN, WIDER):
+            card(arm)
+    if words["data"] not in SIZES:
+        existing(words["data"], tuple(SIZES))
+    asked = question(**words)
+    if folder is not None:
+        refuse_other(Path(folder), {key: value for key, value in asked.items() if value is not None})
+
+
+def refuse_other(folder: Path, question: dict[str, Any]) -> dict[str, Any]:
+    """What the folder's question.json holds, if there is one; refuse what differs from it, as far as that is known."""
+    path = folder / "question.json"
+    if not path.exists():
+        return {}
+    stored = read_question(folder)
+    before = stored["question"]
+    question = json.loads(json.dumps(question))
+    differing = [key for key in question if key not in UNASKED and not _alike(key, question[key], before.get(key))]
+    if differing:
+        changes = "; ".join(_change(key, before.get(key), question) for key in differing)
+        raise UserError(f"{folder} holds another question ({changes}): ask that one, or pass another --out")
+    return read_question(folder, strict=True)
+
+
+def _alike(key: str, ours: Any, theirs: Any) -> bool:
+    if key == "model":
+        with suppress(UserError, TypeError):  # of the stored one, which anybody may have written
+            return Named.read(ours).same == Named.read(theirs).same
+    return bool(ours == theirs)
+
+
+def _change(key: str, before: Any, question: dict[str, Any]) -> str:
+    if key == "model_sha256" and before is not None:
+        return f"the text of {question['model'].rpartition(':')[0]} has changed"
+    return f"{key} was {_short(before)}, now {_short(question[key])}"
+
+
+def _height(model: str, starting: bool, trunk: str) -> float:
+    """The learning rate where none is asked for: what is new learns fast, what has learnt before keeps most of it."""
+    if starting:
+        return 1e-2 if trunk == "frozen" else 3e-4
+    return 4e-3 if Named.read(model).name == SMALL else 1e-3
+
+
+def _digest(path: Path) -> str:
+    try:
+        str(path).encode()  # the question keeps it
+        regular(path).close()
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read the weights {path}: {error.strerror}") from error
+    except UnicodeError as error:
+        raise UserError(f"the path of the weights, {str(path)!r}, is no text: give the file another name") from error
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -94,5 +94,5 @@ def test_comparing_all_places_of_a_large_map_is_said():
     for side, notes in ((64, 0), (72, 1)):
         found = plan(net, torch.zeros(1, 3, side, side), mechanism="danet_position", at="0")
         assert len(found.notes) == notes
-        assert plan(net, torch.zeros(1, 3, side, side), mechanism="se", at="0").notes == ()
+        assert plan(net, torch.zeros(1, 3, side, side), mechanism="simam", at="0").notes == ()
     assert "At '0' danet_position compares each of 72 x 72 places with every other (26,873,856 pairs" in str(found)

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 import regard
-from regard.registry import RANKS, SLOTS, Info, shapes, start_as_identity
+from regard.hidden import start_as_identity
+from regard.registry import RANKS, SLOTS, Info, shapes
 from regard.tap import taps
 
 SIZES = [(14, 14), (7, 13), (1, 1), (1, 9)]

@@ -44,8 +44,9 @@ FLOORS = [
     "regard.ops.kernels.plan regard.ops.kernels.library",
     "regard.ops.kernels.interface regard.ops.dispatch regard.ops.*",
     "regard.cards regard.named",
+    "regard.hidden",
     "regard.registry",
-    "regard.schema regard.images regard.hidden",
+    "regard.schema regard.images",
     "regard.tap regard.norm regard.conv regard.files regard.layout regard.positions regard.svg regard.peers"
     " regard.guard regard.small_resnet",
     "regard.errors regard.blocks",

@@ -8,8 +8,8 @@ from torch import nn
 
 import regard
 from regard.advising import advise
+from regard.hidden import narrow, start_as_identity
 from regard.placing import plan
-from regard.registry import narrow, start_as_identity
 
 OPTIONS = {
     "cbam": [{}, {"squeeze": "max"}, {"arrangement": "channel"}],

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 
 from regard.norm import LayerNorm
+from regard.registry import Info, info
 
 FEW = 4  # hidden units say little
 NARROW = 16  # of so many random units all are shut in one start of 65,536
@@ -42,3 +46,61 @@ def open_up(layer: nn.Module) -> None:
         bias.fill_(1.0)  # type: ignore[operator]
     else:
         bias.fill_(2.0)  # type: ignore[operator]
+
+
+def start_as_identity(known: Info, module: nn.Module) -> None:
+    """Let a fresh module leave its map as it is, with hidden units that can learn."""
+    if known.identity is not None:
+        known.identity(module)
+    for layer in known.hidden(module) if known.hidden else ():
+        open_up(layer)
+
+
+def narrow(name: str, channels: Mapping[str, int], options: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Where a mechanism has fewer than 4 hidden units, and which option gives more, a sentence each.
+
+    Args:
+        name: of the mechanism.
+        channels, options: by site.
+
+    Example:
+        >>> narrow("se", {"layer1": 16, "layer2": 64}, {"layer1": {}, "layer2": {}})
+        ['1 hidden unit at layer1: reduction=4 gives 4']
+    """
+    said: dict[tuple[str, str], list[str]] = {}
+    for site, count in channels.items():
+        units = _units(name, count, options[site])
+        if units is not None and units < FEW:
+            words = f"{units} hidden unit{'s' * (units != 1)}", _wider(name, count, options[site], units)
+            said.setdefault(words, []).append(site)
+    return [
+        f"{units} at {', '.join(sites[:3])}{f' and {len(sites) - 3} more' * (len(sites) > 3)}{remedy}"
+        for (units, remedy), sites in said.items()
+    ]
+
+
+def _units(name: str, channels: int, options: Mapping[str, Any]) -> int | None:
+    """The least width of its hidden layers; None where it has none."""
+    known = info(name)
+    if known.hidden is None:
+        return None
+    with torch.device("meta"):
+        return min(map(width, known.hidden(known.factory(channels, **options))), default=None)
+
+
+def _wider(name: str, channels: int, options: Mapping[str, Any], units: int) -> str:
+    """Which option gives more hidden units, and how many."""
+    chosen = {**info(name).options, **options}
+    tried = [("hidden", FEW)] if chosen.get("hidden") else []
+    reduction = chosen.get("reduction", 1)
+    while reduction > 1:
+        reduction //= 2
+        tried.append(("reduction", reduction))
+    best = units
+    for option, value in tried:
+        count = _units(name, channels, {**options, option: value}) or 0
+        if count > best:
+            best, remedy = count, f": {option}={value} gives {count}"
+        if count >= FEW:
+            break
+    return remedy if best > units else ""

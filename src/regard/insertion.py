@@ -27,8 +27,9 @@ import regard.mechanisms  # noqa: F401  (registers them)
 from regard.borrowing import borrowed, brief, call, is_sharded, refuse_unhookable, same_kind, same_randomness
 from regard.errors import UserError, near
 from regard.files import opened, whole
+from regard.hidden import narrow, start_as_identity
 from regard.layout import Layout
-from regard.registry import check_options, create, info, narrow, start_as_identity, wrong_axes
+from regard.registry import check_options, create, info, wrong_axes
 from regard.schema import Within, fault
 from regard.site import At, choose, find, for_one, glob
 from regard.survey import CHILD, CONVOLUTIONS, Survey, dry_run

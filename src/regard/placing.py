@@ -86,7 +86,7 @@ class Plan:
     def __str__(self) -> str:
         count = sum(place.chosen for place in self.places)
         end = self.refused or f"* {self.what} goes to {count} site{'s' * (count != 1)}."
-        return "\n".join([f"{self.table}\n\n{end}", *(f"  {note}" for note in self.notes)])
+        return "\n".join([self.table, "", end, *(f"  {note}" for note in self.notes)])
 
 
 def plan(

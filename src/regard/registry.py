@@ -142,8 +142,8 @@ def register(
     """
     return _adds(
         _registry, name, category=category, paper=paper, place=place, parameters=parameters, attention=attention,
-        signature=signature, spatial=spatial, beside=beside, identity=identity, hidden=hidden,
-        official=official, exceptions=exceptions,
+        signature=signature, spatial=spatial, beside=beside, identity=identity, hidden=hidden, official=official,
+        exceptions=exceptions,
     )  # fmt: skip
 
 
@@ -272,74 +272,6 @@ def create(
         raise UserError(f"{name}: channels is a positive whole number, got {channels!r}")
     check_options(known, options)
     return known.factory(channels, **options).to(device=device, dtype=dtype)
-
-
-def start_as_identity(known: Info, module: nn.Module) -> None:
-    """Let a fresh module leave its map as it is, with hidden units that can learn."""
-    from regard.hidden import open_up
-
-    if known.identity is not None:
-        known.identity(module)
-    for layer in known.hidden(module) if known.hidden else ():
-        open_up(layer)
-
-
-def narrow(name: str, channels: Mapping[str, int], options: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Where a mechanism has fewer than 4 hidden units, and which option gives more, a sentence each.
-
-    Args:
-        name: of the mechanism.
-        channels, options: by site.
-
-    Example:
-        >>> narrow("se", {"layer1": 16, "layer2": 64}, {"layer1": {}, "layer2": {}})
-        ['1 hidden unit at layer1: reduction=4 gives 4']
-    """
-    from regard.hidden import FEW
-
-    said: dict[tuple[str, str], list[str]] = {}
-    for site, count in channels.items():
-        units = _units(name, count, options[site])
-        if units is not None and units < FEW:
-            words = f"{units} hidden unit{'s' * (units != 1)}", _wider(name, count, options[site], units)
-            said.setdefault(words, []).append(site)
-    return [
-        f"{units} at {', '.join(sites[:3])}{f' and {len(sites) - 3} more' * (len(sites) > 3)}{remedy}"
-        for (units, remedy), sites in said.items()
-    ]
-
-
-def _units(name: str, channels: int, options: Mapping[str, Any]) -> int | None:
-    """The least width of its hidden layers; None where it has none."""
-    known = info(name)
-    if known.hidden is None:
-        return None
-    import torch
-
-    from regard.hidden import width
-
-    with torch.device("meta"):
-        return min(map(width, known.hidden(known.factory(channels, **options))), default=None)
-
-
-def _wider(name: str, channels: int, options: Mapping[str, Any], units: int) -> str:
-    """Which option gives more hidden units, and how many."""
-    from regard.hidden import FEW
-
-    chosen = {**info(name).options, **options}
-    tried = [("hidden", FEW)] if chosen.get("hidden") else []
-    reduction = chosen.get("reduction", 1)
-    while reduction > 1:
-        reduction //= 2
-        tried.append(("reduction", reduction))
-    best = units
-    for option, value in tried:
-        count = _units(name, channels, {**options, option: value}) or 0
-        if count > best:
-            best, remedy = count, f": {option}={value} gives {count}"
-        if count >= FEW:
-            break
-    return remedy if best > units else ""
 
 
 def check_options(known: Info, options: Mapping[str, Any]) -> None:

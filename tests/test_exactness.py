@@ -32,12 +32,7 @@ def no_further(found, plain, exact):
         assert errors[0] <= max(10 * errors[1], FLOOR), f"{errors[0]:.0e}, the reference {errors[1]:.0e}"
 
 
-CASES = [
-    pytest.param(op, name, id=f"{word}-{name}")
-    for word, op in OPS.items()
-    if word != "selfgate"  # tests/test_selfgating.py
-    for name in cases(op)
-]
+CASES = [pytest.param(op, name, id=f"{word}-{name}") for word, op in OPS.items() for name in cases(op)]
 
 
 @pytest.mark.parametrize("numbers", NUMBERS)

@@ -41,6 +41,7 @@ from regard.registry import shapes
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "fuzz.json"
 SEED = 20261129
+MEMORY = 12 * 2**30  # bytes: what asks for more is to be refused
 PATIENCE = 900  # seconds for one trial
 RIGHT, REFUSED, WRONG = "right", "refused", "wrong"
 
@@ -492,7 +493,7 @@ def uninterrupted() -> tuple[Path, dict[str, Any]]:
     return INTERRUPTED["photos"], INTERRUPTED["outcomes"]
 
 
-@kind("a comparison interrupted at a random moment, then asked again: the same numbers, no process left", 24)
+@kind("a comparison interrupted at a random moment, then asked again: the same numbers, no process left", 12)
 def interruptions(draw: random.Random, folder: Path) -> None:
     import tiny
 
@@ -594,6 +595,7 @@ def main() -> int:
     parser.add_argument("--again", metavar="KIND:NUMBER", help="one trial")
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     if asked.again:
         name, _, number = asked.again.partition(":")
         outcome, said = attempt(name, int(number), asked.seed)

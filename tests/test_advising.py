@@ -119,7 +119,7 @@ def test_single_pixels_and_single_values_are_warned_of():
     pixel, norm = row.warnings
     assert pixel.startswith("At '1' the map is a single pixel")
     assert norm.startswith("At '1' its batch norm sees one value per channel and image")
-    assert ask(Net(), ["se"]).rows[0].warnings == ()
+    assert ask(Net(), ["se[reduction=2]"]).rows[0].warnings == ()
     assert ask(Net(), ["triplet"]).rows[0].warnings == (), "its norms see many values"
 
 
@@ -141,7 +141,7 @@ def test_a_promise_not_kept_outside_python_is_a_warning(monkeypatch):
         regard.info("se"), exceptions=MappingProxyType({"torch.export": "it counts", "gradients": "it draws"})
     )
     monkeypatch.setattr(advising, "info", lambda name: known)
-    assert ask().rows[0].warnings == ("No torch.export: it counts.",)
+    assert ask(Net(), ["se[reduction=2]"]).rows[0].warnings == ("No torch.export: it counts.",)
 
 
 def test_what_fails_while_it_is_measured_is_a_row(monkeypatch):

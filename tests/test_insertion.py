@@ -386,10 +386,10 @@ def test_seed():
 
     first, again, other = weights(1, 5), weights(1, 6), weights(2, 5)
     assert all(torch.equal(first[key], again[key]) for key in first)
-    assert not torch.equal(first["layer1.0.bn2.regard.se.down.weight"], other["layer1.0.bn2.regard.se.down.weight"])
+    assert not torch.equal(first["layer1.0.bn2.regard.se.up.weight"], other["layer1.0.bn2.regard.se.up.weight"])
     first, again, other = weights(None, 5), weights(None, 5), weights(None, 6)
     assert all(torch.equal(first[key], again[key]) for key in first)
-    assert not torch.equal(first["layer1.0.bn2.regard.se.down.weight"], other["layer1.0.bn2.regard.se.down.weight"])
+    assert not torch.equal(first["layer1.0.bn2.regard.se.up.weight"], other["layer1.0.bn2.regard.se.up.weight"])
 
 
 def test_a_host_without_memory():

@@ -20,6 +20,7 @@ from torch import nn
 import regard
 import regard.guard as guards
 import tiny
+from regard import models
 from regard.comparison import data, grid, hosts, question, report, training
 from regard.comparison.results import Comparison
 from regard.errors import DiskFull, UserError
@@ -286,7 +287,7 @@ def test_looking_opens_no_other_file_and_fetches_nothing(again, monkeypatch):
     asked = json.loads((out / "question.json").read_text())
     asked["question"] |= {"weights": "/etc/hostname", "pretrained": True}
     (out / "question.json").write_text(json.dumps(asked))
-    monkeypatch.setattr(hosts, "timm_model", lambda *_, **__: pytest.fail("it fetches"))
+    monkeypatch.setattr(models, "timm_model", lambda *_, **__: pytest.fail("it fetches"))
     assert [subject.name.partition(" in")[0] for subject in open_subjects(str(out))] == ["none", "eca"]
     del asked["question"]["at"]
     (out / "question.json").write_text(json.dumps(asked))

@@ -271,7 +271,16 @@ def create(
     if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
         raise UserError(f"{name}: channels is a positive whole number, got {channels!r}")
     check_options(known, options)
-    return known.factory(channels, **options).to(device=device, dtype=dtype)
+    try:
+        module = known.factory(channels, **options)
+    except UserError:
+        raise
+    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:  # of a value it did not expect
+        if not options:
+            raise
+        said = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{spell(name, options)} cannot be built with {channels} channels: {said}") from error
+    return module.to(device=device, dtype=dtype)
 
 
 def check_options(known: Info, options: Mapping[str, Any]) -> None:

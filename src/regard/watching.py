@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from regard.layout import Layout
-from regard.tap import Query, reading
+from regard.tap import Query, Tap, reading
 from regard.windows import Place, Windows
 
 Tell = Callable[[str, str, Tensor, Layout | None, bool], None]
@@ -378,8 +378,8 @@ def watched(model: nn.Module, watch: Watch) -> Iterator[None]:
     handles = []
     try:
         for name, module in model.named_modules():
-            if type(module).__module__.startswith("torch.nn") and not module._modules:
-                continue  # a layer, which applies no attention; a hook would keep ops from fusing it
+            if not module._modules and (isinstance(module, Tap) or type(module).__module__.startswith("torch.nn")):
+                continue  # it applies no attention, and a hook on it would be everybody's: other threads' ops avoid it
             enter = lambda _, *inputs, name=name: watch.enter(name, inputs)  # noqa: E731
             handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
             handles.append(module.register_forward_hook(lambda *_: watch.leave(), always_call=True))

@@ -12,6 +12,8 @@ from regard.errors import UserError
 from regard.registry import Translation, register, wrong_axes
 from regard.tap import Tap
 
+WIDEST = 4096  # pixels a side of a patch: a few small numbers must not ask for more memory than there is
+
 
 def look(x: Tensor, locations: Tensor, *, side: int, scales: int = 1, factor: int = 2) -> Tensor:
     """Cut square patches around one place of each image, the wider the coarser: what a retina sees.
@@ -195,6 +197,10 @@ class Glimpse(nn.Module):
         super().__init__()
         if hidden < 2 or std <= 0:
             raise UserError(f"glimpse: hidden is 2 or more and std is above 0, got {hidden} and {std}")
+        if (widest := side * factor ** (scales - 1)) > WIDEST:
+            raise UserError(
+                f"glimpse: its coarsest patch would take {widest:,} pixels a side, and {WIDEST:,} are the most"
+            )
         self.side, self.scales, self.factor, self.glimpses, self.std = side, scales, factor, glimpses, std
         self.patch = nn.Linear(scales * side**2 * channels, what)
         self.place = nn.Linear(2, where)

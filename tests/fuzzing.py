@@ -369,13 +369,16 @@ def spoil(draw: random.Random, value: Any) -> Any:
 def damage(draw: random.Random, path: Path) -> None:
     """Cut a file, change some of its bytes, or change one thing of the JSON in it."""
     content = path.read_bytes()
+    if not content:  # by an earlier damage
+        return
     way = draw.choice(["cut", "bytes", "json", "json", "json", "empty", "gone"])
     if way == "gone":
         path.unlink()
     elif way in ("cut", "empty"):
         path.write_bytes(content[: draw.randrange(len(content)) if way == "cut" else 0])
     elif way == "json" and path.suffix == ".json":
-        path.write_text(json.dumps(spoil(draw, json.loads(content))))
+        with suppress(ValueError):  # it is no JSON any more
+            path.write_text(json.dumps(spoil(draw, json.loads(content))))
     elif path.suffix == ".safetensors" and way == "json":
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length])

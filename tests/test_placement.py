@@ -402,3 +402,13 @@ def test_what_was_traced_agrees_at_other_sizes():
     traced = torch.jit.trace(net.eval(), x, check_trace=False)
     other = torch.randn(3, 1, 14)
     torch.testing.assert_close(traced(other), net(other))
+
+
+def test_a_sequential_that_ends_in_a_module_it_has_twice():
+    """Its last child is known by another name."""
+    block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+    net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 3), block, block), nn.Conv2d(8, 8, 1))
+    x = torch.randn(2, 3, 9, 9)
+    with pytest.raises(regard.UserError, match=r"site '0\.1\.1' is called 2 times"):
+        regard.attach(net, "se", at="0", example=x)
+    assert regard.attach(net, "se", at="0", example=x, repeated=True).sites == ["0.1.1"]

@@ -276,8 +276,6 @@ def create(
     except UserError:
         raise
     except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:  # of a value it did not expect
-        if not options:
-            raise
         said = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{spell(name, options)} cannot be built with {channels} channels: {said}") from error
     return module.to(device=device, dtype=dtype)

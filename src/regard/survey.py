@@ -457,7 +457,8 @@ def _unread(model: nn.Module, example: Any, prefixes: Mapping[str, int]) -> set[
 
 def innermost(name: str, modules: Mapping[str, nn.Module]) -> str:
     """A Sequential would run the new child as one of its own: its last child stands for it."""
-    while type(modules[name]).forward is nn.Sequential.forward and len(modules[name]._modules):
-        children = [child for child in modules[name]._modules if child != CHILD]
-        name = f"{name}.{children[-1]}"
-    return name
+    module = modules[name]
+    while type(module).forward is nn.Sequential.forward and len(module._modules):
+        module = [child for key, child in module._modules.items() if key != CHILD and child is not None][-1]
+    # one that has several names is known by its first
+    return name if module is modules[name] else next(own for own, other in modules.items() if other is module)

@@ -4,6 +4,7 @@ import asyncio
 import copy
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -601,6 +602,22 @@ def test_a_full_disk_is_called_a_full_disk(tmp_path, writer):
         write_text(small / "x" / "y.ckpt", "there is room again")
     finally:
         subprocess.run(["umount", "-l", small], check=True)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_file_that_may_not_grow_is_a_sentence(tmp_path, writer):
+    """As on file systems that hold no large files, or under a limit of the process."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with (
+            pytest.raises(DiskFull, match="files as large as that are not allowed here: "),
+            whole(tmp_path / "y") as path,
+        ):
+            WRITERS[writer](path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_whatever_a_writer_makes_of_a_full_disk(tmp_path, monkeypatch):

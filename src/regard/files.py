@@ -13,7 +13,11 @@ from typing import BinaryIO
 
 from regard.errors import DiskFull, UserError
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "files as large as that are not allowed here",
+}
 PROBE = 2**16  # bytes
 
 
@@ -38,12 +42,11 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except Exception as error:
-        full = _is_full(error, temporary)
+        full = _no_room(error, temporary)
         temporary.unlink(missing_ok=True)
         if full:
             raise DiskFull(
-                f"the disk is full: {path} cannot be written; make room in {path.parent} and give the same command "
-                "again"
+                f"{FULL[full]}: {path} cannot be written; make room in {path.parent} and give the same command again"
             ) from error
         raise
     except BaseException:
@@ -89,13 +92,14 @@ def slug(text: str) -> str:
     return safe if safe == text else f"{safe}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def _is_full(error: BaseException | None, temporary: Path) -> bool:
-    """Whether a failure means that there is no room: not every writer says so, so that one more byte is tried."""
+def _no_room(error: BaseException | None, temporary: Path) -> int | None:
+    """Which of `FULL` a failure means, if any: not every writer says so, so that one more piece is tried."""
     if isinstance(error, UserError):
-        return False
+        return None
     while error is not None:
-        if getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL):
-            return True
+        for number in FULL:
+            if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+                return number
         error = error.__cause__ or error.__context__
     try:
         with temporary.open("ab") as file:
@@ -103,5 +107,5 @@ def _is_full(error: BaseException | None, temporary: Path) -> bool:
             file.flush()
             os.fsync(file.fileno())
     except OSError as tried:
-        return tried.errno in FULL
-    return False
+        return tried.errno if tried.errno in FULL else None
+    return None

@@ -45,52 +45,54 @@ def run(place, question, runs, watch=lambda *_: None, keep=lambda *_: False):
 # ---- workers
 
 
-def kill_at_half(run, signals, told):
-    """Kill the worker of a run half-way, with one signal for each try."""
-    signals = list(signals)
+def kill_at_half(signals, told):
+    """Kill the workers of some runs half-way, with one signal for each try."""
+    left = {run: list(numbers) for run, numbers in signals.items()}
 
-    def watch(kind, which, details):
-        told.append((kind, which, details))
-        if signals and which == run and kind == "progress" and "val_top1" in details and details["done"] > 0.5:
+    def watch(kind, run, details):
+        told.append((kind, run, details))
+        if left.get(run) and kind == "progress" and "val_top1" in details and details["done"] > 0.5:
             (worker,) = multiprocessing.active_children()
-            os.kill(worker.pid, signals.pop(0))
+            os.kill(worker.pid, left[run].pop(0))
 
     return watch
 
 
-def test_a_worker_that_is_killed_twice_costs_its_run_alone(asked, place):
+def test_a_killed_worker_costs_no_run_and_one_that_is_killed_twice_its_run_alone(asked, place):
     """And the next time its run goes on from its checkpoint, in the same numbers as if nothing had happened."""
     told = []
     question = asked[1] | {"epochs": 10}
-    watch = kill_at_half(("se", 0), [signal.SIGKILL, signal.SIGKILL], told)
-    found = run(place, question, [("none", 0), ("se", 0), ("none", 1)], watch)
+    kills = {("se", 0): [signal.SIGKILL, signal.SIGKILL], ("se", 1): [signal.SIGKILL]}
+    found = run(place, question, [("se", 0), ("se", 1)], kill_at_half(kills, told))
     reason = "the worker process was killed by SIGKILL; the system may be out of memory"
     twice = reason + "; its first try had been killed by SIGKILL"
     assert found["se/seed-0000.json"] == {"arm": "se", "seed": 0, "status": "failed", "reason": twice}
-    assert {found[f"none/seed-000{seed}.json"]["status"] for seed in (0, 1)} == {"done"}
+    again = found["se/seed-0001.json"]
+    assert (again["status"], again["killed"], again["resumed"]) == ("done", "SIGKILL", 1)
     assert [(kind, run) for kind, run, _ in told if kind != "progress"] == [
-        ("started", ("none", 0)),
-        ("done", ("none", 0)),
         ("started", ("se", 0)),
         ("again", ("se", 0)),
         ("started", ("se", 0)),
         ("failed", ("se", 0)),
-        ("started", ("none", 1)),
-        ("done", ("none", 1)),
+        ("started", ("se", 1)),
+        ("again", ("se", 1)),
+        ("started", ("se", 1)),
+        ("done", ("se", 1)),
     ]
     assert not multiprocessing.active_children()
 
     resumed = training.train(question, "se", 0, place, lambda details: None)
     assert resumed["resumed"] >= 1
-    whole = training.train(question, "se", 0, asked[0], lambda details: None)
-    assert resumed["weights_sha256"] == whole["weights_sha256"]
+    for record in (resumed, again):
+        whole = training.train(question, "se", record["seed"], asked[0], lambda details: None)
+        assert record["weights_sha256"] == whole["weights_sha256"]
 
 
 def test_a_fault_is_tried_again_from_the_start_in_another_layout(asked, place):
     """What a fault leaves behind may be damaged, and the layout may be its cause."""
     question = asked[1] | {"epochs": 4, "model": "small_resnet[width=8]"}
     told = []
-    found = run(place, question, [("none", 0), ("none", 1)], kill_at_half(("none", 0), [signal.SIGSEGV], told))
+    found = run(place, question, [("none", 0), ("none", 1)], kill_at_half({("none", 0): [signal.SIGSEGV]}, told))
     again, untouched = found["none/seed-0000.json"], found["none/seed-0001.json"]
     assert (again["status"], again["killed"], again["layout"]) == ("done", "SIGSEGV", "contiguous_format")
     assert again["resumed"] == 0
@@ -98,14 +100,6 @@ def test_a_fault_is_tried_again_from_the_start_in_another_layout(asked, place):
     assert (untouched["killed"], untouched["layout"]) == (None, "channels_last")
     (said,) = [details["reason"] for kind, _, details in told if kind == "again"]
     assert said == "the worker process was killed by SIGSEGV"
-
-
-def test_a_run_that_was_killed_goes_on_from_its_checkpoint_by_itself(asked, place):
-    question = asked[1] | {"epochs": 10}
-    found = run(place, question, [("se", 0)], kill_at_half(("se", 0), [signal.SIGKILL], []))["se/seed-0000.json"]
-    assert (found["status"], found["killed"], found["resumed"]) == ("done", "SIGKILL", 1)
-    whole = training.train(question, "se", 0, asked[0], lambda details: None)
-    assert found["weights_sha256"] == whole["weights_sha256"]
 
 
 def test_what_a_killed_process_had_half_written_goes(place):

@@ -35,7 +35,8 @@ def test_a_sample_is_found_again(name, column):
     assert not isinstance(answer, str), answer
 
 
-@pytest.mark.parametrize("name", ["se", pytest.param("danet_position", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["se", "danet_position"])
 def test_compiled_without_inductor(name):
     assert leaving.compiled(name, backend="aot_eager") < 1e-4
 

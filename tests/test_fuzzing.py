@@ -66,11 +66,8 @@ def test_the_page_was_made_with_every_trial_and_nothing_was_wrong():
         name: kind.trials for name, kind in fuzzing.KINDS.items()
     }
     assert found["wrong"] == []
-    assert all(
-        counts[fuzzing.RIGHT] > 0.2 * counts["trials"]
-        for name, counts in found["kinds"].items()
-        if name not in ("weights",)
-    )
+    # what is only ever refused shows nothing
+    assert all(counts[fuzzing.RIGHT] >= 0.1 * counts["trials"] for counts in found["kinds"].values())
 
 
 @pytest.mark.slow

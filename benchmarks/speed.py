@@ -120,6 +120,9 @@ def summary(found: dict[str, Any]) -> str:
         f"**{len(asked) - len(missed)} of {len(asked)} times reach their goal; in {len(slower)} a peer is faster; "
         f"{len(greedy)} of {len(by_name(found['races']))} mechanisms keep more than {MAPS} maps.**"
     ]
+    for shape in dict.fromkeys(_shape(row[0]) for row in asked):
+        there = [row for row in asked if _shape(row[0]) == shape]
+        lines.append(f"- on {shape}: {sum(row in missed for row in there)} of {len(there)} missed")
     lines += [f"- wrong: {_where(record)}" for record in wrong]
     lines += [f"- {_where(row[0])}: {_ours(row)}, {verdict(row).partition(', ')[2]}" for row in missed]
     lines += [f"- {_where(row[0])}: {_ours(row)}, {_cell(peer)}" for row in slower for peer in faster(row)]

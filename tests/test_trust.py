@@ -1,6 +1,7 @@
 """docs/trust.md is what `make trust` found, and it found everything that there is."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ import regard
 from contract import PROMISES
 from golden import CASES
 from test_golden import QUIRKS
-from trust import PAGE, RESULTS, describe, render
+from trust import FORMULAS, PAGE, RESULTS, describe, render
 
 FOUND = json.loads(RESULTS.read_text())
 ENTRIES = {entry["name"]: entry for entry in FOUND["mechanisms"]}
@@ -39,6 +40,13 @@ def test_every_case_is_in_the_table():
     }
     for entry in ENTRIES.values():
         assert max(entry[key] or 0 for key in ("value", "gradient", "buffers")) <= 1e-9
+
+
+@pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if not entry["cases"]])
+def test_what_nobody_has_numbers_for_is_held_to_its_formula_by_a_test_that_there_is(name):
+    file, _, test = FORMULAS[name].partition("::")
+    source = Path(__file__).with_name(file).read_text()
+    assert f'create("{name}"' in source.partition(f"def {test}(")[2].partition("\ndef ")[0]
 
 
 def test_other_libraries_are_not_all_broken_and_not_all_fine():

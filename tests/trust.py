@@ -23,6 +23,8 @@ from regard.files import write_text
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "trust.json"
 PAGE = ROOT / "docs" / "trust.md"
+# where there are no numbers of anybody's: the test in which the paper's formula is written out
+FORMULAS = {"attention_gate": "test_branches.py::test_the_gate_is_the_papers_equation"}
 OTHERS = ROOT / ".venv" / "peers"  # what is installed for this table alone
 
 
@@ -228,9 +230,12 @@ What failed:
 
 
 def _agreement(entry: dict[str, Any]) -> str:
-    link = f"[{entry['name']}](mechanisms/{entry['name']}.md)"
+    name = entry["name"]
+    link = f"[{name}](mechanisms/{name}.md)"
     if not entry["cases"]:
-        return f"| {link} | 0 |  |  | no numbers from the authors; the tests hold it to its formula |"
+        file, _, test = FORMULAS.get(name, "").partition("::")
+        source = f"nobody; the paper's formula, written out in [{test}](../tests/{file})" if file else "nobody, unchecked"
+        return f"| {link} | 0 |  |  | {source} |"
     numbers = " | ".join("" if entry[key] is None else f"{entry[key]:.0e}" for key in ("value", "gradient"))
     return f"| {link} | {entry['cases']} | {numbers} | {'; '.join(entry['sources'])} |"
 

@@ -82,10 +82,13 @@ class Inserted(nn.Module):
         self.entering: dict[tuple[str, int], Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        for label, mechanism in self.named_children():
-            layout = Layout(*self.records[label]["layouts"][self.records[label]["site"]])
-            entered = self.entering.pop((label, _call()), None)
-            x = layout.through(mechanism if entered is None else partial(mechanism, entered), x)
+        for label, mechanism in self._modules.items():
+            record = self.records[label]
+            layout = record["layouts"][record["site"]]
+            entered = self.entering.pop((label, _call()), None) if self.entering else None
+            through: Any = mechanism if entered is None else partial(mechanism, entered)
+            # most maps lie as they are: what each call builds is paid in every step, with cold caches
+            x = through(x) if layout[0] == "channels_first" else Layout(*layout).through(through, x)
         return x
 
     def __getstate__(self) -> dict[str, Any]:

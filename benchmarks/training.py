@@ -76,7 +76,8 @@ def photos(folder: Path, count: int) -> Path:
 def question(images: data.Images, model: str, size: int, batch: int, device: str) -> dict[str, Any]:
     """What `compare` tells its workers, for one epoch."""
     return {
-        "model": model, "size": size, "batch": batch, "epochs": 1, "learning_rate": 1e-3, "weight_decay": 0.05,
+        "model": model, "size": size, "batch": batch, "epochs": 1, "learning_rate": 1e-3, "matrix_rate": None,
+        "weight_decay": 0.05, "augmentation": "crops",
         "smoothing": 0.1, "at": "auto", "start": "paper", "trunk": "trained", "pretrained": False, "weights": None,
         "widening": None, "normalisation": None, "device": device, "classes": list(images.classes),
         "channels": images.pixels.shape[1],

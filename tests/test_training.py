@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import regard
 import tiny
 from regard.comparison import data, hosts, training
+from regard.comparison.optimising import Optimiser
 from regard.errors import UserError
 from regard.files import slug
 
@@ -163,16 +164,6 @@ def test_batches_hold_every_image_once_and_none_is_alone():
             assert max(map(len, batches)) <= size + 1
 
 
-def test_the_learning_rate_rises_to_its_height_and_falls_to_nothing():
-    rates = [training._schedule(step / 1000) for step in range(1001)]
-    peak = rates.index(max(rates))
-    assert max(rates) == pytest.approx(1, abs=0.01)
-    assert rates[:peak] == sorted(rates[:peak])
-    assert rates[peak:] == sorted(rates[peak:], reverse=True)
-    assert 0 < rates[0] < 0.1
-    assert rates[-1] == pytest.approx(0, abs=1e-6)
-
-
 def test_norms_and_biases_do_not_decay(asked, place, monkeypatch):
     made = []
     monkeypatch.setattr(
@@ -189,7 +180,7 @@ def test_norms_and_biases_do_not_decay(asked, place, monkeypatch):
 @pytest.mark.parametrize("model", ["small_resnet[width=4]", "test_efficientnet"])
 def test_the_optimiser_in_one_pass_learns_what_the_plain_one_does(asked, place, monkeypatch, model):
     """It walks through weights, gradients and moments as they lie in memory, so these must lie alike."""
-    host = asked | {"model": model, "size": 16}
+    host = asked | {"model": model, "size": 16, "matrix_rate": None}
     fused, adam = train(host, "se", 0, place), torch.optim.AdamW
     training.checkpoint_path(place, "se", 0).unlink()
     monkeypatch.setattr(torch.optim, "AdamW", lambda groups, **options: adam(groups, **options | {"fused": False}))
@@ -404,7 +395,7 @@ def test_a_checkpoint_that_cannot_be_finished_leaves_the_one_before(asked, place
     state = torch.load(checkpoint, weights_only=True)
     model = training.build(asked, "se", 0)
     with pytest.raises(OSError, match="full"):
-        training._save(checkpoint, model, torch.optim.AdamW(model.parameters()), state["curve"], 0)
+        training._save(checkpoint, model, Optimiser(model, 1e-3, 0.05, 0.05), state["curve"], 0)
     assert checkpoint.read_bytes() == before
     assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name]
 

@@ -431,8 +431,10 @@ def compare(
     seed_list: str | None = None,
     epochs: int | None = None,
     size: int | None = None,
-    batch: int = 128,
+    batch: int | None = None,
+    optimiser: Literal["muon", "adamw"] | None = None,
     learning_rate: float | None = None,
+    augmentation: Literal["none", "crops"] | None = None,
     at: str = "auto",
     start: Literal["paper", "identity"] | None = None,
     trunk: Literal["trained", "frozen"] = "trained",
@@ -472,9 +474,14 @@ def compare(
     size
         Side of the images in pixels.
     batch
-        Images in one step.
+        Images in one step: 96 for the small host, else 128.
+    optimiser
+        muon: for the kernels of the host's convolutions, and AdamW for everything else; adamw: for all. By default muon
+        for the small host from scratch.
     learning_rate
         Of AdamW at its height.
+    augmentation
+        crops: crop and mirror each image at random; none: take it as it is. By default none up to 3 epochs.
     at
         Sites: auto, branches, convolutions, expansions, kernels, blocks, stages, transitions, head;
         a pattern such as "layer4.*.bn2"; or names joined by commas.
@@ -506,9 +513,9 @@ def compare(
     from regard.comparison.asked import refuse_early
 
     asked: dict[str, Any] = {
-        "data": data, "model": model, "size": size, "epochs": epochs, "batch": batch, "learning_rate": learning_rate,
-        "at": _at(at), "start": start, "trunk": trunk, "margin": margin, "pretrained": pretrained, "weights": weights,
-        "device": device,
+        "data": data, "model": model, "size": size, "epochs": epochs, "batch": batch, "optimiser": optimiser,
+        "learning_rate": learning_rate, "augmentation": augmentation, "at": _at(at), "start": start, "trunk": trunk,
+        "margin": margin, "pretrained": pretrained, "weights": weights, "device": device,
     }  # fmt: skip
     chosen = _seeds(seeds, seed_list)
     refuse_early(arms, out, **asked)

@@ -15,7 +15,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from threading import get_ident
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -82,7 +82,7 @@ class Inserted(nn.Module):
         self.entering: dict[tuple[str, int], Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        for label, mechanism in self._modules.items():
+        for label, mechanism in cast("dict[str, nn.Module]", self._modules).items():
             record = self.records[label]
             layout = record["layouts"][record["site"]]
             entered = self.entering.pop((label, _call()), None) if self.entering else None

@@ -19,6 +19,11 @@ from regard.named import SMALL, Named
 from regard.registry import parse
 
 EPOCHS = {"fashion": 3, "cluttered": 5}  # of the embedded images; a folder's default is below
+RECIPE = 2  # raise it when the same question would train otherwise: older folders are then not added to
+FEW = 3  # epochs up to which crops and mirror images only slow the training down
+OPTIMISERS = ("muon", "adamw")
+AUGMENTATIONS = ("none", "crops")
+MATRIX_RATE = 0.07  # of Muon
 PLAIN, WIDER = "none", "wider"  # the arms that are no mechanism
 # learnt from the runs, or only said: a change of these is no other question
 UNASKED = ("widening", "broken", "classes")
@@ -30,8 +35,10 @@ def question(
     model: str,
     size: int | None,
     epochs: int | None,
-    batch: int,
+    batch: int | None,
+    optimiser: str | None,
     learning_rate: float | None,
+    augmentation: str | None,
     at: str | Sequence[str],
     start: str | None,
     trunk: str,
@@ -46,14 +53,21 @@ def question(
         UserError: a file that is named is not there.
     """
     starting = pretrained or weights is not None
+    small = Named.read(model).name == SMALL
+    epochs = epochs or EPOCHS.get(str(data), 8 if starting else 20)
+    optimiser = optimiser or ("muon" if small and not starting else "adamw")
     return {
+        "recipe": RECIPE,
         "data": as_text(str(Path(data))),  # photos and photos/ are the same
         "model": model,
         "model_sha256": Named.read(model).digest(),
         "size": size,
-        "epochs": epochs or EPOCHS.get(str(data), 8 if starting else 20),
-        "batch": batch,
-        "learning_rate": learning_rate or _height(model, starting, trunk),
+        "epochs": epochs,
+        "batch": batch or (96 if small else 128),
+        "optimiser": optimiser,
+        "learning_rate": learning_rate or _height(small, starting, trunk),
+        "matrix_rate": MATRIX_RATE if optimiser == "muon" else None,
+        "augmentation": augmentation or ("crops" if epochs > FEW else "none"),
         "weight_decay": 0.05,
         "smoothing": 0.1,
         "at": at if isinstance(at, str) else list(at),
@@ -108,11 +122,11 @@ def _change(key: str, before: Any, question: dict[str, Any]) -> str:
     return f"{key} was {_short(before)}, now {_short(question[key])}"
 
 
-def _height(model: str, starting: bool, trunk: str) -> float:
+def _height(small: bool, starting: bool, trunk: str) -> float:
     """The learning rate where none is asked for: what is new learns fast, what has learnt before keeps most of it."""
     if starting:
         return 1e-2 if trunk == "frozen" else 3e-4
-    return 4e-3 if Named.read(model).name == SMALL else 1e-3
+    return 4e-3 if small else 1e-3
 
 
 def _digest(path: Path) -> str:

@@ -17,14 +17,14 @@ from filelock import FileLock, Timeout
 
 from regard.comparison import data as images_of
 from regard.comparison import grid, hosts, prices, report, training
-from regard.comparison.asked import PLAIN, WIDER, refuse_other
+from regard.comparison.asked import AUGMENTATIONS, OPTIMISERS, PLAIN, WIDER, refuse_other
 from regard.comparison.asked import question as asked_question
 from regard.comparison.display import Display
 from regard.comparison.folders import SIZES
 from regard.comparison.folders import text as as_text
 from regard.comparison.results import BEFORE, Comparison, counted, read_cost, read_run
 from regard.comparison.statistics import fewest_pairs
-from regard.errors import UserError
+from regard.errors import UserError, near
 from regard.files import slug, write_text
 from regard.named import SMALL, Named
 from regard.registry import create, info, parse, spell
@@ -42,8 +42,10 @@ def compare(
     seeds: int | Iterable[int] = 8,
     epochs: int | None = None,
     size: int | None = None,
-    batch: int = 128,
+    batch: int | None = None,
+    optimiser: str | None = None,
     learning_rate: float | None = None,
+    augmentation: str | None = None,
     at: str | Sequence[str] = "auto",
     start: str | None = None,
     trunk: str = "trained",
@@ -76,9 +78,13 @@ def compare(
         epochs: of every run; 3 for fashion, 5 for cluttered, else 20, or 8 from pretrained weights.
         size: side of the images in pixels; by default that of the embedded images, of a model of timm or torchvision,
             or 64.
-        batch: images in one step.
+        batch: images in one step; 96 for the small host, else 128.
+        optimiser: ``"muon"`` for the kernels of the host's convolutions, with AdamW for everything else, or
+            ``"adamw"`` for all; the former for the small host from scratch, else the latter.
         learning_rate: of AdamW at its height; 4e-3 for the small host, else 1e-3; from pretrained weights 3e-4, or 1e-2
             with a frozen trunk.
+        augmentation: ``"crops"``: each image is cropped and mirrored at random; ``"none"``: it is taken as it is, which
+            is the default up to 3 epochs, in which every image is new.
         at: sites, see `regard.sites`; the mechanism's own placement otherwise.
         start: ``"paper"`` or ``"identity"``; by default the latter from pretrained weights only.
         trunk: ``"trained"``: all weights learn; ``"frozen"``: the pretrained weights and the statistics of their norms
@@ -109,15 +115,31 @@ def compare(
     grid.refuse_nesting()
     asked = _arms(arms, control)
     chosen = _seeds(seeds)
-    _check(model, epochs, batch, learning_rate, margin, start, trunk, control, keep, workers, size, device)
+    _check(
+        model,
+        epochs,
+        batch,
+        optimiser,
+        learning_rate,
+        augmentation,
+        margin,
+        start,
+        trunk,
+        control,
+        keep,
+        workers,
+        size,
+        device,
+    )
     starting = pretrained or weights is not None
     if trunk == "frozen" and not starting:
         raise UserError("a frozen trunk must have learnt something before: pass --pretrained or --weights FILE as well")
     if control and starting:
         raise UserError("the wider control starts from no pretrained weights, so it would not be fair: leave it out")
     question = asked_question(
-        data=data, model=model, size=size, epochs=epochs, batch=batch, learning_rate=learning_rate, at=at, start=start,
-        trunk=trunk, margin=margin, pretrained=pretrained, weights=weights, device=device,
+        data=data, model=model, size=size, epochs=epochs, batch=batch, optimiser=optimiser,
+        learning_rate=learning_rate, augmentation=augmentation, at=at, start=start, trunk=trunk, margin=margin,
+        pretrained=pretrained, weights=weights, device=device,
     )  # fmt: skip
     question["size"] = size or hosts.image_size(model) or SIZES.get(str(data), 64)
     question["device"] = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -223,8 +245,10 @@ def _seeds(seeds: int | Iterable[int]) -> list[int]:
 def _check(
     model: str,
     epochs: int | None,
-    batch: int,
+    batch: int | None,
+    optimiser: str | None,
     learning_rate: float | None,
+    augmentation: str | None,
     margin: float,
     start: str | None,
     trunk: str,
@@ -241,6 +265,12 @@ def _check(
             raise UserError(f"{name} must be at least {smallest}, got {value}")
     if learning_rate is not None and not 0 < learning_rate < float("inf"):
         raise UserError(f"the learning rate must be above 0, got {learning_rate}")
+    for what, word, words in (
+        ("optimiser", optimiser, OPTIMISERS),
+        ("augmentation", augmentation, AUGMENTATIONS),
+    ):
+        if word is not None and word not in words:
+            raise UserError(f"{what} is {' or '.join(map(repr, words))}, got {word!r}{near(word, words)}")
     if not 0 < margin < 1:
         raise UserError(f"the margin is a fraction of the test images between 0 and 1, such as 0.01, got {margin}")
     if start not in (None, "paper", "identity"):
@@ -322,6 +352,7 @@ def command(question: dict[str, Any], arms: list[str], seeds: list[int], folder:
     words = ["regard", "compare", *(arm for arm in arms if arm != WIDER), "--data", question["data"]]
     words += ["--model", question["model"], "--size", str(question["size"]), "--epochs", str(question["epochs"])]
     words += ["--batch", str(question["batch"]), "--learning-rate", str(question["learning_rate"])]
+    words += ["--optimiser", question["optimiser"], "--augmentation", question["augmentation"]]
     words += ["--start", question["start"], "--trunk", question["trunk"], "--margin", str(question["margin"])]
     words += (
         ["--seeds", str(len(seeds))] if seeds == list(range(len(seeds))) else ["--seed-list", ",".join(map(str, seeds))]

@@ -36,6 +36,10 @@ class Question(TypedDict):
     classes: Annotated[list[str], Within(1)]
     split_varies: str
     trunk: NotRequired[Literal["trained", "frozen"]]
+    recipe: NotRequired[Positive]
+    optimiser: NotRequired[Literal["muon", "adamw"]]
+    matrix_rate: NotRequired[Above0 | None]
+    augmentation: NotRequired[Literal["none", "crops"]]
     weight_decay: NotRequired[NoLess]
     smoothing: NotRequired[Share]
     at: NotRequired[str | list[str]]

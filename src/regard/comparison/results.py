@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from regard.comparison.statistics import Verdict
 
 # what a question asks that was stored before there was a choice
-BEFORE = {"trunk": "trained", "model_sha256": None}
+BEFORE = {
+    "trunk": "trained", "model_sha256": None, "recipe": 1, "optimiser": "adamw", "matrix_rate": None,
+    "augmentation": "crops",
+}  # fmt: skip
 SLOW = 1.2  # an arm whose inference takes this many times that of `none` is named as slow
 
 

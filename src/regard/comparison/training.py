@@ -22,6 +22,7 @@ import regard
 from regard.borrowing import brief
 from regard.comparison import data, hosts
 from regard.comparison.asked import PLAIN, WIDER
+from regard.comparison.optimising import Optimiser
 from regard.comparison.records import Checkpoint
 from regard.errors import UserError
 from regard.files import slug, whole
@@ -69,10 +70,7 @@ def train(
     prepare = _preparation(mean, std, device, layout)
     learning = _learning(model, question)
 
-    decayed = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
-    plain = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": question["weight_decay"]}, {"params": plain, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=question["learning_rate"], fused=True)  # one pass over each weight
+    optimiser = Optimiser(model, question["learning_rate"], question["matrix_rate"], question["weight_decay"])
     steps = math.ceil(len(split.train) / question["batch"])
     total = steps * question["epochs"]
 
@@ -90,15 +88,16 @@ def train(
             part.train()
         losses = torch.zeros((), device=device)
         for step, index in enumerate(_batches(data.order(split.train, seed, epoch), question["batch"])):
-            for group in optimiser.param_groups:
-                group["lr"] = question["learning_rate"] * _schedule((epoch * steps + step) / total)
-            x = prepare(data.augment(_pixels(images, index), question["size"], crops, device))
+            pixels = _pixels(images, index)
+            if question["augmentation"] == "none":
+                x = prepare(data.centre(pixels.to(device), question["size"]))
+            else:
+                x = prepare(data.augment(pixels, question["size"], crops, device))
             labels = torch.from_numpy(images.labels[index]).to(device)
             with _autocast(device):
                 loss = F.cross_entropy(model(x), labels, label_smoothing=question["smoothing"])
-            optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            optimiser.step()
+            optimiser.step((epoch * steps + step) / total)
             losses += loss.detach()
             if time.perf_counter() - told > 0.5:
                 told = time.perf_counter()
@@ -254,23 +253,16 @@ def _batches(index: np.ndarray, size: int) -> Iterator[np.ndarray]:
     yield from np.split(index, ends)
 
 
-def _schedule(done: float, warmup: float = 0.15) -> float:
-    """Share of the learning rate: a linear warm-up, then half a cosine."""
-    if done < warmup:
-        return (done + 0.01) / (warmup + 0.01)
-    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
-
-
 def _autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
-def _save(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, curve: list[Any], resumed: int) -> None:
+def _save(path: Path, model: nn.Module, optimiser: Optimiser, curve: list[Any], resumed: int) -> None:
     with whole(path) as temporary:
         torch.save(
             {
                 "model": model.state_dict(),
-                "optimiser": optimiser.state_dict(),
+                "optimiser": optimiser.state(),
                 "curve": curve,
                 "resumed": resumed,
                 "environment": environment(),
@@ -279,7 +271,7 @@ def _save(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, curve:
         )
 
 
-def _resume(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, question: dict[str, Any]) -> dict[str, Any]:
+def _resume(path: Path, model: nn.Module, optimiser: Optimiser, question: dict[str, Any]) -> dict[str, Any]:
     """The checkpoint's state, put into model and optimiser; a fresh start where there is none to be trusted."""
     fresh: dict[str, Any] = {"curve": [], "resumed": 0}
     if not path.is_file():
@@ -294,31 +286,20 @@ def _resume(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, ques
     except Exception:  # whatever is wrong with the file, the run can be done again
         return fresh
     model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
+    optimiser.load(state["optimiser"])
     return {"curve": state["curve"], "resumed": state["resumed"] + 1}
 
 
-def _fits(state: dict[str, Any], model: nn.Module, optimiser: torch.optim.Optimizer, epochs: int) -> bool:
+def _fits(state: dict[str, Any], model: nn.Module, optimiser: Optimiser, epochs: int) -> bool:
     """Whether a checkpoint holds what this model and optimiser take, so that loading it cannot fail half-way."""
     if fault({key: state[key] for key in Checkpoint.__annotations__}, Checkpoint):
         return False
-    own, settings = model.state_dict(), optimiser.state_dict()["param_groups"]
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    stored = state["optimiser"]
-    kept = [tensor for entry in stored["state"].values() for tensor in entry.values()]
+    own = model.state_dict()
     return (
         [epoch["epoch"] for epoch in state["curve"]] == list(range(1, len(state["curve"]) + 1))
         and len(state["curve"]) < epochs
         and [(key, _kind(tensor)) for key, tensor in state["model"].items()] == [(k, _kind(t)) for k, t in own.items()]
-        and [group["params"] for group in stored["param_groups"]] == [group["params"] for group in settings]
-        and [group.keys() for group in stored["param_groups"]] == [group.keys() for group in settings]
-        and stored["state"].keys() == set(range(len(parameters)))
-        and all(isinstance(tensor, Tensor) and tensor.is_floating_point() for tensor in kept)
-        and all(
-            tensor.shape in (torch.Size(), parameters[number].shape)
-            for number, entry in stored["state"].items()
-            for tensor in entry.values()
-        )
+        and optimiser.fits(state["optimiser"])
     )
 
 

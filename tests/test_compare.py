@@ -408,8 +408,8 @@ def test_weights_from_a_file_start_every_arm(photos, tmp_path, monkeypatch):
     built = {}
     build = training.build
 
-    def watched(question, arm, seed):
-        built[arm] = build(question, arm, seed)
+    def watched(question, arm, seed, *example):
+        built[arm] = build(question, arm, seed, *example)
         return built[arm]
 
     monkeypatch.setattr(training, "build", watched)

@@ -85,8 +85,8 @@ def test_every_arm_sees_the_same_images_in_the_same_order(asked, place, monkeypa
     seen = {}
     build = training.build
 
-    def watched(question, arm, seed):
-        model = build(question, arm, seed)
+    def watched(question, arm, seed, *example):
+        model = build(question, arm, seed, *example)
         seen[arm] = []
         model.register_forward_pre_hook(lambda module, args: seen[arm].append((module.training, args[0].clone())))
         return model
@@ -96,8 +96,8 @@ def test_every_arm_sees_the_same_images_in_the_same_order(asked, place, monkeypa
         train(asked, arm, seed, place)
     assert len(seen["none"]) == 3 * (2 + 1) + 1  # two steps and the validation images, three times, and the test images
     for arm in ARMS[1:]:
-        assert len(seen[arm]) == len(seen["none"])
-        for (mode, ours), (expected_mode, theirs) in zip(seen[arm], seen["none"], strict=True):
+        assert len(seen[arm]) >= len(seen["none"])  # then its gates are asked
+        for (mode, ours), (expected_mode, theirs) in zip(seen[arm], seen["none"], strict=False):
             assert mode is expected_mode
             assert torch.equal(ours, theirs)
     first, second = seen["none"][0][1], seen["none"][3][1]
@@ -267,8 +267,8 @@ def test_only_what_learns_is_in_train_mode_and_in_the_optimiser(frozen, place, m
     made, modes = [], []
     adam, build = torch.optim.AdamW, training.build
 
-    def watched(question, arm, seed):
-        model = build(question, arm, seed)
+    def watched(question, arm, seed, *example):
+        model = build(question, arm, seed, *example)
         watch = lambda model, args: modes.append({n for n, m in model.named_modules() if m.training})  # noqa: E731
         model.register_forward_pre_hook(watch)
         made.append(model)

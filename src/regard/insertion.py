@@ -86,6 +86,7 @@ class Inserted(nn.Module):
         self.entering: dict[tuple[str, int], Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
+        mechanism: Any
         for label, mechanism in self._modules.items():
             record = self.records[label]
             layout = record["layouts"][record["site"]]
@@ -804,7 +805,7 @@ def _measure_gates(attached: Attached, example: Any) -> None:
                 "'scaled' needs: give an example of several images"
             ) from error
         for tap, copy in pairs:
-            if tap.scale is not None:
+            if tap.scale is not None and copy.scale is not None:
                 tap.scale.copy_(copy.scale)
 
 

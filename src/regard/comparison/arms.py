@@ -44,3 +44,11 @@ def controls(asked: str | Sequence[str] | None) -> tuple[str, ...]:
     if unknown := chosen - set(CONTROLS):
         raise UserError(f"the controls are {', '.join(CONTROLS)}, one or several, got {min(unknown)!r}")
     return tuple(control for control in CONTROLS if control in chosen)
+
+
+def refuse_names(arm: str) -> None:
+    """Refuse a control that is asked for as if it were a mechanism."""
+    if arm in (WIDER, PARAMETERS):
+        raise UserError(f"{arm!r} is no mechanism: ask for it with --control {arm}")
+    if twinned(arm):
+        raise UserError(f"{arm!r} is the twin of an arm: ask for {twinned(arm)} with --control {CONSTANT}")

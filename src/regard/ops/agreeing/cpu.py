@@ -64,11 +64,11 @@ class _Agree(Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, strength, means, scales = ctx.saved_tensors
         if must_be_plain(dy):
-            options = ctx.options
+            fades, unbiased, epsilon = ctx.options
             given = [tensor for tensor in (x, weight, bias, strength) if tensor is not None]
 
             def run(x: Tensor, weight: Tensor, bias: Tensor, strength: Tensor | None = None) -> tuple[Tensor]:
-                return (reference.run(x, weight, bias, strength, *options, None),)
+                return (reference.run(x, weight, bias, strength, fades, unbiased, epsilon, None),)
 
             return None, *differentiate(run, given, (dy,)), *[None] * (4 - len(given))
         sums = x.new_empty(3, len(x), len(weight), dtype=torch.float32)

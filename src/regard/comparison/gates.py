@@ -85,7 +85,7 @@ class Openings:
                     "mean": float(mean.mean()),
                     "places": float((seen["places"] / seen["images"]).sqrt()),
                     "images": float(between),
-                    "strength": None if strength is None else float(strength),
+                    "strength": None if strength is None else strength.item(),
                 }
             )
         return entries

@@ -111,7 +111,7 @@ def test_a_kept_twin_is_built_again_and_draws_no_maps(place, monkeypatch):
     [
         ("constant[se]", None, "'constant\\[se\\]' is the twin of an arm: ask for se with --control constant"),
         ("parameters", None, "'parameters' is no mechanism: ask for it with --control parameters"),
-        ("se", "constant,deeper", "the controls are constant, wider, parameters, one or several, got 'deeper'"),
+        ("se", "constant,deeper", "there is no control='deeper': the controls are constant, wider, parameters, one"),
     ],
 )
 def test_what_is_refused(photos, arms, control, sentence):

@@ -42,7 +42,9 @@ def controls(asked: str | Sequence[str] | None) -> tuple[str, ...]:
     words = asked.split(",") if isinstance(asked, str) else asked or ()
     chosen = {word.strip() for word in words}
     if unknown := chosen - set(CONTROLS):
-        raise UserError(f"the controls are {', '.join(CONTROLS)}, one or several, got {min(unknown)!r}")
+        raise UserError(
+            f"there is no control={min(unknown)!r}: the controls are {', '.join(CONTROLS)}, one or several of them"
+        )
     return tuple(control for control in CONTROLS if control in chosen)
 
 

@@ -42,7 +42,7 @@ def widening(question: dict[str, Any], arms: list[str]) -> float:
     models = {arm: _model(question, arm) for arm in [PLAIN, *arms]}
     example = _example(question, models[PLAIN])
     costs = costing.measure(models, example, baseline=PLAIN, budget=SECONDS / 2)
-    dearest = max(arms, key=lambda arm: costs[arm].train_ms[1])  # type: ignore[index]
+    dearest = max(arms, key=lambda arm: costs[arm].train_ratio[1])  # type: ignore[index]
 
     def build_wider(factor: float) -> nn.Module:
         return _model(question | {"widening": factor}, WIDER)

@@ -157,7 +157,7 @@ def compare(
         stored = _ask(folder, question, asked, chosen)
         question = stored["question"]
         comparison = Comparison.load(folder)
-        mechanisms = [arm for arm in comparison.arms if arm != PLAIN]
+        mechanisms = [arm for arm in comparison.arms if arm != PLAIN and not twinned(arm)]
         least = fewest_pairs(len(mechanisms))
         if len(comparison.seeds) < least:
             display.say(
@@ -173,7 +173,7 @@ def compare(
             key = training.WIDENINGS[control]
             if control in comparison.arms and question.get(key) is None:
                 display.say(f"Measuring how wide the control {control} must be")
-                others = [arm for arm in mechanisms if arm not in HOSTS and not twinned(arm)]
+                others = [arm for arm in mechanisms if arm not in HOSTS]
                 question[key] = grid.call(find, question, others, threads=_cores())
                 write_text(folder / "question.json", json.dumps(stored, indent=1))
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # what a question asks that was stored before there was a choice
 BEFORE = {"trunk": "trained", "model_sha256": None, "widening_parameters": None}
 OPEN = 0.05  # a gate whose spreads over places and over images are all below this share of its mean did not open
+REPLACED = ("gate_images", "top1_own_gate", "top1_mean_gate", "top1_other_gate")
 SHRUNK = 0.9  # a branch that is smaller than this at the start is named
 # what an arm's verdict against its constant twin says, by how the word begins
 INPUT = {"better": "uses its input", "no difference": "a constant does the same", "worse": "a constant does better"}
@@ -165,7 +166,7 @@ class Comparison:
             runs = [run for run in self.done if run["arm"] == arm]
             scales = [scale for run in runs for scale in run.get("branch_scale", {}).values() if scale is not None]
             seen = [word for run in runs if (word := opened(run.get("gates", []))) is not None]
-            asked = [run for run in runs if run.get("gate_images")]
+            asked = [run for run in runs if all(run.get(field) is not None for field in REPLACED)]
             lost = {
                 f"{word}_gate": fmean(run["top1_own_gate"] - run[f"top1_{word}_gate"] for run in asked)
                 if asked

@@ -14,7 +14,7 @@ from regard.borrowing import call
 from regard.insertion import attached, rehearsed
 from regard.tap import Tap, taps
 
-MEANS, ASKED = 512, 1000  # training images that a gate's mean is taken over; validation or test images asked again
+MEANS, ASKED = 256, 1000  # training images that a gate's mean is taken over; validation or test images asked again
 
 
 def branch_scales(model: nn.Module, example: Any) -> dict[str, float | None]:

@@ -174,7 +174,7 @@ def test_weights_are_kept_of_the_seeds_asked_for(photos, tmp_path):
         ({"learning_rate": 0.1}, "learning_rate was 0.004, now 0.1"),
         ({"margin": 0.02}, "margin was 0.01, now 0.02"),
         ({"model": "small_resnet[width=8]"}, r'model was "small_resnet\[width=4\]", now "small_resnet\[width=8\]"'),
-        ({"start": "identity"}, 'start was "paper", now "identity"'),
+        ({"start": "identity"}, 'start was "scaled", now "identity"'),
         ({"at": "stages"}, 'at was "auto", now "stages"'),
         ({"size": 24}, "size was 16, now 24"),
         ({"data": "fashion"}, 'data was ".*, now "fashion"'),

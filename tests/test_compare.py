@@ -174,7 +174,7 @@ def test_weights_are_kept_of_the_seeds_asked_for(photos, tmp_path):
         ({"learning_rate": 0.1}, "learning_rate was 0.004, now 0.1"),
         ({"margin": 0.02}, "margin was 0.01, now 0.02"),
         ({"model": "small_resnet[width=8]"}, r'model was "small_resnet\[width=4\]", now "small_resnet\[width=8\]"'),
-        ({"start": "identity"}, 'start was "paper", now "identity"'),
+        ({"start": "identity"}, 'start was "scaled", now "identity"'),
         ({"at": "stages"}, 'at was "auto", now "stages"'),
         ({"size": 24}, "size was 16, now 24"),
         ({"data": "fashion"}, 'data was ".*, now "fashion"'),
@@ -275,14 +275,14 @@ def untrained(monkeypatch):
         (["se"], {"learning_rate": 0.0}, "learning rate must be above 0"),
         (["se"], {"learning_rate": float("nan")}, "learning rate must be above 0"),
         (["se"], {"margin": 5}, "margin is a fraction"),
-        (["se"], {"start": "here"}, "start is 'paper' or 'identity'"),
+        (["se"], {"start": "here"}, "start is 'scaled', 'identity' or 'paper'"),
         (["se"], {"trunk": "cold"}, "trunk is 'trained' or 'frozen', got 'cold'"),
         (
             ["se"],
             {"trunk": "frozen"},
             "a frozen trunk must have learnt something before: pass --pretrained or --weights",
         ),
-        (["se"], {"control": "deeper"}, "the only control is 'wider'"),
+        (["se"], {"control": "deeper"}, "there is no control='deeper': the controls are"),
         (["se"], {"keep": "some"}, "keep is one of first, all, none"),
         (["se"], {"device": "abacus"}, "there is no device 'abacus' here"),
         (["se"], {"device": "cuda:99"}, "there is no device 'cuda:99' here"),
@@ -408,8 +408,8 @@ def test_weights_from_a_file_start_every_arm(photos, tmp_path, monkeypatch):
     built = {}
     build = training.build
 
-    def watched(question, arm, seed):
-        built[arm] = build(question, arm, seed)
+    def watched(question, arm, seed, *example):
+        built[arm] = build(question, arm, seed, *example)
         return built[arm]
 
     monkeypatch.setattr(training, "build", watched)

@@ -368,6 +368,22 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return sizes
 
 
+def test_widen_times_training_steps_where_it_is_asked_to(timed: list[float]) -> None:
+    class Trains(Sleep):
+        """Slow in train mode alone."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            time.sleep(self.seconds if self.training else 1.0)
+            return x * next(self.parameters()).sum()
+
+    def build(factor: float) -> nn.Module:
+        return Trains(0.008 * factor, round(1000 * factor))
+
+    found, _ = widen(build, Trains(0.016), torch.zeros(1), train=True)
+    assert found == pytest.approx(2, rel=0.06)
+    assert max(timed) < 1, "inference was timed"
+
+
 @pytest.mark.parametrize("answer", [1.0, 1.06, 1.5, 3.0, 3.9])
 def test_widen_meets_the_answer_within_the_tolerance(timed: list[float], answer: float) -> None:
     found, (_, median, _) = widen(widening(0.01, []), Sleep(0.008 * answer), torch.zeros(1))

@@ -199,8 +199,8 @@ def test_a_worker_records_what_finished_and_removes_its_checkpoint(serve, place)
 def test_a_run_that_diverges_is_recorded_and_the_next_one_starts(serve, place, monkeypatch):
     build = training.build
 
-    def diverging(question, arm, seed):
-        model = build(question, arm, seed)
+    def diverging(question, arm, seed, *example):
+        model = build(question, arm, seed, *example)
         if arm == "se":
             model.head.weight.data.fill_(float("nan"))
         return model

@@ -924,7 +924,7 @@ def test_bad_words():
     for label in ("", "a.b", "1st", "forward", "records", "training"):
         with refused("a label is an identifier .*: pass another label="):
             regard.attach(model, "se", example=X, label=label)
-    with refused("start is 'identity' or 'paper', got 'zero'"):
+    with refused("start is 'identity', 'paper' or 'scaled', got 'zero'"):
         regard.attach(model, "se", example=X, start="zero")
     with refused("se has no option 'reducton'; did you mean 'reduction'"):
         regard.attach(model, "se", example=X, reducton=8)

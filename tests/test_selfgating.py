@@ -37,6 +37,12 @@ def fade(strength):
     return tap
 
 
+def keep(scale):
+    tap = Tap("element")
+    tap.scale = scale
+    return tap
+
+
 def energy(x, w):
     return ops.selfgate(x, Tap("element"), energy=0.1) * w.mean()
 
@@ -53,12 +59,20 @@ def fading(x, w):
     return ops.selfgate(x, fade(w[0, :1]), bias=w[1], energy=0.1)
 
 
+def scaled(x, w):
+    return ops.selfgate(x, keep(torch.tensor([1.7])), bias=w[1], energy=0.1)
+
+
 def agreeing(x, w):
     return ops.agree(x, w[0, :4], w[1, :4], Tap("spatial"))
 
 
 def agreeing_fading(x, w):
     return ops.agree(x, w[0, :3], w[1, :3], fade(w[2, :1]), unbiased=False)
+
+
+def agreeing_scaled(x, w):
+    return ops.agree(x, w[0, :3], w[1, :3], keep(torch.tensor([1.7])))
 
 
 def other_layout(x, w):  # the gradient arrives laid out otherwise than the map
@@ -69,7 +83,7 @@ def expanded(x, w):  # a gradient without memory of its own
     return energy(x, w).sum((2, 3)) + agreeing(x, w).sum((2, 3))
 
 
-FORMS = [energy, norm, shuffled, fading, agreeing, agreeing_fading, other_layout, expanded]
+FORMS = [energy, norm, shuffled, fading, scaled, agreeing, agreeing_fading, agreeing_scaled, other_layout, expanded]
 forms = pytest.mark.parametrize("form", FORMS)
 
 

@@ -436,12 +436,12 @@ def compare(
     learning_rate: float | None = None,
     augmentation: Literal["none", "crops"] | None = None,
     at: str = "auto",
-    start: Literal["paper", "identity"] | None = None,
+    start: Literal["scaled", "identity", "paper"] | None = None,
     trunk: Literal["trained", "frozen"] = "trained",
     margin: float = 0.01,
     pretrained: bool = False,
     weights: Path | None = None,
-    control: Literal["wider"] | None = None,
+    control: str | None = None,
     out: Path | None = None,
     skip_broken: bool = False,
     keep: Literal["first", "all", "none"] = "first",
@@ -486,7 +486,9 @@ def compare(
         Sites: auto, branches, convolutions, expansions, kernels, blocks, stages, transitions, head;
         a pattern such as "layer4.*.bn2"; or names joined by commas.
     start
-        paper: as the authors start it; identity: the network computes at first what it did without.
+        scaled (the default from scratch): the authors' weights, each gate divided by its mean over training images,
+        so that no branch is shrunk; identity (the default from pretrained weights): the network computes at first
+        what it did without; paper: as the authors start it.
     trunk
         frozen: pretrained weights stay as they are; only the classifier and what an arm adds learn.
     margin
@@ -496,7 +498,9 @@ def compare(
     weights
         Start from this checkpoint of the model (safetensors, or a plain state dict).
     control
-        wider: also the plain network, widened until it is as slow as the dearest arm.
+        One or several, joined by commas. constant: for each arm with gates a twin whose gates are constants that
+        learn; wider: the plain network, widened until a training step is as slow as that of the dearest arm;
+        parameters: ... until it has as many parameters as the arm with most.
     out
         Folder of the results; by default one below runs/ that depends on the question.
     skip_broken
@@ -518,7 +522,7 @@ def compare(
         "margin": margin, "pretrained": pretrained, "weights": weights, "device": device,
     }  # fmt: skip
     chosen = _seeds(seeds, seed_list)
-    refuse_early(arms, out, **asked)
+    refuse_early(arms, out, control, **asked)
     _show_a_sign_of_life()
     from regard.comparison.question import compare as ask
 

@@ -269,6 +269,7 @@ def widen(
     like: nn.Module,
     example: Tensor,
     *,
+    train: bool = False,
     tolerance: float = 0.05,
     widest: float = 4.0,
     steps: int = 8,
@@ -276,7 +277,7 @@ def widen(
     budget: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[float, Spread]:
-    """The width at which a plain network takes as long at inference as a given model.
+    """The width at which a plain network takes as long at inference, or in a training step, as a given model.
 
     Found by bisection between 1 and `widest`, on a logarithmic scale; each step builds a network and times it in turns
     with the given model. Networks with equally many parameters are taken for the same one and timed once.
@@ -284,9 +285,10 @@ def widen(
     Args:
         build: from a factor of the width to the plain network, on the example's device and in its memory format;
             it may round widths.
-        like: the model whose latency is to be met. It stays as it is.
+        like: the model whose time is to be met. It stays as it is.
         example: (B, ...), the batch.
-        tolerance: how far the median ratio of the latencies may be from 1.
+        train: whether a training step is timed and not inference, see `measure`.
+        tolerance: how far the median ratio of the times may be from 1.
         widest: no factor reaches this.
         steps: networks built at most.
         rounds: timings in each step, see `interleave`.
@@ -294,10 +296,11 @@ def widen(
         progress: called with steps done and steps at most.
 
     Returns:
-        The factor, and the plain network's latency over the other's: lower quartile, median, upper quartile.
+        The factor, and the plain network's time over the other's: lower quartile, median, upper quartile.
         Where no factor comes within the tolerance it is the closest that was tried.
     """
-    goal = _inference(deepcopy(like), example)
+    timed = training_step if train else _inference
+    goal = timed(deepcopy(like), example)
     tried: dict[int, tuple[float, Spread]] = {}
     factor, low, high = 1.0, 1.0, widest
     for done in range(1, steps + 1):
@@ -305,7 +308,7 @@ def widen(
             plain = build(factor)
         size = parameters(plain)
         if size not in tried:
-            pair = {"plain": _inference(plain, example), "like": goal}
+            pair = {"plain": timed(plain, example), "like": goal}
             share = None if budget is None else budget / steps
             timings = interleave(pair, rounds=rounds, budget=share, device=example.device)
             tried[size] = factor, ratio(timings["plain"], timings["like"])

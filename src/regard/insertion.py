@@ -10,18 +10,20 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import astuple
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from threading import get_ident
-from typing import Annotated, Any, Literal, TypedDict, cast
+from typing import Annotated, Any, Literal, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.compiler import is_compiling
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import regard.mechanisms  # noqa: F401  (registers them)
 from regard.borrowing import borrowed, brief, call, is_sharded, refuse_unhookable, same_kind, same_randomness
@@ -33,12 +35,14 @@ from regard.registry import check_options, create, info, wrong_axes
 from regard.schema import Within, fault
 from regard.site import At, choose, find, for_one, glob
 from regard.survey import CHILD, CONVOLUTIONS, Survey, dry_run
+from regard.tap import Constant, Tap, keep_scale, taps
 
 Number = Annotated[int, Within(-(2**16), 2**16)]
 Side = Annotated[int, Within(1, 2**16)]
 Option = Number | Annotated[float, Within(-(2**16), 2**16)] | bool | Annotated[str, Within(1, 200)] | None
 Options = dict[str, Option | Annotated[list[Option], Within(1, 16)]]
 NAMED = ("channels", "layouts", "beside")  # by the names of sites
+STARTS = ("identity", "paper", "scaled")
 RECORD = ("mechanism", "options", "start", *NAMED)  # what a file keeps of an attachment
 
 
@@ -55,7 +59,7 @@ class Header(TypedDict):
     label: str
     mechanism: str
     options: Options
-    start: Literal["identity", "paper"]
+    start: Literal["identity", "paper", "scaled"]
     channels: Annotated[dict[str, Side], Within(1)]
     layouts: dict[
         str,
@@ -82,7 +86,8 @@ class Inserted(nn.Module):
         self.entering: dict[tuple[str, int], Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        for label, mechanism in cast("dict[str, nn.Module]", self._modules).items():
+        mechanism: Any
+        for label, mechanism in self._modules.items():
             record = self.records[label]
             layout = record["layouts"][record["site"]]
             entered = self.entering.pop((label, _call()), None) if self.entering else None
@@ -325,6 +330,10 @@ class Attached:
         """
         if not self.modules:
             raise UserError(f"cannot save {self.label!r}: it was removed")
+        if any(isinstance(part, Constant) for module in self.modules.values() for part in module.modules()):
+            raise UserError(
+                f"cannot save {self.label!r}: its gates are constants now, and no {self.mechanism} has those"
+            )
         if self.orphans:
             site, reason = next(iter(self.orphans.items()))
             raise UserError(f"cannot save {self.label!r}: at {site!r} {reason}; attach before converting or fusing")
@@ -382,7 +391,10 @@ def attach(
         start: ``"identity"``: the model computes exactly what it did, and every new parameter can learn, where need be
             from another start than the authors' (see the card): for networks that have learnt; ``"paper"``: as the
             authors start it: for training from scratch, where many networks start the last norm of each branch at 0,
-            and an identity in front of a map of zeros would hardly move.
+            and an identity in front of a map of zeros would hardly move; ``"scaled"``: the authors' weights, every gate
+            that multiplies divided by its mean over the example, so that the branch keeps its scale. That takes an
+            example of real images, several of them, normalised as the model sees them: one more pass, with batch norms
+            as in training.
         seed: of the mechanism's own generator; drawn from torch's global one otherwise, which is put back.
         label: name under which it is attached, the mechanism's name otherwise; several labels stack.
         layout: how the sites' outputs hold their maps, where the dry run cannot tell, see `sites`.
@@ -417,8 +429,8 @@ def attach(
     _check_label(label)
     if seed is not None and not isinstance(seed, int):
         raise UserError(f"seed is a whole number or None, got {seed!r}")
-    if start not in ("identity", "paper"):
-        raise UserError(f"start is 'identity' or 'paper', got {start!r}")
+    if start not in STARTS:
+        raise UserError(f"start is 'identity', 'paper' or 'scaled', got {start!r}")
     refuse_unhookable(model)
     survey = dry_run(model, example, layout)
     modules = dict(model.named_modules())
@@ -477,6 +489,8 @@ def attach(
     attached = _insert(model, label, record, built)
     try:
         _check_calls(model, example, attached, survey)
+        if start == "scaled":
+            _measure_gates(attached, example)
     except BaseException:
         attached.remove()
         raise
@@ -680,6 +694,9 @@ def _build(record: dict[str, Any], ranks: Mapping[str, int], seed: int | None) -
         if record["start"] == "identity":
             for mechanism in built.values():
                 start_as_identity(known, mechanism)
+        if record["start"] == "scaled":
+            for mechanism in built.values():
+                keep_scale(mechanism)
     return built
 
 
@@ -744,6 +761,52 @@ def _check_calls(model: nn.Module, example: Any, attached: Attached, before: Sur
     for name, times in calls.items():
         if times != len(before.outputs[name]):
             raise UserError(f"site {name!r} runs all its children by itself: choose the last module inside it")
+
+
+@contextmanager
+def rehearsed(attached: Attached) -> Iterator[tuple[nn.Module, list[tuple[Tap, Tap]]]]:
+    """A borrowed twin of the host and each tap of the attachment with its copy in there, to be hooked and called.
+
+    Batch norms are as in training: those of the host where they are so now, those of the mechanisms always.
+    """
+    with borrowed(attached.model) as twin:
+        own = {id(part) for module in attached.modules.values() for part in module.modules()}
+        for part, copy in zip(attached.model.modules(), twin.modules(), strict=True):
+            if isinstance(part, _BatchNorm):
+                copy.training = part.training or id(part) in own
+        copies = attached.on(twin).modules
+        pairs = [
+            (tap, copy)
+            for site, module in attached.modules.items()
+            for (_, tap), (_, copy) in zip(taps(module), taps(copies[site]), strict=True)
+        ]
+        yield twin, pairs
+
+
+def _measure_gates(attached: Attached, example: Any) -> None:
+    """Give every gate its factor, in the order of the pass, so that later ones see the earlier ones as they will be."""
+    with rehearsed(attached) as (twin, pairs), torch.no_grad():
+        seen: set[Tap] = set()
+
+        def measure(tap: Tap, args: tuple[Tensor], value: Tensor) -> Tensor:
+            if tap not in seen:
+                seen.add(tap)
+                tap.measure(args[0])
+            return tap.forward(args[0])
+
+        for tap, copy in pairs:
+            if tap.scale is not None:
+                copy.register_forward_hook(measure)
+        try:
+            call(twin, example)
+        except Exception as error:
+            raise UserError(
+                f"the model fails on the example with batch norms as in training ({brief(error)}), which the start "
+                "'scaled' needs: give an example of several images"
+            ) from error
+        for tap, copy in pairs:
+            if tap.scale is not None and copy.scale is not None:
+                tap.scale.copy_(copy.scale)
 
 
 def _host_keys(model: nn.Module) -> list[str]:

@@ -197,12 +197,12 @@ def _starts(known: Info) -> str:
 
 
 def _multiplier(known: Info) -> str:
-    """By how much a fresh module multiplies the values of a map, in both ways to start."""
+    """By how much a fresh module multiplies the values of a map, in every way to start."""
     if known.place is None:
         return "It is not put behind a layer of a network, so there is no multiplier to speak of."
     (x,) = example_inputs(known, AT, size=(14, 14))
     module = known.factory(AT).eval()
-    exact = "1, exactly" + ("" if known.identity else ", in both ways to start: a fresh module is the identity")
+    exact = "1, exactly" + ("" if known.identity else ", in every way to start: a fresh module is the identity")
     if known.identity is None:
         return f"What it multiplies a map with at the start: {exact}."
     if any(isinstance(part, Blend) or getattr(part, "kind", None) == "frame" for part in module.modules()):
@@ -217,7 +217,8 @@ def _multiplier(known: Info) -> str:
     low, high = (f"{ratios.quantile(share).item():.2f}" for share in (0.05, 0.95))
     measured = low if low == high else f"{low} to {high} (nine values in ten)"
     return (
-        f'What it multiplies a random map with at the start: `start="paper"`: {measured}; `start="identity"`: {exact}.'
+        f'What it multiplies a random map with at the start: `start="paper"`: {measured}; `start="scaled"`: the same, '
+        f'each gate divided by its mean; `start="identity"`: {exact}.'
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from regard.cards import card
+from regard.comparison.arms import HOSTS, controls, refuse_names
 from regard.comparison.folders import SIZES, existing
 from regard.comparison.folders import text as as_text
 from regard.comparison.results import read_question
@@ -24,9 +25,8 @@ FEW = 3  # epochs up to which crops and mirror images only slow the training dow
 OPTIMISERS = ("muon", "adamw")
 AUGMENTATIONS = ("none", "crops")
 MATRIX_RATE = 0.07  # of Muon
-PLAIN, WIDER = "none", "wider"  # the arms that are no mechanism
 # learnt from the runs, or only said: a change of these is no other question
-UNASKED = ("widening", "broken", "classes")
+UNASKED = ("widening", "widening_parameters", "broken", "classes")
 
 
 def question(
@@ -71,21 +71,26 @@ def question(
         "weight_decay": 0.05,
         "smoothing": 0.1,
         "at": at if isinstance(at, str) else list(at),
-        "start": start or ("identity" if starting else "paper"),
+        "start": start or ("identity" if starting else "scaled"),
         "trunk": trunk,
         "margin": margin,
         "pretrained": pretrained,
         "weights": str(weights) if weights is not None else None,
         "weights_sha256": _digest(Path(weights)) if weights is not None else None,
-        "widening": None,  # of the control, once it is measured
+        "widening": None,  # of the controls, once they are measured
+        "widening_parameters": None,
         "device": device,
     }
 
 
-def refuse_early(arms: Sequence[str], folder: str | Path | None, **words: Any) -> None:
+def refuse_early(
+    arms: Sequence[str], folder: str | Path | None, control: str | Sequence[str] | None = None, **words: Any
+) -> None:
     """Refuse what words alone show to be wrong: mechanisms, options, images, a folder that holds another question."""
+    controls(control)
     for arm in arms:
-        if parse(arm)[0] not in (PLAIN, WIDER):
+        refuse_names(arm)
+        if parse(arm)[0] not in HOSTS:
             card(arm)
     if words["data"] not in SIZES:
         existing(words["data"], tuple(SIZES))

@@ -57,7 +57,7 @@ def write(
         kind, values = _small(found)
         arrays[key] = values.float().cpu().numpy()
         tap = taps_of.get(found.name)  # the product of gates has none, nor has what others wrote
-        limits = [tap.low, tap.high] if tap else None
+        limits = list(tap.limits) if tap else None
         described.append({"key": key, "name": found.name, "kind": kind, "limits": limits})
     shown = data.centre(pixels, question["size"]).mul(255).round().byte().permute(0, 2, 3, 1).numpy()
     arrays["images"] = np.repeat(shown, 3, axis=3) if shown.shape[3] == 1 else shown

@@ -10,11 +10,12 @@ from torch import nn
 
 from regard import costing
 from regard.comparison import hosts
-from regard.comparison.asked import PLAIN, WIDER
+from regard.comparison.arms import PARAMETERS, PLAIN, WIDER
 from regard.comparison.training import build, on_device
 from regard.insertion import attached
 from regard.timing import noisy
 
+WIDEST = 16.0  # times the width of the host
 SECONDS = 20.0  # for all timings together
 
 
@@ -37,17 +38,34 @@ def measure(question: dict[str, Any], arms: list[str]) -> dict[str, Any]:
 
 
 def widening(question: dict[str, Any], arms: list[str]) -> float:
-    """How much wider the plain host is when its inference takes as long as that of the dearest arm."""
+    """How much wider the plain host is when its training step takes as long as that of the dearest arm, in turns."""
     models = {arm: _model(question, arm) for arm in [PLAIN, *arms]}
     example = _example(question, models[PLAIN])
     costs = costing.measure(models, example, baseline=PLAIN, budget=SECONDS / 2)
-    dearest = max(arms, key=lambda arm: costs[arm].infer_ratio[1])
+    dearest = max(arms, key=lambda arm: costs[arm].train_ratio[1])  # type: ignore[index]
 
     def build_wider(factor: float) -> nn.Module:
         return _model(question | {"widening": factor}, WIDER)
 
-    factor, _ = costing.widen(build_wider, models[dearest], example, budget=SECONDS / 2)
+    factor, _ = costing.widen(build_wider, models[dearest], example, budget=SECONDS / 2, train=True)
     return factor
+
+
+def widening_parameters(question: dict[str, Any], arms: list[str]) -> float:
+    """How much wider the plain host is when it has at least as many parameters as the arm that has most: the least such
+    width. It depends on no timing."""
+    goal = max(costing.parameters(build(question, arm, seed=0)) for arm in arms)
+
+    def count(factor: float) -> int:
+        return costing.parameters(build(question | {"widening_parameters": factor}, PARAMETERS, seed=0))
+
+    low, high = 1.0, 1.0
+    while count(high) < goal and high < WIDEST:
+        low, high = high, min(2 * high, WIDEST)
+    for _ in range(12):  # by then the factor's steps are finer than those of whole channels
+        middle = (low + high) / 2
+        low, high = (middle, high) if count(middle) < goal else (low, middle)
+    return high
 
 
 def _model(question: dict[str, Any], arm: str) -> nn.Module:

@@ -17,7 +17,8 @@ from filelock import FileLock, Timeout
 
 from regard.comparison import data as images_of
 from regard.comparison import grid, hosts, prices, report, training
-from regard.comparison.asked import AUGMENTATIONS, OPTIMISERS, PLAIN, WIDER, refuse_other
+from regard.comparison.arms import CONSTANT, HOSTS, PARAMETERS, PLAIN, WIDER, controls, refuse_names, twin, twinned
+from regard.comparison.asked import AUGMENTATIONS, OPTIMISERS, refuse_other
 from regard.comparison.asked import question as asked_question
 from regard.comparison.display import Display
 from regard.comparison.folders import SIZES
@@ -26,8 +27,10 @@ from regard.comparison.results import BEFORE, Comparison, counted, read_cost, re
 from regard.comparison.statistics import fewest_pairs
 from regard.errors import UserError, near
 from regard.files import slug, write_text
+from regard.insertion import STARTS
 from regard.named import SMALL, Named
 from regard.registry import create, info, parse, spell
+from regard.tap import taps
 
 KEPT = ("first", "all", "none")
 TRUNKS = ("trained", "frozen")
@@ -52,7 +55,7 @@ def compare(
     margin: float = 0.01,
     pretrained: bool = False,
     weights: str | Path | None = None,
-    control: str | None = None,
+    control: str | Sequence[str] | None = None,
     out: str | Path | None = None,
     skip_broken: bool = False,
     keep: str = "first",
@@ -86,13 +89,18 @@ def compare(
         augmentation: ``"crops"``: each image is cropped and mirrored at random; ``"none"``: it is taken as it is, which
             is the default up to 3 epochs, in which every image is new.
         at: sites, see `regard.sites`; the mechanism's own placement otherwise.
-        start: ``"paper"`` or ``"identity"``; by default the latter from pretrained weights only.
+        start: ``"scaled"``, the default from scratch: the authors' weights, every gate divided by its own mean over
+            training images of the seed, so that no branch is shrunk; ``"identity"``, the default from pretrained
+            weights: the network computes at first what it did without; ``"paper"``: as the authors start it.
         trunk: ``"trained"``: all weights learn; ``"frozen"``: the pretrained weights and the statistics of their norms
             stay as they are, only the classifier and what an arm adds learn, so that ``none`` is a linear probe.
         margin: a difference smaller than this fraction of the test images is not worth having.
         pretrained: start from timm's pretrained weights.
         weights: start from this checkpoint of the model (safetensors, or a plain state dict).
-        control: ``"wider"`` adds the plain host, widened until it is as slow as the dearest arm.
+        control: one or several of ``"constant"``: for every arm with gates a twin ``constant[ARM]``, whose gates are
+            constants that learn, or uniform weights, from the same start in the same places; ``"wider"``: the plain
+            host, widened until a training step takes as long as that of the dearest arm; ``"parameters"``: the plain
+            host, widened until it has at least as many parameters as the arm that has most.
         out: folder of the results; by default one below ``runs/`` that depends on the question alone.
         skip_broken: leave out images that cannot be read instead of refusing.
         keep: trained weights of the ``"first"`` seed, of ``"all"`` or of ``"none"``.
@@ -113,29 +121,20 @@ def compare(
         >>> print(comparison)  # doctest: +SKIP
     """
     grid.refuse_nesting()
-    asked = _arms(arms, control)
+    chosen_controls = controls(control)
+    asked = _arms(arms, chosen_controls)
     chosen = _seeds(seeds)
     _check(
-        model,
-        epochs,
-        batch,
-        optimiser,
-        learning_rate,
-        augmentation,
-        margin,
-        start,
-        trunk,
-        control,
-        keep,
-        workers,
-        size,
-        device,
+        model, epochs, batch, optimiser, learning_rate, augmentation, margin, start, trunk, keep, workers, size, device
     )
     starting = pretrained or weights is not None
     if trunk == "frozen" and not starting:
         raise UserError("a frozen trunk must have learnt something before: pass --pretrained or --weights FILE as well")
-    if control and starting:
-        raise UserError("the wider control starts from no pretrained weights, so it would not be fair: leave it out")
+    wide = [control for control in chosen_controls if control in HOSTS]
+    if wide and starting:
+        raise UserError(
+            f"the {wide[0]} control starts from no pretrained weights, so it would not be fair: leave it out"
+        )
     question = asked_question(
         data=data, model=model, size=size, epochs=epochs, batch=batch, optimiser=optimiser,
         learning_rate=learning_rate, augmentation=augmentation, at=at, start=start, trunk=trunk, margin=margin,
@@ -162,12 +161,12 @@ def compare(
             "broken": [list(entry) for entry in images.broken],
         }
         for arm in (PLAIN, *asked):
-            training.check_trainable(question | {"widening": 1.5}, arm)
+            training.check_trainable(question | dict.fromkeys(training.WIDENINGS.values(), 1.5), arm)
         _drop_damaged(folder, display.say)
         stored = _ask(folder, question, asked, chosen)
         question = stored["question"]
         comparison = Comparison.load(folder)
-        mechanisms = [arm for arm in comparison.arms if arm != PLAIN]
+        mechanisms = [arm for arm in comparison.arms if arm != PLAIN and not twinned(arm)]
         least = fewest_pairs(len(mechanisms))
         if len(comparison.seeds) < least:
             display.say(
@@ -175,11 +174,17 @@ def compare(
                 f"{counted(len(mechanisms), 'arm')} it takes {least} or more. The answer will be 'not enough runs'; "
                 f"--seeds {least} can do better."
             )
-        if WIDER in comparison.arms and question["widening"] is None:
-            display.say("Measuring how wide the control must be")
-            others = [arm for arm in mechanisms if arm != WIDER]
-            question["widening"] = grid.call(prices.widening, question, others, threads=_cores())
-            write_text(folder / "question.json", json.dumps(stored, indent=1))
+        if CONSTANT in chosen_controls:
+            for arm in asked:
+                if arm not in HOSTS and not twinned(arm) and twin(arm) not in asked:
+                    display.say(f"{arm} has no gate that a constant could stand for, and gets no twin")
+        for control, find in ((WIDER, prices.widening), (PARAMETERS, prices.widening_parameters)):
+            key = training.WIDENINGS[control]
+            if control in comparison.arms and question.get(key) is None:
+                display.say(f"Measuring how wide the control {control} must be")
+                others = [arm for arm in mechanisms if arm not in HOSTS]
+                question[key] = grid.call(find, question, others, threads=_cores())
+                write_text(folder / "question.json", json.dumps(stored, indent=1))
 
         runs = [run for run in comparison.wanted if comparison.records.get(run, {}).get("status") != "done"]
         # by all runs, not by those that are left: with other threads the numbers would be others
@@ -196,9 +201,10 @@ def compare(
             keep=lambda arm, seed: keep == "all" or (keep == "first" and seed == first),
             watch=display.watch,
         )
-        if not _priced(folder, comparison.arms):
+        priced = [arm for arm in comparison.arms if not twinned(arm)]  # a twin still computes what it drops
+        if not _priced(folder, priced):
             display.say("Measuring what each arm costs")
-            cost = grid.call(prices.measure, question, comparison.arms, threads=_cores())
+            cost = grid.call(prices.measure, question, priced, threads=_cores())
             write_text(folder / "cost.json", json.dumps(cost, indent=1))
         comparison = Comparison.load(folder)
         comparison.save()
@@ -206,20 +212,21 @@ def compare(
     return comparison
 
 
-def _arms(arms: str | Sequence[str], control: str | None) -> list[str]:
+def _arms(arms: str | Sequence[str], chosen: Sequence[str]) -> list[str]:
+    """Every arm but `none`: the mechanisms as they are spelt, their twins, the controls."""
     asked: list[str] = []
+    twins: list[str] = []
     for text in [arms] if isinstance(arms, str) else arms:
+        refuse_names(text)
         name, options = parse(text)
-        if name in (PLAIN, WIDER) and not options:
-            if name == WIDER:
-                raise UserError("'wider' is no mechanism: ask for it with --control wider")
+        if name == PLAIN and not options:
             continue
         info(name)
         arm = spell(name, options)
-        if len(arm) > 200:
+        if len(twin(arm)) > 200:
             raise UserError(f"the arm {arm[:40]}... is longer than the name of a file may be: leave options out")
         try:
-            create(name, 64 if options.get("kernel_size") != "released" else 256, **options)
+            module = create(name, 64 if options.get("kernel_size") != "released" else 256, **options)
         except UserError:
             raise
         except Exception as error:  # whatever a mechanism makes of a value that it did not expect
@@ -227,9 +234,11 @@ def _arms(arms: str | Sequence[str], control: str | None) -> list[str]:
         if arm in asked:
             raise UserError(f"the arm {arm!r} is given twice: leave one out")
         asked.append(arm)
+        if CONSTANT in chosen and any(taps(module)):
+            twins.append(twin(arm))
     if not asked:
         raise UserError("no arm to compare: name at least one mechanism, such as se; `regard list` shows them")
-    return [*asked, WIDER] if control else asked
+    return [*asked, *twins, *(control for control in chosen if control in HOSTS)]
 
 
 def _seeds(seeds: int | Iterable[int]) -> list[int]:
@@ -252,7 +261,6 @@ def _check(
     margin: float,
     start: str | None,
     trunk: str,
-    control: str | None,
     keep: str,
     workers: int | None,
     size: int | None,
@@ -273,12 +281,10 @@ def _check(
             raise UserError(f"{what} is {' or '.join(map(repr, words))}, got {word!r}{near(word, words)}")
     if not 0 < margin < 1:
         raise UserError(f"the margin is a fraction of the test images between 0 and 1, such as 0.01, got {margin}")
-    if start not in (None, "paper", "identity"):
-        raise UserError(f"start is 'paper' or 'identity', got {start!r}")
+    if start is not None and start not in STARTS:
+        raise UserError(f"start is 'scaled', 'identity' or 'paper', got {start!r}")
     if trunk not in TRUNKS:
         raise UserError(f"trunk is 'trained' or 'frozen', got {trunk!r}")
-    if control not in (None, WIDER):
-        raise UserError(f"the only control is {WIDER!r}, got {control!r}")
     if keep not in KEPT:
         raise UserError(f"keep is one of {', '.join(KEPT)}, got {keep!r}")
     try:
@@ -349,7 +355,13 @@ def _drop_damaged(folder: Path, say: Callable[[str], None]) -> None:
 
 def command(question: dict[str, Any], arms: list[str], seeds: list[int], folder: Path) -> str:
     """The command line that asks this question."""
-    words = ["regard", "compare", *(arm for arm in arms if arm != WIDER), "--data", question["data"]]
+    words = [
+        "regard",
+        "compare",
+        *(arm for arm in arms if arm not in HOSTS and not twinned(arm)),
+        "--data",
+        question["data"],
+    ]
     words += ["--model", question["model"], "--size", str(question["size"]), "--epochs", str(question["epochs"])]
     words += ["--batch", str(question["batch"]), "--learning-rate", str(question["learning_rate"])]
     words += ["--optimiser", question["optimiser"], "--augmentation", question["augmentation"]]
@@ -361,7 +373,8 @@ def command(question: dict[str, Any], arms: list[str], seeds: list[int], folder:
     words += ["--pretrained"] * question["pretrained"]
     words += ["--weights", question["weights"]] if question["weights"] else []
     words += ["--skip-broken"] * bool(question.get("broken"))
-    words += ["--control", WIDER] if WIDER in arms else []
+    chosen = [CONSTANT] * any(map(twinned, arms)) + [arm for arm in arms if arm in HOSTS and arm != PLAIN]
+    words += ["--control", ",".join(chosen)] if chosen else []
     return as_text(shlex.join([*words, "--out", str(folder)]))
 
 

@@ -28,7 +28,7 @@ class Question(TypedDict):
     learning_rate: Above0
     pretrained: bool
     weights: str | None
-    start: Literal["paper", "identity"]
+    start: Literal["paper", "identity", "scaled"]
     margin: Annotated[float, Within(5e-324, 1)]
     train_images: Whole
     val_images: Whole
@@ -46,6 +46,7 @@ class Question(TypedDict):
     model_sha256: NotRequired[str | None]  # of the user's own file
     weights_sha256: NotRequired[str | None]
     widening: NotRequired[Annotated[float, Within(0.1, 100)] | None]
+    widening_parameters: NotRequired[Annotated[float, Within(0.1, 100)] | None]
     device: NotRequired[str]
     channels: NotRequired[Side]
     normalisation: NotRequired[tuple[list[float], Annotated[list[Above0], Within(1)]] | None]
@@ -77,6 +78,17 @@ class Epoch(TypedDict):
     seconds: NoLess
 
 
+class Gate(TypedDict):
+    """How far one gate opened, over validation images; a gate that leaves its map alone is 1 everywhere"""
+
+    name: str
+    kind: str
+    mean: float
+    places: NoLess  # deviation over the channels and pixels of an image
+    images: NoLess  # ... over images, at one place
+    strength: float | None  # where it fades in
+
+
 class Run(TypedDict):
     """runs/ARM/seed-NNNN.json, of any run"""
 
@@ -100,6 +112,15 @@ class Done(Run):
     resumed: NotRequired[Whole]
     layout: NotRequired[str]
     killed: NotRequired[str | None]
+    branch_scale: NotRequired[dict[str, NoLess | None]]  # by site, at the start: after the mechanism over before
+    gates: NotRequired[list[Gate]]
+    gate_images: NotRequired[Whole]  # test images of the fields below; at most as many of validation
+    top1_own_gate: NotRequired[Share]
+    top1_mean_gate: NotRequired[Share]  # every gate replaced by its mean over training images
+    top1_other_gate: NotRequired[Share]  # ... by that of another image
+    val_top1_own_gate: NotRequired[Share]
+    val_top1_mean_gate: NotRequired[Share]
+    val_top1_other_gate: NotRequired[Share]
 
 
 class Failed(Run):

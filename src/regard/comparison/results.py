@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+from regard.comparison.arms import HOSTS, PARAMETERS, PLAIN, WIDER, twin, twinned
 from regard.comparison.records import Cost, Done, Failed, Run, Stored
 from regard.errors import UserError
 from regard.files import slug, write_text
@@ -20,9 +22,14 @@ if TYPE_CHECKING:
 
 # what a question asks that was stored before there was a choice
 BEFORE = {
-    "trunk": "trained", "model_sha256": None, "recipe": 1, "optimiser": "adamw", "matrix_rate": None,
-    "augmentation": "crops",
+    "trunk": "trained", "model_sha256": None, "widening_parameters": None, "recipe": 1, "optimiser": "adamw",
+    "matrix_rate": None, "augmentation": "crops",
 }  # fmt: skip
+OPEN = 0.05  # a gate whose spreads over places and over images are all below this share of its mean did not open
+REPLACED = ("gate_images", "top1_own_gate", "top1_mean_gate", "top1_other_gate")
+SHRUNK = 0.9  # a branch that is smaller than this at the start is named
+# what an arm's verdict against its constant twin says, by how the word begins
+INPUT = {"better": "uses its input", "no difference": "a constant does the same", "worse": "a constant does better"}
 SLOW = 1.2  # an arm whose inference takes this many times that of `none` is named as slow
 
 
@@ -117,18 +124,69 @@ class Comparison:
 
     @cached_property
     def verdicts(self) -> list[Verdict]:
-        """Every arm judged against `none` and, where the control `wider` was run, every mechanism against that too."""
+        """Every arm judged against `none`, every mechanism against the controls `wider` and `parameters` where they
+        were run, and every arm that has a constant twin against that."""
         from regard.comparison.statistics import judge  # scipy takes a second to load, and few questions need it
 
         scores, margin = self.scores, self.question["margin"]
-        verdicts = judge(scores, against="none", margin=margin)
-        if "wider" in scores:
-            mechanisms = {arm: seeds for arm, seeds in scores.items() if arm != "none"}
-            verdicts = [*verdicts, *judge(mechanisms, against="wider", margin=margin)]
+        plain = {arm: seeds for arm, seeds in scores.items() if not twinned(arm)}
+        verdicts = judge(plain, against=PLAIN, margin=margin)
+        for control in (WIDER, PARAMETERS):
+            if control in scores:
+                kept = {arm: seeds for arm, seeds in plain.items() if arm == control or arm not in HOSTS}
+                verdicts = [*verdicts, *judge(kept, against=control, margin=margin)]
+        for arm, other in self.twins.items():
+            verdicts = [*verdicts, *judge({arm: scores[arm], other: scores[other]}, against=other, margin=margin)]
         return verdicts
 
+    @property
+    def twins(self) -> dict[str, str]:
+        """arm -> its constant twin, for every arm that has one."""
+        arms = self.arms
+        return {arm: twin(arm) for arm in arms if twin(arm) in arms}
+
+    @property
+    def uses_input(self) -> dict[str, str]:
+        """arm -> what its verdict against its constant twin says: ``"uses its input"``, ``"a constant does the same"``,
+        ``"a constant does better"``, or ``"undecided"``."""
+        words = {arm: verdict.word for arm, other in self.twins.items() for verdict in self.against(other)}
+        return {
+            arm: next((said for begin, said in INPUT.items() if word.startswith(begin)), "undecided")
+            for arm, word in words.items()
+        }
+
+    @cached_property
+    def gates(self) -> dict[str, dict[str, Any]]:
+        """arm -> what its gates did, the mean over its finished runs, None where the records do not tell.
+
+        ``branch_scale``: by how much the mechanisms multiplied their maps at the start, a root mean square, over all
+        sites; ``opened``: whether a gate opened in any run, see `opened`; ``mean_gate`` and ``other_gate``: what the
+        accuracy on ``images`` test images loses, as a fraction, with every gate replaced by its mean over training
+        images, or by that of another image.
+        """
+        told = {}
+        for arm in self.arms:
+            runs = [run for run in self.done if run["arm"] == arm]
+            scales = [scale for run in runs for scale in run.get("branch_scale", {}).values() if scale is not None]
+            seen = [word for run in runs if (word := opened(run.get("gates", []))) is not None]
+            asked = [run for run in runs if all(run.get(field) is not None for field in REPLACED)]
+            lost = {
+                f"{word}_gate": fmean(run["top1_own_gate"] - run[f"top1_{word}_gate"] for run in asked)
+                if asked
+                else None
+                for word in ("mean", "other")
+            }
+            if scales or seen or asked:
+                told[arm] = {
+                    "branch_scale": fmean(scales) if scales else None,
+                    "opened": any(seen) if seen else None,
+                    **lost,
+                    "images": asked[0]["gate_images"] if asked else 0,
+                }
+        return told
+
     def against(self, arm: str) -> list[Verdict]:
-        """The verdicts against one arm, `none` or `wider`."""
+        """The verdicts against one arm: `none`, a control, or a constant twin."""
         return [verdict for verdict in self.verdicts if verdict.against == arm]
 
     @property
@@ -204,6 +262,17 @@ class Comparison:
         notes += [f"Broken file, left out: {file}: {reason}" for file, reason in self.question.get("broken", [])]
         if added := self.added_in_words:
             notes.append(f"Added after looking: {added}, so the stated error rate no longer holds exactly.")
+        notes += [f"Constant: {arm} {_said(word)}." for arm, word in self.uses_input.items()]
+        for arm, told in self.gates.items():
+            if twinned(arm):
+                continue
+            if told["branch_scale"] is not None and told["branch_scale"] < SHRUNK:
+                notes.append(f"Shrunk: at the start {arm} multiplies its branch by {told['branch_scale']:.2f}.")
+            if told["opened"] is False:
+                notes.append(
+                    f"Not opened: no gate of {arm} ends with a spread of {100 * OPEN:g} % of its mean, over places or "
+                    "over images: no difference would mean that it was not tried."
+                )
         for arm, said in (self.cost or {}).get("narrow", {}).items():
             notes += [f"Narrow: {arm} has {note}." for note in said]
         if self.cost and self.cost["noisy"]:
@@ -226,6 +295,9 @@ class Comparison:
             "scores": {arm: {str(seed): top1 for seed, top1 in runs.items()} for arm, runs in self.scores.items()},
             "top5": {arm: {str(seed): top5 for seed, top5 in runs.items()} for arm, runs in self.top5.items()},
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
+            "twins": self.twins,
+            "uses_input": self.uses_input,
+            "gates": self.gates,
             "cost": self.cost,
             "failed": [{"arm": run["arm"], "seed": run["seed"], "reason": run["reason"]} for run in self.failed],
             "missing": [{"arm": arm, "seed": seed} for arm, seed in self.missing],
@@ -302,6 +374,30 @@ def read_run(path: Path) -> dict[str, Any]:
     if wrong:
         raise UserError(f"{path} is damaged ({wrong}): {cure}")
     return run
+
+
+def opened(gates: Sequence[Mapping[str, Any]]) -> bool | None:
+    """Whether any gate of a run opened: whether it differs from place to place (channels count as places) or from image
+    to image by 5 % of its mean or more, a standard deviation. A gate that is the same everywhere and for every image
+    only scales a map, whatever its mean is. None without gates.
+
+    Args:
+        gates: a run's entries, as `records.Gate` declares them.
+    """
+    if not gates:
+        return None
+    return any(max(gate["places"], gate["images"]) >= OPEN * abs(gate["mean"]) for gate in gates)
+
+
+def _said(word: str) -> str:
+    """What of an arm against its twin, after the arm's name."""
+    if word == "uses its input":
+        return "does better than its constant twin: it uses its input"
+    return (
+        "may use its input or not: more seeds are needed"
+        if word == "undecided"
+        else f"against its constant twin: {word}"
+    )
 
 
 def read_cost(folder: Path) -> dict[str, Any] | None:

@@ -20,10 +20,11 @@ from torch.nn import functional as F
 
 import regard
 from regard.borrowing import brief
-from regard.comparison import data, hosts
-from regard.comparison.asked import PLAIN, WIDER
+from regard.comparison import data, gates, hosts
+from regard.comparison.arms import HOSTS, PARAMETERS, PLAIN, WIDER, twinned
 from regard.comparison.optimising import Optimiser
 from regard.comparison.records import Checkpoint
+from regard.comparison.twins import make_constant
 from regard.errors import UserError
 from regard.files import slug, whole
 from regard.insertion import attach, attached
@@ -31,6 +32,8 @@ from regard.named import Named
 from regard.registry import parse
 from regard.schema import fault
 
+FIRST = 64  # images at most from which gates and constants start
+WIDENINGS = {WIDER: "widening", PARAMETERS: "widening_parameters"}  # by control, where the question keeps its width
 Tell = Callable[[dict[str, Any]], None]
 
 
@@ -50,7 +53,7 @@ def train(
 
     Args:
         question: what is asked; the same for all runs of a comparison.
-        arm: ``"none"``, ``"wider"``, or a mechanism with its options.
+        arm: ``"none"``, a control, a mechanism with its options, or the constant twin of one.
         seed: of the trunk, the order and the augmentations; the mechanism's own generator is seeded apart from it.
         folder: of the comparison.
         tell: is given what happens, about once a second and at the end of every epoch.
@@ -63,10 +66,12 @@ def train(
     images = data.load(folder / "data")
     split = images.split(seed)
     device = torch.device(question["device"])
-    host = build(question, arm, seed)
+    mean, std = question["normalisation"] or data.normalisation(images, split.train)
+    example = first_images(images, split.train, question, seed, _preparation(mean, std, torch.device("cpu")))
+    host = build(question, arm, seed, example)
+    scales = gates.branch_scales(host, example)
     layout = layout or hosts.memory_format(host)
     model = on_device(host, question, layout)
-    mean, std = question["normalisation"] or data.normalisation(images, split.train)
     prepare = _preparation(mean, std, device, layout)
     learning = _learning(model, question)
 
@@ -115,12 +120,15 @@ def train(
             _save(checkpoint, model, optimiser, curve, state["resumed"])
 
     right, among_five = _count(model, images, split.test, question, prepare, device)
+    looks = not twinned(arm) and gates.has_gates(model)
+    asked = _ask_gates(model, images, split, question, prepare, device) if looks else {}
     if keep:
         with whole(folder / "weights" / slug(arm) / f"seed-{seed:04d}.safetensors") as path:
             safetensors.torch.save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
-        from regard.comparison import pictures  # only the first seed draws, and only it pays for the import
+        if not twinned(arm):  # what looks at nothing has nothing to show
+            from regard.comparison import pictures  # only the first seed draws, and only it pays for the import
 
-        pictures.write(folder, arm, model, images, split.test, prepare, question)
+            pictures.write(folder, arm, model, images, split.test, prepare, question)
     return {
         "arm": arm,
         "seed": seed,
@@ -134,15 +142,24 @@ def train(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "weights_sha256": fingerprint(model),
         "layout": str(layout).removeprefix("torch."),
+        **({"branch_scale": scales} if scales else {}),
+        **asked,
         "resumed": state["resumed"],
         "environment": environment(),
     }
 
 
-def build(question: dict[str, Any], arm: str, seed: int) -> nn.Module:
+def build(question: dict[str, Any], arm: str, seed: int, example: Tensor | None = None) -> nn.Module:
     """The host with one arm in it; the trunk's weights depend on the seed alone.
 
     Of a frozen trunk only the classifier and what the arm adds require gradients.
+
+    Args:
+        question: what is asked.
+        arm: as `train` takes it.
+        seed: of the trunk and of the mechanism.
+        example: training images, prepared, from which gates take their factors and constants their first values; zeros
+            will do for a model whose weights are loaded afterwards, or do not matter.
     """
     host = hosts.build(
         question["model"],
@@ -152,19 +169,60 @@ def build(question: dict[str, Any], arm: str, seed: int) -> nn.Module:
         size=question["size"],
         pretrained=question["pretrained"],
         weights=Path(question["weights"]) if question["weights"] else None,
-        widening=question["widening"] if arm == WIDER else 1.0,
+        widening=(question.get(WIDENINGS[arm]) if arm in WIDENINGS else None) or 1.0,
         digest=question.get("model_sha256"),
     )
     if question["trunk"] == "frozen":
-        host.requires_grad_(False)
+        host.eval().requires_grad_(False)
         for classifier in hosts.classifiers(host, len(question["classes"])):
             classifier.requires_grad_(True)
-    if arm not in (PLAIN, WIDER):
-        mechanism, options = parse(arm)
-        example = torch.zeros(2, question["channels"], question["size"], question["size"])
+    if arm not in HOSTS:
+        mechanism, options = parse(twinned(arm) or arm)
+        if example is None:
+            example = torch.zeros(2, question["channels"], question["size"], question["size"])
         own = data.stream(seed, 0, "mechanism").initial_seed()
-        attach(host, mechanism, example=example, at=question["at"], start=question["start"], seed=own, **options)
+        start = {"at": question["at"], "start": question["start"], "seed": own}
+        added = attach(host, mechanism, example=example, **start, **options)
+        if twinned(arm):
+            make_constant(added, example)
     return host
+
+
+def first_images(
+    images: data.Images, index: np.ndarray, question: dict[str, Any], seed: int, prepare: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The first training images of a seed, as the model sees them in evaluation: the same for every arm."""
+    chosen = data.order(index, seed, 0)[: min(FIRST, max(8, 2**20 // (3 * question["size"] ** 2)))]
+    return prepare(data.centre(_pixels(images, chosen), question["size"]))
+
+
+def _ask_gates(
+    model: nn.Module,
+    images: data.Images,
+    split: data.Split,
+    question: dict[str, Any],
+    prepare: Callable[[Tensor], Tensor],
+    device: torch.device,
+) -> dict[str, Any]:
+    """How far the gates opened on validation images, and the accuracy with each gate replaced by its mean over
+    training images, or by that of another image. The images are in a random order, the same for every run."""
+
+    def some(index: np.ndarray, most: int) -> np.ndarray:
+        return np.random.default_rng(0).permutation(index)[:most]
+
+    def accuracy(index: np.ndarray) -> float:
+        return _count(model, images, index, question, prepare, device)[0] / len(index)
+
+    openings = gates.Openings(model)
+    val, test = some(split.val, gates.ASKED), some(split.test, gates.ASKED)
+    means = gates.averages(model, lambda: accuracy(some(split.train, gates.MEANS)))
+    with openings.watched():
+        found: dict[str, Any] = {"gate_images": len(test), "val_top1_own_gate": accuracy(val)}
+    found["top1_own_gate"] = accuracy(test)
+    for word, instead in (("mean", means), ("other", None)):
+        with gates.replaced(model, instead):
+            found |= {f"top1_{word}_gate": accuracy(test), f"val_top1_{word}_gate": accuracy(val)}
+    return found | {"gates": openings.told()}
 
 
 def on_device(model: nn.Module, question: dict[str, Any], layout: torch.memory_format | None = None) -> nn.Module:

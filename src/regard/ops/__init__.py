@@ -14,7 +14,7 @@ from regard.ops.exciting import reference as _exciting
 from regard.ops.gating import reference as _gating
 from regard.ops.selfgating import reference as _selfgating
 from regard.ops.squeezing import reference as _squeezing
-from regard.tap import Tap, hooked
+from regard.tap import Constant, Tap, hooked
 
 __all__ = ["Joint", "agree", "attend", "convolve", "cross", "excite", "gate", "selfgate", "squeeze", "use_impl"]
 
@@ -153,7 +153,7 @@ def selfgate(
         shuffle: whether the two halves of the channels take turns in y: 0, C/2, 1, C/2 + 1, ...
     """
     watch = tap if tap.watched else None
-    return selfgating(x, slope, level, bias, tap.strength, energy, epsilon, shuffle, watch)
+    return selfgating(x, slope, level, bias, *tap.applied, energy, epsilon, shuffle, watch)
 
 
 def excite(*squeezed: Tensor, down: nn.Linear, up: nn.Linear) -> Tensor:
@@ -201,7 +201,7 @@ def agree(x: Tensor, weight: Tensor, bias: Tensor, tap: Tap, *, unbiased: bool =
         unbiased: whether the variance divides by one less than the pixels, where there are two.
         epsilon: added to the standard deviation.
     """
-    return agreeing(x, weight, bias, tap.strength, unbiased, epsilon, tap if tap.watched else None)
+    return agreeing(x, weight, bias, *tap.applied, unbiased, epsilon, tap if tap.watched else None)
 
 
 def attend(
@@ -232,6 +232,8 @@ def attend(
         watch: sees the weights, and what it returns is applied: a `Tap` that is watched. Without it they are never
             built.
     """
+    if isinstance(watch, Constant) and watch.value is None:  # without building the weights
+        query, key, scale, watch = query.detach(), key.detach(), 0.0, None
     if isinstance(watch, Tap) and watch.queries is not None:
         with torch.no_grad():
             watch(_views(query, key, scale, bias, watch.queries))

@@ -16,6 +16,7 @@ def cases() -> Iterator[tuple[str, Arguments]]:
         *,
         unbiased: bool = True,
         faded: bool = False,
+        scaled: bool = False,
         watched: bool = False,
         layout: str = "",
     ) -> Arguments:
@@ -32,7 +33,7 @@ def cases() -> Iterator[tuple[str, Arguments]]:
                 x = torch.cat([x, x], dim=-1)[..., : shape[-1]]
             weight, bias, strength = draw(groups), draw(groups), draw(1)
             watch = (lambda mask: mask.square()) if watched else None
-            return x, weight, bias, strength if faded else None, unbiased, 1e-5, watch
+            return x, weight, bias, strength if faded or scaled else None, not scaled, unbiased, 1e-5, watch
 
         return arguments
 
@@ -50,6 +51,9 @@ def cases() -> Iterator[tuple[str, Arguments]]:
     yield "one channel each", case((2, 8, 7, 13), 8)
     yield "faded", case((2, 12, 7, 21), 3, faded=True)
     yield "faded channels_last", case((2, 16, 7, 13), 2, faded=True, layout=last)
+    yield "scaled", case((2, 12, 7, 13), 3, scaled=True)
+    yield "scaled channels_last", case((2, 16, 7, 13), 2, scaled=True, layout=last)
+    yield "16 groups of 4 scaled channels_last", case((2, 64, 5, 9), 16, scaled=True, layout=last)
     yield "watched", case((2, 8, 7, 13), 2, watched=True)
     yield "1x1", case((2, 8, 1, 1), 2)
     yield "sequence", case((2, 20, 63), 5)

@@ -13,7 +13,7 @@ from regard.ops.agreeing import reference
 from regard.ops.gradients import differentiate, must_be_plain
 from regard.ops.kernels import cpu, interface, library
 
-Options = tuple[bool, float]
+Options = tuple[bool, bool, float]
 
 
 def why_not(
@@ -21,6 +21,7 @@ def why_not(
     weight: Tensor,
     bias: Tensor,
     strength: Tensor | None,
+    fades: bool,
     unbiased: bool,
     epsilon: float,
     watch: Callable[[Tensor], Tensor] | None,
@@ -39,6 +40,7 @@ def run(
     weight: Tensor,
     bias: Tensor,
     strength: Tensor | None,
+    fades: bool,
     unbiased: bool,
     epsilon: float,
     watch: Callable[[Tensor], Tensor] | None,
@@ -46,8 +48,8 @@ def run(
     x = x if x.movedim(1, -1).is_contiguous() else x.contiguous()
     tensors = (x, weight, bias, strength)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        return _Agree.apply((unbiased, epsilon), *tensors)
-    return _forward(x, weight, bias, strength, (unbiased, epsilon))[0]
+        return _Agree.apply((fades, unbiased, epsilon), *tensors)
+    return _forward(x, weight, bias, strength, (fades, unbiased, epsilon))[0]
 
 
 class _Agree(Function):
@@ -62,11 +64,11 @@ class _Agree(Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, strength, means, scales = ctx.saved_tensors
         if must_be_plain(dy):
-            unbiased, epsilon = ctx.options
+            fades, unbiased, epsilon = ctx.options
             given = [tensor for tensor in (x, weight, bias, strength) if tensor is not None]
 
             def run(x: Tensor, weight: Tensor, bias: Tensor, strength: Tensor | None = None) -> tuple[Tensor]:
-                return (reference.run(x, weight, bias, strength, unbiased, epsilon, None),)
+                return (reference.run(x, weight, bias, strength, fades, unbiased, epsilon, None),)
 
             return None, *differentiate(run, given, (dy,)), *[None] * (4 - len(given))
         sums = x.new_empty(3, len(x), len(weight), dtype=torch.float32)
@@ -94,11 +96,11 @@ def _call(
     x: Tensor, weight: Tensor, bias: Tensor, strength: Tensor | None, options: Options, **tensors: Tensor
 ) -> Tensor:
     """The result, or the gradient of x, laid out as x."""
-    unbiased, epsilon = options
+    fades, unbiased, epsilon = options
     batch, channels, pixels = *x.shape[:2], x[0, 0].numel()
     last = not x.is_contiguous()
     stream = cpu.past_the_cache(x, channels if last else pixels)
-    plan = interface.Agree(x.dtype == torch.bfloat16, torch.get_num_threads(), stream, unbiased, epsilon, last)
+    plan = interface.Agree(x.dtype == torch.bfloat16, torch.get_num_threads(), stream, unbiased, epsilon, last, fades)
     plan.batch, plan.groups, plan.width, plan.pixels = batch, len(weight), channels // len(weight), pixels
     smalls = [None if small is None else small.float().contiguous() for small in (weight, bias, strength)]
     plan.weight, plan.bias, plan.strength = (None if small is None else small.data_ptr() for small in smalls)

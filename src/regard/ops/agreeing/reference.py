@@ -11,6 +11,7 @@ def run(
     weight: Tensor,
     bias: Tensor,
     strength: Tensor | None,
+    fades: bool,
     unbiased: bool,
     epsilon: float,
     watch: Callable[[Tensor], Tensor] | None,
@@ -26,5 +27,6 @@ def run(
     if watch is not None:
         mask = watch(mask)
     elif strength is not None:
-        mask = 1 + strength.to(mask.dtype) * (mask - 1)
+        moved = strength.to(mask.dtype)
+        mask = 1 + moved * (mask - 1) if fades else moved * mask
     return (grouped * mask.to(x.dtype).unsqueeze(2)).flatten(1, 2)

@@ -2,10 +2,11 @@
 //
 // t = sum_c x_c mean(x_c) over the group's channels, standardised over the pixels to s, so that what all pixels share
 // may be left out: here t = sum_c (x_c - mean(x_c)) mean(x_c);
-// y = x (1 + strength (sigmoid(weight s + bias) - 1)). Traffic: reads x once and writes y; backward reads x and dy once
-// and writes dx, as long as a group (channels last: an image) stays in the caches. Channels first a group is taken whole
-// by one thread; every sum is taken in an order that does not depend on the threads. What is summed over t is summed in
-// double, from the first pixel's t on: t^2 is the fourth power of a map, and equal pixels have a deviation of exactly 0.
+// y = x (rest + strength sigmoid(weight s + bias)), where rest is 1 - strength while the gate fades in, else 0.
+// Traffic: reads x once and writes y; backward reads x and dy once and writes dx, as long as a group (channels last: an
+// image) stays in the caches. Channels first a group is taken whole by one thread; every sum is taken in an order that
+// does not depend on the threads. What is summed over t is summed in double, from the first pixel's t on: t^2 is the
+// fourth power of a map, and equal pixels have a deviation of exactly 0.
 #include <vector>
 
 #include "gate.h"
@@ -13,7 +14,7 @@
 struct Agree {
     int32_t bfloat16, threads, stream, unbiased;
     float epsilon;
-    int32_t last;           // channels
+    int32_t last, fades, unused;  // last: channels
     Index batch, groups, width, pixels;  // width: channels of a group
     const void *x, *dy;
     void *y;                // the result, or the gradient of x
@@ -76,12 +77,14 @@ template <class T> struct Group {
     const T *x, *dy;
     T *y;
     float *means;
-    float weight, bias, strength;
+    float weight, bias;
+    Strength strength;
 
     Group(const Agree &a, Index at) : a(a), at(at), pixels(a.pixels), means(a.means + at * a.width) {
         const Index first = at * a.width * pixels;
         x = (const T *)a.x + first, dy = (const T *)a.dy + first, y = (T *)a.y + first;
-        weight = a.weight[at % a.groups], bias = a.bias[at % a.groups], strength = a.strength ? *a.strength : 1;
+        weight = a.weight[at % a.groups], bias = a.bias[at % a.groups];
+        strength = strength_of(a);
     }
     float &mean() const { return a.scales[at]; }
     float &deviation() const { return a.scales[a.batch * a.groups + at]; }
@@ -114,7 +117,8 @@ template <class Term> inline void collect(Index width, Index pixels, float *into
 
 template <class T> void gate_group(const Group<T> &g) {
     const Index pixels = g.pixels;
-    const float strength = g.strength, bias = g.bias, count = (float)pixels;
+    const Strength strength = g.strength;
+    const float bias = g.bias, count = (float)pixels;
     const bool past = g.a.stream;
     const T *x = g.x;
     float *means = g.means, *t = room(pixels, 1);  // later the gate
@@ -134,7 +138,7 @@ template <class T> void gate_group(const Group<T> &g) {
     const float tilt = g.weight * g.scale();
     each(pixels, [=](Index r, auto lanes) {
         Vector mask = sigmoid((lanes.load(t + r) - mean) * tilt + bias);
-        lanes.store(t + r, 1 - strength + strength * mask);
+        lanes.store(t + r, strength.rest + strength.factor * mask);
     });
     for (Index c = 0; c < g.a.width; c++, x += pixels) {
         T *y = g.y + c * pixels;
@@ -148,7 +152,8 @@ template <class T> void gate_group(const Group<T> &g) {
 
 template <class T> void differentiate_group(const Group<T> &g) {
     const Index pixels = g.pixels;
-    const float strength = g.strength, weight = g.weight, bias = g.bias, count = (float)pixels, mean = g.mean();
+    const Strength strength = g.strength;
+    const float weight = g.weight, bias = g.bias, count = (float)pixels, mean = g.mean();
     const float scale = g.scale(), *means = g.means;
     const bool past = g.a.stream;
     const T *x = g.x, *dy = g.dy;
@@ -162,10 +167,10 @@ template <class T> void differentiate_group(const Group<T> &g) {
     Sum sums[3];  // of slopes, of slopes times s, of what the strength moves
     each(pixels, [&](Index r, auto lanes) {
         const Vector moved = lanes.keep((lanes.load(s + r) - mean) * scale), given = lanes.load(gate + r);
-        const Vector mask = sigmoid(moved * weight + bias), slope = given * strength * mask * (1 - mask);
-        sums[0].add(slope), sums[1].add(slope, moved), sums[2].add(given, mask - 1);
+        const Vector mask = sigmoid(moved * weight + bias), slope = given * strength.factor * mask * (1 - mask);
+        sums[0].add(slope), sums[1].add(slope, moved), sums[2].add(given, mask - strength.fading);
         lanes.store(s + r, moved), lanes.store(dt + r, slope);
-        lanes.store(gate + r, 1 - strength + strength * mask);
+        lanes.store(gate + r, strength.rest + strength.factor * mask);
     });
     const double h = sums[0].total(), product = sums[1].total();
     const double found[3] = {product, h, sums[2].total()};
@@ -248,7 +253,8 @@ template <class T, int WIDTH> void gate_image(const Agree &a, Index image, int t
     const Tiles tiles(pixels, channels);
     const T *x = (const T *)a.x + image * pixels * channels;
     T *y = (T *)a.y + image * pixels * channels;
-    const float count = (float)pixels, strength = a.strength ? *a.strength : 1;
+    const Strength strength = strength_of(a);
+    const float count = (float)pixels;
     const float freedom = a.unbiased && pixels > 1 ? count - 1 : count;
     const bool past = a.stream && channels % W == 0;  // whole lines
     float *means = a.means + image * channels;
@@ -297,7 +303,7 @@ template <class T, int WIDTH> void gate_image(const Agree &a, Index image, int t
             each(groups, [=](Index r, auto lanes) {
                 const Vector d = lanes.load(t + p * groups + r) - lanes.load(mean + r);
                 const Vector mask = sigmoid(d * lanes.load(tilt + r) + lanes.load(a.bias + r));
-                lanes.store(gate + r, 1 - strength + strength * mask);
+                lanes.store(gate + r, strength.rest + strength.factor * mask);
             });
             const T *from = x + p * channels;
             T *to = y + p * channels;
@@ -314,7 +320,8 @@ template <class T, int WIDTH> void differentiate_image(const Agree &a, Index ima
     const Tiles tiles(pixels, channels);
     const T *x = (const T *)a.x + image * pixels * channels, *dy = (const T *)a.dy + image * pixels * channels;
     T *dx = (T *)a.y + image * pixels * channels;
-    const float count = (float)pixels, strength = a.strength ? *a.strength : 1;
+    const Strength strength = strength_of(a);
+    const float count = (float)pixels;
     const float freedom = a.unbiased && pixels > 1 ? count - 1 : count;
     const bool past = a.stream && channels % W == 0;  // whole lines
     const float *means = a.means + image * channels;
@@ -336,10 +343,11 @@ template <class T, int WIDTH> void differentiate_image(const Agree &a, Index ima
             each(groups, [=](Index r, auto lanes) {
                 const Vector moved = (lanes.load(s + r) - lanes.load(mean + r)) * lanes.load(scale + r);
                 const Vector mask = sigmoid(moved * lanes.load(a.weight + r) + lanes.load(a.bias + r));
-                const Vector given = lanes.load(gate + r), h = given * strength * mask * (1 - mask);
-                add(sums + r, h, spread(1)), add(sums + row + r, h, moved), add(sums + 2 * row + r, given, mask - 1);
+                const Vector given = lanes.load(gate + r), h = given * strength.factor * mask * (1 - mask);
+                add(sums + r, h, spread(1)), add(sums + row + r, h, moved);
+                add(sums + 2 * row + r, given, mask - strength.fading);
                 lanes.store(s + r, moved), lanes.store(slope + r, h);
-                lanes.store(gate + r, 1 - strength + strength * mask);
+                lanes.store(gate + r, strength.rest + strength.factor * mask);
             });
         }
     });

@@ -4,6 +4,15 @@
 
 #include "map.h"
 
+// What a gate g is multiplied with and what is added: while it fades in 1 + strength (g - 1), else strength g.
+struct Strength {
+    float factor, rest, fading;  // fading: 1, or 0
+};
+template <class Plan> Strength strength_of(const Plan &a) {
+    const float factor = a.strength ? *a.strength : 1, fading = a.strength && a.fades ? 1 : 0;
+    return {factor, fading > 0 ? 1 - factor : 0, fading};
+}
+
 // 2, 4, ... vectors that are computed side by side: each step of a long formula waits for the one before it, and a
 // processor looks only so far ahead for something else to do.
 template <class Half> struct Pack {

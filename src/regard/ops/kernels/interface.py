@@ -75,7 +75,7 @@ class Excite(Structure):
 
 class Agree(Structure):
     _fields_ = [(name, c_int32) for name in ("bfloat16", "threads", "stream", "unbiased")]
-    _fields_ += [("epsilon", c_float), ("last", c_int32)]
+    _fields_ += [("epsilon", c_float), ("last", c_int32), ("fades", c_int32), ("unused", c_int32)]
     _fields_ += [(name, c_int64) for name in ("batch", "groups", "width", "pixels")]
     _fields_ += [(name, c_void_p) for name in ("x", "dy", "y", "weight", "bias", "strength")]
     _fields_ += [(name, c_void_p) for name in ("means", "scales", "sums")]
@@ -83,6 +83,7 @@ class Agree(Structure):
 
 class SelfGate(Structure):
     _fields_ = [(name, c_int32) for name in ("bfloat16", "threads", "last", "shuffle", "stream", "energetic")]
+    _fields_ += [("fades", c_int32), ("unused", c_int32)]
     _fields_ += [("energy", c_float), ("epsilon", c_float)]
     _fields_ += [(name, c_int64) for name in ("batch", "channels", "pixels", "period")]
     _fields_ += [(name, c_void_p) for name in ("x", "dy", "y", "slope", "level", "bias", "strength", "stats", "sums")]

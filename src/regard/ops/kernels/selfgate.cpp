@@ -1,16 +1,16 @@
 // selfgate: every number of a map weighed by a sigmoid of its distance from its channel's mean.
 //
-// u = curve d^2 + slope d + shift with d = (x - mean) / deviation;  y = x (1 + strength (sigmoid(u) - 1)); what is added
-// to dx because the mean and the deviation move with x is a line in d. As d counts in deviations, and the mean is
-// corrected by what is left of it, neither large values nor large offsets harm. Traffic: reads x once and writes y;
-// backward reads x and dy once and writes dx, as long as a channel (channels last: an image) stays in the caches. Every
-// sum is taken in an order that does not depend on the threads.
+// u = curve d^2 + slope d + shift with d = (x - mean) / deviation;  y = x (rest + strength sigmoid(u)), where rest is
+// 1 - strength while the gate fades in, else 0; what is added to dx because the mean and the deviation move with x is a
+// line in d. As d counts in deviations, and the mean is corrected by what is left of it, neither large values nor large
+// offsets harm. Traffic: reads x once and writes y; backward reads x and dy once and writes dx, as long as a channel
+// (channels last: an image) stays in the caches. Every sum is taken in an order that does not depend on the threads.
 #include <vector>
 
 #include "gate.h"
 
 struct SelfGate {
-    int32_t bfloat16, threads, last, shuffle, stream, energetic;
+    int32_t bfloat16, threads, last, shuffle, stream, energetic, fades, unused;
     float energy, epsilon;
     Index batch, channels, pixels, period;  // the parameters repeat after `period` channels
     const void *x, *dy;
@@ -33,7 +33,8 @@ constexpr Index SHORT = 512;  // channels below which memory is fastest in its o
 struct Channel {
     float mean, inverse, curve, slope, shift;  // inverse: 1 / deviation
     float bent, tilt;                          // of what the gate adds to dx, a line in d
-    float level, strength, count, freedom;     // of the pixels
+    Strength strength;
+    float level, count, freedom;               // of the pixels
 
     Channel(const SelfGate &a, Index image, Index channel) {
         const Index at = image * a.channels + channel, k = channel % a.period;
@@ -46,51 +47,51 @@ struct Channel {
         curve = a.energetic && inverse > 0 ? variance / (4 * (deviations / freedom + a.energy)) : 0;
         slope = a.slope ? a.slope[k] : 0;
         shift = level * mean + (a.bias ? a.bias[k] : 0) + (a.energetic ? 0.5f : 0);
-        strength = a.strength ? *a.strength : 1;
-        bent = 2 * curve * inverse * strength, tilt = slope * inverse * strength;
+        strength = strength_of(a);
+        bent = 2 * curve * inverse * strength.factor, tilt = slope * inverse * strength.factor;
     }
 };
 
 // The gates of as many numbers as a vector, or a few, have. G: of what differs from channel to channel.
 template <class G> struct Gate {
     G mean, inverse, curve, slope, shift, bent, tilt;
-    float strength, rest;
+    Strength strength;
 
     template <class V> V distance(V x) const { return (x - mean) * inverse; }
     template <class V> V sigmoid(V d) const { return ::sigmoid((curve * d + slope) * d + shift); }
-    template <class V> V factor(V g) const { return g * strength + rest; }
+    template <class V> V factor(V g) const { return g * strength.factor + strength.rest; }
 };
 
 constexpr int KNOWN = 7;  // numbers of a channel
 
 Gate<Vector> gate_of(const Channel &c) {
     return {spread(c.mean), spread(c.inverse), spread(c.curve), spread(c.slope), spread(c.shift),
-            spread(c.bent), spread(c.tilt),    c.strength,      1 - c.strength};
+            spread(c.bent), spread(c.tilt),    c.strength};
 }
-template <class Lanes> auto gate_of(const float *known, Index channels, Lanes lanes, float strength) {
+template <class Lanes> auto gate_of(const float *known, Index channels, Lanes lanes, Strength strength) {
     auto of = [=](int k) { return lanes.load(known + k * channels); };
-    return Gate<decltype(of(0))>{of(0), of(1), of(2), of(3), of(4), of(5), of(6), strength, 1 - strength};
+    return Gate<decltype(of(0))>{of(0), of(1), of(2), of(3), of(4), of(5), of(6), strength};
 }
 
-// What the gradients of a gate are made of: h = dy x sigmoid', rest = dy x (1 - sigmoid), and the gradient as if the
+// What the gradients of a gate are made of: h = dy x sigmoid', moved: of the strength, and the gradient as if the
 // mean stood still.
 template <class V> struct Slope {
-    V d, h, rest, still;
+    V d, h, moved, still;
 
     template <class G> Slope(const Gate<G> &gate, V x, V dy) : d(gate.distance(x)) {
         const V g = gate.sigmoid(d), given = dy * x;
-        rest = given - given * g, h = rest * g;
+        moved = given * g - given * gate.strength.fading, h = (given - given * g) * g;
         still = dy * gate.factor(g) + h * (gate.bent * d + gate.tilt);
     }
 };
 template <class G, class V> Slope(const Gate<G> &, V, V) -> Slope<V>;
 
 template <class V> struct Sums {
-    V h = {}, hd = {}, hdd = {}, rest = {};
+    V h = {}, hd = {}, hdd = {}, moved = {};
 
     template <class More> void add(const Slope<More> &s) {
         const More by = s.h * s.d;
-        h = h + as(s.h), hd = hd + as(by), hdd = hdd + as(by * s.d), rest = rest + as(s.rest);
+        h = h + as(s.h), hd = hd + as(by), hdd = hdd + as(by * s.d), moved = moved + as(s.moved);
     }
     template <class More> static V as(More more) {  // the vectors of a pack may go to one sum
         if constexpr (std::is_same_v<V, More>) return more;
@@ -102,11 +103,11 @@ template <class V> struct Sums {
 struct Line {
     float constant, factor;
 
-    Line(const SelfGate &a, Index image, Index channel, float h, float hd, float hdd, float rest) {
+    Line(const SelfGate &a, Index image, Index channel, float h, float hd, float hdd, float moved) {
         const Channel c(a, image, channel);
         const Index at = image * a.channels + channel, step = a.batch * a.channels;
-        h *= c.strength, hd *= c.strength, hdd *= c.strength;
-        const float found[4] = {hd, h * c.mean, h, -rest};
+        for (float *sum : {&h, &hd, &hdd}) *sum *= c.strength.factor;
+        const float found[4] = {hd, h * c.mean, h, moved};
         for (int k = 0; k < 4; k++) a.sums[k * step + at] = found[k];
         constant = (h * (c.level - c.slope * c.inverse) - 2 * hd * c.curve * c.inverse) / c.count;
         factor = -(8 * c.curve * c.curve * hdd / c.freedom + c.slope * hd / c.count) * c.inverse;
@@ -179,7 +180,7 @@ template <class T> void differentiate_row(const SelfGate &a, Index image, Index 
         sums.add(slope);
         lanes.store(keep + r, slope.still);
     });
-    const Line line(a, image, channel, sum(sums.h), sum(sums.hd), sum(sums.hdd), sum(sums.rest));
+    const Line line(a, image, channel, sum(sums.h), sum(sums.hd), sum(sums.hdd), sum(sums.moved));
     each_into(dx, a.stream, a.pixels, [&](Index r, auto lanes) {
         lanes.store(dx + r, lanes.load(keep + r) + line.constant + line.factor * gate.distance(lanes.load(x + r)));
     });
@@ -278,7 +279,8 @@ template <class T> void gate_image(const SelfGate &a, Index image, int threads) 
     measure_image<T>(a, image, tiles, threads);
     const std::vector<float> channel = channels_of(a, image);
     const Index channels = a.channels;
-    const float *known = channel.data(), strength = a.strength ? *a.strength : 1;
+    const float *known = channel.data();
+    const Strength strength = strength_of(a);
     const bool past = a.stream;
     tiles.visit(threads, [&](Index, Index from, Index to) {
         std::vector<float> turns(a.shuffle ? channels : 0);
@@ -306,7 +308,8 @@ template <class T, class D> void differentiate_image(const SelfGate &a, Index im
     const std::vector<float> channel = channels_of(a, image);
     const Index channels = a.channels;
     const int most = channels < SHORT ? 1 : FEW;
-    const float *known = channel.data(), strength = a.strength ? *a.strength : 1;
+    const float *known = channel.data();
+    const Strength strength = strength_of(a);
     const bool past = a.stream;
     const T *x = (const T *)a.x + image * a.pixels * channels, *given = (const T *)a.dy + image * a.pixels * channels;
     T *dx = (T *)a.y + image * a.pixels * channels;
@@ -334,7 +337,7 @@ template <class T, class D> void differentiate_image(const SelfGate &a, Index im
                     float *sum = into + k * channels + r;
                     lanes.store(sum, lanes.load(sum) + found);
                 };
-                add(0, sums.h), add(1, sums.hd), add(2, sums.hdd), add(3, sums.rest);
+                add(0, sums.h), add(1, sums.hd), add(2, sums.hdd), add(3, sums.moved);
             });
         }
     });

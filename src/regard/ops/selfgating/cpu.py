@@ -14,7 +14,7 @@ from regard.ops.kernels import cpu, interface, library
 from regard.ops.selfgating import reference
 
 Parameters = tuple[Tensor | None, ...]
-Options = tuple[float | None, float, bool]
+Options = tuple[bool, float | None, float, bool]
 
 
 def why_not(
@@ -23,6 +23,7 @@ def why_not(
     level: Tensor | None,
     bias: Tensor | None,
     strength: Tensor | None,
+    fades: bool,
     energy: float | None,
     epsilon: float,
     shuffle: bool,
@@ -46,6 +47,7 @@ def run(
     level: Tensor | None,
     bias: Tensor | None,
     strength: Tensor | None,
+    fades: bool,
     energy: float | None,
     epsilon: float,
     shuffle: bool,
@@ -54,8 +56,8 @@ def run(
     x = x if x.movedim(1, -1).is_contiguous() else x.contiguous()
     parameters = (slope, level, bias, strength)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in (x, *parameters)):
-        return _SelfGate.apply((energy, epsilon, shuffle), x, *parameters)
-    return _forward(x, parameters, (energy, epsilon, shuffle))[0]
+        return _SelfGate.apply((fades, energy, epsilon, shuffle), x, *parameters)
+    return _forward(x, parameters, (fades, energy, epsilon, shuffle))[0]
 
 
 class _SelfGate(Function):
@@ -88,14 +90,14 @@ class _SelfGate(Function):
 def _differentiate_reference(
     x: Tensor, parameters: Parameters, options: Options, dy: Tensor
 ) -> tuple[Tensor | None, ...]:
-    energy, epsilon, shuffle = options
+    fades, energy, epsilon, shuffle = options
     given = {at: tensor for at, tensor in enumerate((x, *parameters)) if tensor is not None}
 
     def run(*tensors: Tensor) -> tuple[Tensor]:
         present = dict(zip(given, tensors, strict=True))
         x, slope, level, bias, strength = map(present.get, range(5))
         assert x is not None
-        return (reference.run(x, slope, level, bias, strength, energy, epsilon, shuffle, None),)
+        return (reference.run(x, slope, level, bias, strength, fades, energy, epsilon, shuffle, None),)
 
     found = dict(zip(given, differentiate(run, [*given.values()], (dy,)), strict=True))
     return tuple(map(found.get, range(5)))
@@ -116,13 +118,13 @@ def _forward(x: Tensor, parameters: Parameters, options: Options) -> tuple[Tenso
 
 
 def _call(x: Tensor, parameters: Parameters, options: Options, period: int, **tensors: Tensor) -> None:
-    energy, epsilon, shuffle = options
+    fades, energy, epsilon, shuffle = options
     batch, channels = x.shape[:2]
     last = not x.is_contiguous()
     pixels = x.numel() // (batch * channels)
     stream = cpu.past_the_cache(x, channels if last else pixels)
     plan = interface.SelfGate(
-        x.dtype == torch.bfloat16, torch.get_num_threads(), last, shuffle, stream, energy is not None
+        x.dtype == torch.bfloat16, torch.get_num_threads(), last, shuffle, stream, energy is not None, fades
     )
     plan.energy, plan.epsilon = energy or 0, epsilon
     plan.batch, plan.channels, plan.pixels, plan.period = batch, channels, pixels, period

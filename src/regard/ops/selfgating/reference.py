@@ -13,6 +13,7 @@ def run(
     level: Tensor | None,
     bias: Tensor | None,
     strength: Tensor | None,
+    fades: bool,
     energy: float | None,
     epsilon: float,
     shuffle: bool,
@@ -40,6 +41,7 @@ def run(
     if watch is not None:
         gate = watch(gate)
     elif strength is not None:
-        gate = 1 + strength.to(gate.dtype) * (gate - 1)
+        moved = strength.to(gate.dtype)
+        gate = 1 + moved * (gate - 1) if fades else moved * gate
     y = x * gate.to(x.dtype)
     return F.channel_shuffle(y, 2) if shuffle else y

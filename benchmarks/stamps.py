@@ -469,7 +469,7 @@ def answer(results: Result) -> str:
         if better["Grad-CAM"]
         else "no attention was seen to make Grad-CAM better"
     )
-    seeds, least = len(results["runs"]["none"]), statistics.fewest_pairs(len(results["runs"]) - 1)
+    seeds, least = len(results["runs"]["none"]), statistics.fewest_seeds(len(results["runs"]) - 1)
     few = f" No verdict is possible with {seeds} seeds; it takes {least}." if seeds < least else ""
     return (
         f"{first} on the object more than Grad-CAM on the plain network does, in any of three scores; {second}.{few} "

@@ -36,6 +36,7 @@ def question(
     start: str | None,
     trunk: str,
     margin: float,
+    pairing: str | None,
     pretrained: bool,
     weights: str | Path | None,
     device: str | None,
@@ -60,6 +61,7 @@ def question(
         "start": start or ("identity" if starting else "paper"),
         "trunk": trunk,
         "margin": margin,
+        "pairing": pairing,  # None until the images are known
         "pretrained": pretrained,
         "weights": str(weights) if weights is not None else None,
         "weights_sha256": _digest(Path(weights)) if weights is not None else None,

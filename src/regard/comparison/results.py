@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+from regard.comparison.plan import Contrast, Plan, contrasts, fixed
 from regard.comparison.records import Cost, Done, Failed, Run, Stored
 from regard.errors import UserError
 from regard.files import slug, write_text
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from regard.comparison.statistics import Verdict
 
 # what a question asks that was stored before there was a choice
-BEFORE = {"trunk": "trained", "model_sha256": None}
+BEFORE = {"trunk": "trained", "model_sha256": None, "pairing": "seeds"}
 SLOW = 1.2  # an arm whose inference takes this many times that of `none` is named as slow
 
 
@@ -30,7 +31,7 @@ class Comparison:
     Attributes:
         folder: where it was read from.
         question: data, model, recipe and margin: the same for every run.
-        asked: every time it was asked: arms, seeds, command, and whether results had been seen by then.
+        asked: every time it was asked: arms, seeds, looks, command, and whether results had been seen by then.
         environment: versions and machine.
         records: (arm, seed) -> the record of that run, done or failed.
         cost: what each arm costs beside `none`, or None while that is not measured.
@@ -70,15 +71,74 @@ class Comparison:
         return list(dict.fromkeys(["none", *(arm for entry in self.asked for arm in entry["arms"])]))
 
     @property
-    def seeds(self) -> list[int]:
-        """Every seed that was asked, in order."""
-        return sorted({seed for entry in self.asked for seed in entry["seeds"]})
+    def contrasts(self) -> list[Contrast]:
+        """Everything that is judged: (arm, the arm it is compared with)."""
+        return contrasts(self.arms)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What was fixed before any result was seen: by the last time that it was asked until then."""
+        before = self._before
+        seeds = tuple(dict.fromkeys(seed for entry in before for seed in entry["seeds"]))
+        plan = self._plan(before[-1])
+        return plan if set(plan.seeds) == set(seeds) else fixed(seeds, plan.pairing)
+
+    @cached_property
+    def late(self) -> dict[str, Plan]:
+        """The arms that were first asked for when results had been seen, each with its own plan, in order."""
+        known = {"none", *(arm for entry in self._before for arm in entry["arms"])}
+        late: dict[str, Plan] = {}
+        for entry in self.asked:
+            late |= {arm: self._plan(entry) for arm in entry["arms"] if arm not in known and arm not in late}
+        return late
 
     @property
+    def _before(self) -> list[dict[str, Any]]:
+        return [entry for entry in self.asked if not entry["seen"]] or self.asked[:1]
+
+    def _plan(self, entry: dict[str, Any]) -> Plan:
+        seeds, pairing = tuple(entry["seeds"]), self.question["pairing"]
+        looks = tuple(entry.get("looks") or (len(seeds),))
+        return Plan(seeds, looks, pairing, tuple(entry.get("base") or ()))
+
+    @cached_property
+    def foreseen(self) -> set[tuple[str, int]]:
+        """(arm, seed) of every run that was asked, also of those that the plan may never need."""
+        return {(arm, seed) for entry in self.asked for arm in ["none", *entry["arms"]] for seed in entry["seeds"]}
+
+    @cached_property
     def wanted(self) -> list[tuple[str, int]]:
-        """(arm, seed) of every run that was asked, seed by seed."""
-        pairs = {(arm, seed) for entry in self.asked for arm in ["none", *entry["arms"]] for seed in entry["seeds"]}
-        return [(arm, seed) for seed in self.seeds for arm in self.arms if (arm, seed) in pairs]
+        """(arm, seed) of every run that is asked by now, seed by seed: until the next look of the plan, if it has one.
+
+        Seeds and arms that were added later by number are wanted in full.
+        """
+        from regard.comparison.statistics import runs_needed
+
+        pairs = runs_needed(self.scores, self.plan, contrasts=self.contrasts, **self._judging) & self.foreseen
+        for entry in self.asked:
+            staged = len(entry.get("looks") or ()) > 1
+            if staged and not entry["seen"]:
+                continue
+            for arm in ["none", *entry["arms"]]:
+                known = set(self.late.get(arm, self.plan).seeds) if staged else set()
+                if not staged or self.late.get(arm) != self._plan(entry):
+                    pairs |= {(arm, seed) for seed in entry["seeds"] if seed not in known}
+        return [
+            (arm, seed) for seed in sorted({seed for _, seed in pairs}) for arm in self.arms if (arm, seed) in pairs
+        ]
+
+    @property
+    def _judging(self) -> dict[str, Any]:
+        """What the verdicts need beside the scores: a run that was not asked, or failed, is waited for by no look."""
+        failed = {(run["arm"], run["seed"]) for run in self.failed}
+        seeds = {seed for plan in (self.plan, *self.late.values()) for seed in plan.seeds}
+        absent = {(arm, seed) for arm in self.arms for seed in seeds} - self.foreseen
+        return {"margin": self.question["margin"], "failed": failed | absent, "late": self.late}
+
+    @property
+    def seeds(self) -> list[int]:
+        """Every seed that is asked by now, in order."""
+        return sorted({seed for _, seed in self.wanted})
 
     @property
     def done(self) -> list[dict[str, Any]]:
@@ -97,7 +157,7 @@ class Comparison:
 
     @property
     def scores(self) -> dict[str, dict[int, float]]:
-        """arm -> seed -> top-1 accuracy on the test images, a fraction; only of runs that finished."""
+        """arm -> seed -> top-1 accuracy on the test images, a fraction; of runs that finished, in the order asked."""
         return self._scores("top1")
 
     @property
@@ -107,7 +167,8 @@ class Comparison:
 
     def _scores(self, kind: str) -> dict[str, dict[int, float]]:
         scores: dict[str, dict[int, float]] = {arm: {} for arm in self.arms}
-        for run in self.done:
+        place = {seed: number for number, seed in enumerate(dict.fromkeys(s for e in self.asked for s in e["seeds"]))}
+        for run in sorted(self.done, key=lambda run: place.get(run["seed"], len(place))):
             if run[kind] is not None:
                 scores.setdefault(run["arm"], {})[run["seed"]] = run[kind]
         return scores
@@ -117,12 +178,7 @@ class Comparison:
         """Every arm judged against `none` and, where the control `wider` was run, every mechanism against that too."""
         from regard.comparison.statistics import judge  # scipy takes a second to load, and few questions need it
 
-        scores, margin = self.scores, self.question["margin"]
-        verdicts = judge(scores, against="none", margin=margin)
-        if "wider" in scores:
-            mechanisms = {arm: seeds for arm, seeds in scores.items() if arm != "none"}
-            verdicts = [*verdicts, *judge(mechanisms, against="wider", margin=margin)]
-        return verdicts
+        return judge(self.scores, self.plan, contrasts=self.contrasts, **self._judging)
 
     def against(self, arm: str) -> list[Verdict]:
         """The verdicts against one arm, `none` or `wider`."""
@@ -139,6 +195,21 @@ class Comparison:
             for seed in entry["seeds"]:
                 seeds.setdefault(seed, entry["seen"])
         return [arm for arm, late in arms.items() if late], [seed for seed, late in seeds.items() if late]
+
+    @property
+    def plan_in_words(self) -> str:
+        """What was planned before any result was seen, and how the comparisons share one error rate."""
+        looks, base = ([str(count) for count in counts] for counts in (self.plan.looks, self.plan.base))
+        when = f"{', '.join(looks[:-1])} and {looks[-1]}" if len(looks) > 1 else looks[0]
+        more = f" ({', '.join(base)} of none, which serves all arms)" if base else ""
+        stop = "; a comparison stops where it is decided or would hardly be decided any more" if len(looks) > 1 else ""
+        how = {"seeds": "run by run of the same seed", "none": "as two groups of runs, since seeds do not tie them"}
+        family = counted(len(self.contrasts), "comparison")
+        return (
+            f"Planned before looking: a verdict at {when} seeds{more}{stop}. Arms are compared "
+            f"{how[self.plan.pairing]}. All intervals hold together with 95 %: the chance that any of {family} is "
+            f"called better or worse and is not, at any look, is 5 % at most."
+        )
 
     @property
     def added_in_words(self) -> str:
@@ -200,7 +271,7 @@ class Comparison:
             notes.append(f"Missing: {runs} not finished yet: {pairs}{rest}; the same command goes on.")
         notes += [f"Broken file, left out: {file}: {reason}" for file, reason in self.question.get("broken", [])]
         if added := self.added_in_words:
-            notes.append(f"Added after looking: {added}, so the stated error rate no longer holds exactly.")
+            notes.append(f"Added after looking: {added}; intervals and p-values allow for it.")
         for arm, said in (self.cost or {}).get("narrow", {}).items():
             notes += [f"Narrow: {arm} has {note}." for note in said]
         if self.cost and self.cost["noisy"]:
@@ -222,6 +293,7 @@ class Comparison:
             "seeds": self.seeds,
             "scores": {arm: {str(seed): top1 for seed, top1 in runs.items()} for arm, runs in self.scores.items()},
             "top5": {arm: {str(seed): top5 for seed, top5 in runs.items()} for arm, runs in self.top5.items()},
+            "plan": asdict(self.plan),
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
             "cost": self.cost,
             "failed": [{"arm": run["arm"], "seed": run["seed"], "reason": run["reason"]} for run in self.failed],

@@ -288,7 +288,7 @@ at {looks} seeds.
 No arm differs from `none`. *Error*: any arm of the page is called better or worse. *Joint*: every interval of the page
 holds the truth. Unpaired, `none` has more runs than each arm.
 
-| runs | arms | error | joint coverage | no difference worth having | seeds of an arm | runs, `none` too | with fixed 20 |
+| runs | arms | error | joint coverage | no difference worth having | seeds | runs, `none` too | with fixed 20 |
 |---|---|---|---|---|---|---|---|
 {nulls}
 

@@ -262,7 +262,7 @@ def measure(pages: int, sd: float, ways: dict[str, tuple[float, str]], say: Any 
             say(f"{way}, {arms} arms: {time.process_time() - began:.0f} s")
     tied = next(iter(ways.values()))[0]
     found["added"] = {str(effect): added(2 * pages, sd, tied, effect) for effect in (0.0, 0.5, 1.0)}
-    found["advised"] = {str(spread): advised(max(pages // 8, 1), sd, tied, spread) for spread in (0.0, 0.7)}
+    found["advised"] = {str(spread): advised(max(pages // 2, 1), sd, tied, spread) for spread in (0.0, 0.7)}
     found["foreseen"] = [row for times in (1, 2) for row in foreseen(2 * pages, times * sd, tied)]
     found["noise"] = other_noise(2 * pages)
     found["corrections"] = corrections(max(pages // 5, 1))

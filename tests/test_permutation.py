@@ -158,8 +158,12 @@ def test_interval_covers_the_truth_as_often_as_it_says(pairs):
 def test_dealing_counts_what_its_definition_counts(x, y, shift):
     test = unpaired((np.array(x) + 1700) / 2000, (np.array(y) + 1700) / 2000)
     assert test.size == math.comb(len(x) + len(y), len(x))
-    assert test.count / test.size == enumerate_deals(np.array(x), np.array(y))
-    assert test.count_at(shift / 2000) / test.size == enumerate_deals(np.array(x) - shift, np.array(y))
+    for moved in (0, shift):
+        ours = np.array(x) - moved
+        p = enumerate_deals(ours, np.array(y))
+        if len({*ours}) > 1 or len({*y}) > 1:
+            p = max(p, math.ceil(stats.ttest_ind(ours, y, equal_var=False).pvalue * test.size - 1e-6) / test.size)
+        assert test.count_at(moved / 2000) / test.size == p
 
 
 @given(
@@ -182,11 +186,11 @@ def test_dealing_is_near_welch():
     test = unpaired(x, y)
     assert test.size == permutation.MOST
     theirs = stats.ttest_ind(x, y, equal_var=False)
-    assert test.count / test.size == pytest.approx(theirs.pvalue, abs=0.01)
+    assert theirs.pvalue <= test.count / test.size <= theirs.pvalue + 0.01
     assert test.interval(int(0.05 * test.size)) == pytest.approx(theirs.confidence_interval(0.95), abs=0.1)
 
 
-@pytest.mark.parametrize(("n", "m", "spread", "most"), [(8, 14, 1, 0.05), (8, 25, 2, 0.065), (8, 25, 0.5, 0.05)])
+@pytest.mark.parametrize(("n", "m", "spread", "most"), [(8, 14, 1, 0.05), (8, 25, 2, 0.05), (8, 25, 0.5, 0.05)])
 def test_dealing_holds_its_level_where_the_spreads_differ(n, m, spread, most):
     rng = np.random.default_rng(n)
     test = unpaired(rng.normal(0, spread, (n, 3000)), rng.normal(0, 1, (m, 3000)), 2**10)

@@ -124,7 +124,11 @@ def test_the_chance_of_deciding_is_that_of_drawing_what_is_to_come():
     rng = np.random.default_rng(9)
     count = 20_000
     spread = 0.012 * np.sqrt(7 / rng.chisquare(7, count))
-    truth = 0.002 + spread / math.sqrt(8) * rng.standard_normal(count)
+    wide = 0.01 * rng.standard_normal(40 * count)  # what may be true, kept where it agrees with what was seen
+    error = np.repeat(spread, 40) / math.sqrt(8)
+    kept = rng.random(40 * count) < np.exp(-((wide - 0.002) ** 2) / (2 * error**2))
+    kept = np.array([row.argmax() for row in kept.reshape(count, 40)])
+    truth = wide.reshape(count, 40)[np.arange(count), kept]
     decided = np.zeros(count, dtype=bool)
     new = truth + spread * rng.standard_normal((12, count))
     for look, n in zip(looks[1:], (12, 16, 20), strict=True):

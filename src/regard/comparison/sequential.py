@@ -15,7 +15,8 @@ gambler bets on the one sign, one on the other. The shifts at which neither has 
 at all times at once, a confidence sequence. Since a gambler's money falls as the shift grows, it is an interval indeed.
 
 **Foresight.** The chance that seeds still to come decide is found by drawing them: mean and spread from what the runs
-so far leave open, then the looks to come.
+so far leave open, then the looks to come. Before there were runs, the mean is taken to lie about as far from 0 as the
+margin, since most effects do: without that, what looks large by chance would be foreseen to stay large.
 """
 
 from __future__ import annotations
@@ -193,7 +194,7 @@ def chance_of_deciding(
     random = np.random.default_rng(0)
     mean, spread = np.asarray(mean, dtype=float)[..., None], np.asarray(spread, dtype=float)[..., None]
     true_spread = spread * np.sqrt(freedom / random.chisquare(freedom, DRAWS))
-    truth = mean + true_spread / np.sqrt(have) * random.standard_normal(DRAWS)
+    truth = _truth(mean, true_spread / np.sqrt(have), margin, random.standard_normal(DRAWS))
     total, past = mean * have, have
     decided = np.zeros((*total.shape[:-1], DRAWS), dtype=bool)
     chances = []
@@ -209,6 +210,12 @@ def chance_of_deciding(
     return np.array(chances)
 
 
+def _truth(mean: np.ndarray, error: np.ndarray, margin: float, noise: np.ndarray) -> np.ndarray:
+    """True differences, drawn from what a mean with this standard error leaves open."""
+    kept = margin**2 / (margin**2 + error**2) if margin else 1.0
+    return kept * mean + np.sqrt(kept) * error * noise
+
+
 def seeds_that_decide(
     differences: Sequence[float] | np.ndarray, alpha: float, margin: float, most: int = 400, draws: int = 300
 ) -> tuple[int, float]:
@@ -221,7 +228,7 @@ def seeds_that_decide(
     spread = max(float(d.std(ddof=1)), FLOOR)
     freedom = len(d) - 1
     true_spread = spread * np.sqrt(freedom / random.chisquare(freedom, draws))
-    truth = d.mean() + true_spread / np.sqrt(len(d)) * random.standard_normal(draws)
+    truth = _truth(d.mean(), true_spread / np.sqrt(len(d)), margin, random.standard_normal(draws))
     noise = random.standard_normal((most, draws))
     paths = np.concatenate([np.repeat(d[:, None], draws, axis=1), truth + true_spread * noise])
     enough = np.log(2 / alpha)

@@ -144,8 +144,7 @@ def added(pages: int, sd: float, tied: float, effect: float = 0.0) -> dict[str, 
     by_plan = first.count <= boundaries(ALPHA * PLANNED, (8.0,), (1.0,), (128,))[0].allowed
     # the money is the most so far, so what is true after 20 seeds covers every look until then
     later = (winnings(d, 0.0, MARGIN) >= math.log(2 / (ALPHA * LATER))).any(axis=-1)
-    plain = {n: paired(d[:n], MOST) for n in range(8, 41)}
-    rejected = {n: test.count <= ALPHA * test.size for n, test in plain.items()}
+    rejected = {n: paired(d[:n], MOST).count <= ALPHA * size(n, None, MOST) for n in range(8, 41)}
     peeked = {last: np.any([rejected[n] for n in range(8, last + 1)], axis=0) for last in (20, 40)}
     follows = follow(x[:20], y[:20], planned(LOOKS, 1, "seeds"), np.full((1, pages), effect / 100))
     return {
@@ -262,7 +261,7 @@ def measure(pages: int, sd: float, ways: dict[str, tuple[float, str]], say: Any 
             say(f"{way}, {arms} arms: {time.process_time() - began:.0f} s")
     tied = next(iter(ways.values()))[0]
     found["added"] = {str(effect): added(2 * pages, sd, tied, effect) for effect in (0.0, 0.5, 1.0)}
-    found["advised"] = {str(spread): advised(max(pages // 2, 1), sd, tied, spread) for spread in (0.0, 0.7)}
+    found["advised"] = {str(spread): advised(max(pages // 5, 1), sd, tied, spread) for spread in (0.0, 0.7)}
     found["foreseen"] = [row for times in (1, 2) for row in foreseen(2 * pages, times * sd, tied)]
     found["noise"] = other_noise(2 * pages)
     found["corrections"] = corrections(max(pages // 5, 1))

@@ -382,8 +382,8 @@ class _Case:
         return math.sqrt((x.var() * len(x) + y.var() * len(y)) / self._freedom(len(x), len(y)))
 
     def _too_few(self, s: _Standing) -> bool:
-        """Whether the look that was judged could not have found anything."""
-        return bool(s.look) and not s.later and not math.isfinite(s.low)
+        """Whether what was judged could not have found anything."""
+        return not math.isfinite(s.low)
 
 
 def _cases(

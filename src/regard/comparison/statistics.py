@@ -129,7 +129,8 @@ def judge(
 
     Args:
         scores: ``scores[arm][seed]``, accuracies as fractions. Differences are rounded to twelve decimals.
-        plan: what was fixed before looking; by default one look at all seeds that there are, of runs that both have.
+        plan: what was fixed before looking. Without one the scores are taken for all that there will ever be: one look
+            at all seeds, of runs that both have, and nothing of the error rate is kept for later.
         against: what every other arm is compared with, where ``contrasts`` does not say.
         contrasts: (arm, the arm it is compared with): all that is asked.
         margin: the largest difference not worth having, a fraction: 0.01 is one percentage point.
@@ -174,9 +175,12 @@ def runs_needed(
     return runs
 
 
-def fewest_seeds(comparisons: int, pairing: Pairing = "seeds", alpha: float = 0.05) -> int:
-    """The fewest seeds with which one look can find anything better or worse in one of so many comparisons."""
-    level = alpha * PLANNED / comparisons + 1e-12
+def fewest_seeds(comparisons: int, pairing: Pairing = "seeds", alpha: float = 0.05, part: float = PLANNED) -> int:
+    """The fewest seeds with which one look can find anything better or worse in one of so many comparisons.
+
+    ``part`` is that of the error rate which this look may spend: 1 for scores without a plan.
+    """
+    level = alpha * part / comparisons + 1e-12
     return next(n for n in count(2) if smallest_p(n, n if pairing == "none" else None) <= level)
 
 
@@ -415,6 +419,7 @@ def _cases(
                     f"the accuracy of {arm!r} with seed {seed} must be a fraction from 0 to 1 (divide a percentage by"
                     f" 100), but is {score}"
                 )
+    whole = plan is None
     if plan is None:
         plan = fixed(sorted({seed for runs in scores.values() for seed in runs}))
         failed = [(arm, seed) for arm in scores for seed in plan.seeds if seed not in scores[arm]]
@@ -423,7 +428,7 @@ def _cases(
     cases, added = [], 0
     for (arm, other), one in zip(contrasts, own, strict=True):
         if one is None:
-            parts = PLANNED / first, LATER / first
+            parts = (1 if whole else PLANNED) / first, LATER / first
         else:
             added += 1
             part = (1 - PLANNED - LATER) / (added * (added + 1))

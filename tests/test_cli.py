@@ -426,7 +426,7 @@ def test_pythons_arguments_are_options_on_the_command_line(command, python, show
         ("compare se --epochs 0", "epochs must be at least 1"),
         ("compare se --epochs 2 --epochs 3", "--epochs specified multiple times"),
         ("compare se --seeds 0", "seeds is how many"),
-        ("compare se --seeds 8 --looks 4,8", "looks belong to seeds='auto'"),
+        ("compare se --seeds 8 --looks 4,8", "looks belong to --seeds auto"),
         ("compare se --looks 8,4", "looks are at most 20 ascending numbers"),
         ("compare se --seeds 3 --seed-list 1,2", "give one of them"),
         ("compare se --seed-list 1,x", "--seed-list is numbers joined by commas"),

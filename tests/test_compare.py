@@ -337,7 +337,7 @@ def untrained(monkeypatch):
         (["se"], {"seeds": [-1]}, "seeds is how many"),
         (["se"], {"seeds": "many"}, "seeds is 'auto', how many there should be, or a list of numbers, got 'many'"),
         (["se"], {"seeds": "auto", "looks": [8, 4]}, "looks are at most 20 ascending numbers of seeds from 2 to 1000"),
-        (["se"], {"seeds": 8, "looks": [4, 8]}, "looks belong to seeds='auto'"),
+        (["se"], {"seeds": 8, "looks": [4, 8]}, "looks belong to seeds=.auto"),
         (["se"], {"pairing": "images"}, "pairing is 'seeds' or 'none', got 'images'"),
         (["se"], {"epochs": 0}, "epochs must be at least 1, got 0"),
         (["se"], {"batch": 1}, "batch must be at least 2, got 1"),

@@ -250,7 +250,7 @@ def _seeds(
     if isinstance(seeds, str):
         raise UserError(f"seeds is 'auto', how many there should be, or a list of numbers, got {seeds[:60]!r}")
     if looks is not None:
-        raise UserError("looks belong to seeds='auto' (--seeds auto): leave out the looks or the number of seeds")
+        raise UserError("looks belong to seeds='auto': leave out the looks or the number of seeds")
     chosen = list(range(min(seeds, MOST_SEEDS + 1))) if isinstance(seeds, int) else sorted(set(seeds))
     if not chosen or min(chosen) < 0 or max(chosen) >= 2**32 or len(chosen) > MOST_SEEDS:
         raise UserError(

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test levels check format docs trust fuzz advice networks export speed whole pairs loop examples stamps galleries notebook looking proofs clean
+.PHONY: demo test levels check format docs trust fuzz advice networks export speed whole pairs loop examples stamps galleries notebook looking calibration proofs clean
 
 # One finished stamp per set of requirements: an interrupted set-up is done again, a finished one is not.
 .venv/ready: pyproject.toml constraints.txt
@@ -96,6 +96,10 @@ notebook: .venv/built
 # what looking costs; minutes on a quiet machine
 looking: .venv/built
 	$(BIN)/python benchmarks/looking.py
+
+# what the verdicts are worth: error, coverage, power; some minutes of one core
+calibration: .venv/built
+	$(BIN)/python benchmarks/calibration.py
 
 # objects that Debian's apt fetches (161 MB); the trainings take an hour on two cores, what is done is kept in runs/stamps
 stamps: .venv/built

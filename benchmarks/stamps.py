@@ -460,7 +460,7 @@ def answer(results: Result) -> str:
             words: dict[str, list[str]] = {}
             for verdict in statistics.judge(compared(results, name, key)):
                 words.setdefault(verdict.word, []).append(f"`{verdict.arm}` ({points(verdict.mean)})")
-            better[name] = better.get(name, False) or "better" in words
+            better[name] = better.get(name, False) or any(word.startswith("better") for word in words)
             said = "; ".join(f"{word}: {', '.join(arms)}" for word, arms in words.items())
             lines.append(f"* {what}, {key}: {said}")
     first = "Some own map lies" if better["own map"] else "No own map was seen to lie"
@@ -469,7 +469,7 @@ def answer(results: Result) -> str:
         if better["Grad-CAM"]
         else "no attention was seen to make Grad-CAM better"
     )
-    seeds, least = len(results["runs"]["none"]), statistics.fewest_pairs(len(results["runs"]) - 1)
+    seeds, least = len(results["runs"]["none"]), statistics.fewest_seeds(len(results["runs"]) - 1, part=1)
     few = f" No verdict is possible with {seeds} seeds; it takes {least}." if seeds < least else ""
     return (
         f"{first} on the object more than Grad-CAM on the plain network does, in any of three scores; {second}.{few} "

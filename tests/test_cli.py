@@ -364,12 +364,14 @@ def test_every_option_of_compare_reaches_it(capsys, monkeypatch, tmp_path):
     words += " --optimiser adamw --augmentation none"
     words += " --learning-rate 0.5 --at layer1,layer2 --start identity --trunk frozen --margin 0.02 --pretrained"
     words += " --weights w.pt --control wider --out o --skip-broken --keep all --workers 3 --device cpu"
+    words += " --looks 4,6 --pairing none"
     assert call(capsys, *words.split())[0] == 2
     assert given == {
         "arms": ("se", "eca"), "data": "photos", "model": "resnet18", "seeds": [3, 5], "epochs": 4, "size": 32,
         "batch": 9, "optimiser": "adamw", "augmentation": "none", "learning_rate": 0.5, "at": ["layer1", "layer2"],
         "start": "identity", "trunk": "frozen", "margin": 0.02, "pretrained": True, "weights": Path("w.pt"),
         "control": "wider", "out": Path("o"), "skip_broken": True, "keep": "all", "workers": 3, "device": "cpu",
+        "looks": [4, 6], "pairing": "none",
     }  # fmt: skip
     assert call(capsys, "compare", "se")[0] == 2
     for name, value in given.items():
@@ -426,6 +428,8 @@ def test_pythons_arguments_are_options_on_the_command_line(command, python, show
         ("compare se --epochs 0", "epochs must be at least 1"),
         ("compare se --epochs 2 --epochs 3", "--epochs specified multiple times"),
         ("compare se --seeds 0", "seeds is how many"),
+        ("compare se --seeds 8 --looks 4,8", "looks belong to --seeds auto"),
+        ("compare se --looks 8,4", "looks are at most 20 ascending numbers"),
         ("compare se --seeds 3 --seed-list 1,2", "give one of them"),
         ("compare se --seed-list 1,x", "--seed-list is numbers joined by commas"),
         ("compare se --batch 0", "batch must be at least 2"),

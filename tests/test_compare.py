@@ -243,6 +243,73 @@ def test_an_arm_has_one_spelling(photos, tmp_path):
     assert comparison.arms == ["none", "cbam[reduction=8,squeeze=max]"]
 
 
+# ---- a plan
+
+
+def test_auto_stops_what_is_decided_and_goes_on_with_what_is_not(photos, tmp_path, monkeypatch):
+    """Accuracies are put in place of those that were trained: se is clear by the second look, eca takes all."""
+    train = training.train
+    gains = {"none": 0.0, "se": 0.3, "eca": 0.012}
+
+    def invented(question, arm, seed, *rest):
+        record = train(question, arm, seed, *rest)
+        return record | {"top1": round(0.5 + gains[arm] + 0.01 * ((3 * seed**2 + 3 * len(arm) * seed) % 7 - 3) / 3, 4)}
+
+    monkeypatch.setattr(training, "train", invented)
+    options = {"data": photos, "out": tmp_path, "seeds": "auto", "looks": [6, 8, 10], "pairing": "seeds"}
+    comparison = compare(["se", "eca"], **options)
+    assert {arm: len(runs) for arm, runs in comparison.scores.items()} == {"none": 10, "se": 8, "eca": 10}
+    se, eca = comparison.verdicts
+    assert (se.word, se.state, se.look) == ("better by more than the margin", "decided", 2)
+    assert (eca.look, comparison.missing) == (3, [])
+    assert comparison.asked[0]["looks"] == [6, 8, 10]
+    assert "--seeds auto --looks 6,8,10" in comparison.asked[0]["command"]
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*.json")}
+    again = compare(["se", "eca"], **options)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*.json")} == files
+    assert len(again.asked) == 1
+    assert "Planned before looking: a verdict at 6, 8 and 10 seeds" in (tmp_path / "report.html").read_text()
+    plain = compare(["se", "eca"], **options | {"looks": None})
+    assert (plain.plan, len(plain.asked)) == (comparison.plan, 1), "auto follows what the folder has planned"
+    more = compare(["se", "eca"], data=photos, out=tmp_path, seeds=12, pairing="seeds")
+    assert len(more.scores["se"]) == 12
+    assert more.plan == comparison.plan
+    assert more.verdicts[0] == se, "what the plan decided stands"
+    assert "Added after looking: 2 seeds (10, 11)" in str(more)
+
+
+def test_a_plan_that_was_killed_goes_on_with_the_same_runs(photos, tmp_path, monkeypatch):
+    options = {"data": photos, "seeds": "auto", "looks": [2, 3], "pairing": "none"}
+    whole = compare(["se", "eca"], out=tmp_path / "whole", **options)
+    assert whole.plan.base == (3, 5)
+    run, left = grid.run, [3]
+
+    def dies(folder, question, runs, **others):
+        run(folder, question, runs[: left[0]], **others)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(grid, "run", dies)
+        for left[0] in (3, 1, 5):
+            with pytest.raises(KeyboardInterrupt):
+                compare(["se", "eca"], out=tmp_path / "killed", **options)
+    after = compare(["se", "eca"], out=tmp_path / "killed", **options)
+    assert tiny.outcomes(tmp_path / "killed") == tiny.outcomes(tmp_path / "whole")
+    assert after.verdicts == whole.verdicts
+    assert after.added_after_looking == ([], [])
+
+
+def test_how_runs_are_compared_follows_the_start_and_can_be_chosen(photos, tmp_path):
+    def pairing(name, **other):
+        return compare(data=photos, out=tmp_path / name, seeds=1, **other).question["pairing"]
+
+    assert pairing("drawn") == "seeds", "every seed draws its own test images from this folder"
+    assert pairing("identity", start="identity") == "seeds"
+    assert pairing("chosen", pairing="none") == "none"
+    with pytest.raises(UserError, match=r"holds another question \(pairing was \"none\", now \"seeds\"\)"):
+        pairing("chosen", pairing="seeds")
+
+
 # ---- before any training
 
 
@@ -268,6 +335,10 @@ def untrained(monkeypatch):
         (["cbam[squeeze=min]"], {}, "squeeze"),
         (["se"], {"seeds": 0}, "seeds is how many there should be, at least 1"),
         (["se"], {"seeds": [-1]}, "seeds is how many"),
+        (["se"], {"seeds": "many"}, "seeds is 'auto', how many there should be, or a list of numbers, got 'many'"),
+        (["se"], {"seeds": "auto", "looks": [8, 4]}, "looks are at most 20 ascending numbers of seeds from 2 to 1000"),
+        (["se"], {"seeds": 8, "looks": [4, 8]}, "looks belong to seeds=.auto"),
+        (["se"], {"pairing": "images"}, "pairing is 'seeds' or 'none', got 'images'"),
         (["se"], {"epochs": 0}, "epochs must be at least 1, got 0"),
         (["se"], {"batch": 1}, "batch must be at least 2, got 1"),
         (["se"], {"size": 4}, "size must be at least 8, got 4"),
@@ -329,20 +400,11 @@ def test_a_file_cannot_be_the_folder(photos, tmp_path):
 def test_too_few_seeds_are_said_before_training(photos, tmp_path, monkeypatch, capsys):
     said = []
     monkeypatch.setattr(grid, "run", lambda *_, **__: said.append(capsys.readouterr().err))
-    compare(["se", "eca"], data=photos, out=tmp_path / "few", seeds=6, progress=True)
-    compare(["se", "eca"], data=photos, out=tmp_path / "enough", seeds=7, progress=True)
+    compare(["se", "eca"], data=photos, out=tmp_path / "few", seeds=6, pairing="seeds", progress=True)
+    compare(["se", "eca"], data=photos, out=tmp_path / "enough", seeds=7, pairing="seeds", progress=True)
     few, enough = said
-    assert "6 seeds can never show a difference: with 2 arms it takes 7 or more." in few
+    assert "6 seeds can never show a difference: with 2 comparisons it takes 7 or more." in few
     assert "never" not in enough
-
-
-def test_the_fewest_seeds_are_those_that_can_show_something():
-    """Against the definition: the smallest p-value of an exact sign-flip test is 2 / 2**n, times the arms (Holm)."""
-    for arms in range(1, 40):
-        from regard.comparison.statistics import fewest_pairs
-
-        least = fewest_pairs(arms)
-        assert arms * 2 / 2**least <= 0.05 < arms * 2 / 2 ** (least - 1)
 
 
 def test_threads_do_not_depend_on_how_much_is_left(photos, out, monkeypatch):

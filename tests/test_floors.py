@@ -22,7 +22,9 @@ FLOORS = [
     "regard.comparison.pictures regard.comparison.results",
     "regard.comparison.data regard.comparison.hosts regard.comparison.statistics regard.comparison.twins"
     " regard.comparison.gates",
-    "regard.comparison.folders regard.comparison.records regard.comparison.arms",
+    "regard.comparison.folders regard.comparison.records regard.comparison.sequential",
+    "regard.comparison.plan regard.comparison.permutation",
+    "regard.comparison.arms",
     "regard.comparison",
     "regard.ticker",
     "regard.advising regard.placing regard.benchmarking",

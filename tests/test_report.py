@@ -28,7 +28,7 @@ def test_reads_runs_scores_and_gaps(tmp_path):
         ("se", "none"), ("cbam[squeeze=max]", "none"), ("wider", "none"),
         ("se", "wider"), ("cbam[squeeze=max]", "wider"),
     ]  # fmt: skip
-    assert [v.word for v in comparison.against("none")][1] == "better"
+    assert [v.word for v in comparison.against("none")][1] == "better by more than the margin"
 
 
 def test_the_table_agrees_with_the_files(tmp_path):
@@ -87,7 +87,7 @@ def test_json_is_strict_whatever_is_there(tmp_path, seeds):
     assert len(written["verdicts"][0]["differences"]) == len(seeds)
     if len(seeds) < 6:
         assert written["verdicts"][0]["low"] is None
-        assert written["verdicts"][0]["word"] == "not enough runs"
+        assert written["verdicts"][0]["word"] == "undecided"
     assert report.write(comparison).stat().st_size > 10_000
     assert not list(tmp_path.glob(".*"))  # nothing half-written stays
 
@@ -111,11 +111,13 @@ def test_slugs_are_safe_and_never_collide():
 
 def test_headline_counts_when_there_are_many_arms(tmp_path):
     few = Comparison.load(store(tmp_path / "few"))
-    assert report.headline(few.against("none")).startswith("Better than none: cbam[squeeze=max]")
+    assert report.headline(few.against("none")).startswith(
+        "Better than none by more than the margin: cbam[squeeze=max]."
+    )
     gains = {"none": 0.0} | {f"arm{i}": 0.05 * (i < 2) for i in range(5)}
     many = Comparison.load(store(tmp_path / "many", gains=gains, seeds=range(10)))
-    assert report.headline(many.against("none")).startswith("Better than none: 2 of 5 arms.")
-    assert report.headline([]) == "Not enough runs to say anything yet"
+    assert report.headline(many.against("none")).startswith("Better than none by more than the margin: 2 of 5 arms.")
+    assert report.headline([]) == "Undecided"
 
 
 class Outline(HTMLParser):

@@ -427,8 +427,10 @@ def compare(
     *arms: str,
     data: str = "fashion",
     model: str = "small_resnet",
-    seeds: int | None = None,
+    seeds: Literal["auto"] | int | None = None,
+    looks: str | None = None,
     seed_list: str | None = None,
+    pairing: Literal["seeds", "none"] | None = None,
     epochs: int | None = None,
     size: int | None = None,
     batch: int | None = None,
@@ -466,9 +468,15 @@ def compare(
         torchvision/NAME; or file.py:function, which is told the numbers of classes and channels where it takes
         num_classes and in_chans.
     seeds
-        How many seeds, counted from 0; 8 if not said. Fewer than 6 can never show a difference, more arms need more.
+        auto, if not said: every arm is judged at the looks and goes on only where that is open and can still be
+        decided. Or how many seeds, counted from 0; fewer than 6 can rarely show a difference, more arms need more.
+    looks
+        After how many seeds auto judges: 8,12,16,20 if not said.
     seed_list
         Which seeds instead, e.g. 3,4,5.
+    pairing
+        seeds: runs of one seed are compared with each other; none: all runs of an arm with all runs of the other. If
+        not said, seeds where the seed ties the runs: pretrained weights, the identity start, drawn test images.
     epochs
         Of every run: 3 for fashion, 5 for cluttered, else 20, or 8 from pretrained weights.
     size
@@ -519,15 +527,24 @@ def compare(
     asked: dict[str, Any] = {
         "data": data, "model": model, "size": size, "epochs": epochs, "batch": batch, "optimiser": optimiser,
         "learning_rate": learning_rate, "augmentation": augmentation, "at": _at(at), "start": start, "trunk": trunk,
-        "margin": margin, "pretrained": pretrained, "weights": weights, "device": device,
+        "margin": margin, "pairing": pairing, "pretrained": pretrained, "weights": weights, "device": device,
     }  # fmt: skip
     chosen = _seeds(seeds, seed_list)
+    at_seeds = _numbers(looks, "--looks") if looks is not None else None
     refuse_early(arms, out, control, **asked)
     _show_a_sign_of_life()
     from regard.comparison.question import compare as ask
 
     comparison = ask(
-        arms, seeds=chosen, control=control, out=out, skip_broken=skip_broken, keep=keep, workers=workers, **asked
+        arms,
+        seeds=chosen,
+        looks=at_seeds,
+        control=control,
+        out=out,
+        skip_broken=skip_broken,
+        keep=keep,
+        workers=workers,
+        **asked,
     )
     _show(comparison, json)
 
@@ -870,11 +887,11 @@ def _place(text: str) -> tuple[float, float]:
     return row, column
 
 
-def _seeds(count: int | None, listed: str | None) -> int | list[int]:
+def _seeds(count: int | Literal["auto"] | None, listed: str | None) -> int | list[int] | Literal["auto"]:
     from regard.errors import UserError
 
     if listed is None:
-        return 8 if count is None else count
+        return "auto" if count is None else count
     if count is not None:
         raise UserError("--seeds says how many and --seed-list says which: give one of them")
     return _numbers(listed, "--seed-list")

@@ -43,6 +43,7 @@ def question(
     start: str | None,
     trunk: str,
     margin: float,
+    pairing: str | None,
     pretrained: bool,
     weights: str | Path | None,
     device: str | None,
@@ -74,6 +75,7 @@ def question(
         "start": start or ("identity" if starting else "scaled"),
         "trunk": trunk,
         "margin": margin,
+        "pairing": pairing,  # None until the images are known
         "pretrained": pretrained,
         "weights": str(weights) if weights is not None else None,
         "weights_sha256": _digest(Path(weights)) if weights is not None else None,

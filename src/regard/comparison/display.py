@@ -56,20 +56,24 @@ class Display:
         if done >= total:
             self._stop()
 
-    def start(self, comparison: Comparison, question: dict[str, Any]) -> None:
-        """The runs, those done before included."""
+    def start(self, comparison: Comparison, question: dict[str, Any], again: bool = False) -> None:
+        """The runs, those done before included; `again` after a look of the plan, with the runs until the next."""
         self._stop()
         self._runs = {run: {"state": "waiting"} for run in comparison.wanted}
         for run, record in comparison.records.items():
             if record["status"] == "done":
                 self._runs[run] = {"state": "done", "val_top1": record["curve"][-1]["val_top1"], "seconds": 0.0}
         done = sum(entry["state"] == "done" for entry in self._runs.values())
-        self.say(
-            f"{question['data']}: {counted(question['train_images'], 'image')} to train on, "
-            f"{question['test_images']:,} to test, {len(question['classes'])} classes; {question['model']}, "
-            f"{question['size']} px, {counted(question['epochs'], 'epoch')}; {counted(len(self._runs), 'run')}"
-            + (f", {done} of them done before" if done else "")
-        )
+        if again:
+            going = ", ".join(arm for arm in comparison.arms if any(run[0] == arm for run in comparison.missing))
+            self.say(f"A look at the results so far: {counted(len(comparison.missing), 'more run')} of {going}")
+        else:
+            self.say(
+                f"{question['data']}: {counted(question['train_images'], 'image')} to train on, "
+                f"{question['test_images']:,} to test, {len(question['classes'])} classes; {question['model']}, "
+                f"{question['size']} px, {counted(question['epochs'], 'epoch')}; {counted(len(self._runs), 'run')}"
+                + (f", {done} of them done before" if done else "")
+            )
         self._began = time.monotonic()
         if done == len(self._runs):
             return

@@ -8,9 +8,8 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from filelock import FileLock, Timeout
@@ -23,8 +22,9 @@ from regard.comparison.asked import question as asked_question
 from regard.comparison.display import Display
 from regard.comparison.folders import SIZES
 from regard.comparison.folders import text as as_text
+from regard.comparison.plan import LOOKS, Pairing, Plan, check_looks, fixed, planned
 from regard.comparison.results import BEFORE, Comparison, counted, read_cost, read_run
-from regard.comparison.statistics import fewest_pairs
+from regard.comparison.statistics import fewest_seeds
 from regard.errors import UserError, near
 from regard.files import slug, write_text
 from regard.insertion import STARTS
@@ -34,6 +34,7 @@ from regard.tap import taps
 
 KEPT = ("first", "all", "none")
 TRUNKS = ("trained", "frozen")
+PAIRINGS = ("seeds", "none")
 MOST_SEEDS = 1000
 
 
@@ -42,7 +43,9 @@ def compare(
     *,
     data: str | Path = "fashion",
     model: str = SMALL,
-    seeds: int | Iterable[int] = 8,
+    seeds: int | Iterable[int] | Literal["auto"] = "auto",
+    looks: Sequence[int] | None = None,
+    pairing: Pairing | None = None,
     epochs: int | None = None,
     size: int | None = None,
     batch: int | None = None,
@@ -77,7 +80,14 @@ def compare(
             numbers of classes and channels where it asks for ``num_classes`` and ``in_chans``; it returns a new network
             whenever it is called, with weights from torch's global generator. The text of the file is part of the
             question.
-        seeds: how many, counted from 0, or which.
+        seeds: ``"auto"``: as many as it takes: every arm is judged at each of the ``looks``, and goes on where that is
+            open and seeds to come have a chance to decide. Or how many, counted from 0, or which. Seeds that are added
+            after results were seen are judged by a test that allows for it.
+        looks: after how many seeds to judge; 8, 12, 16 and 20 if not said. In a folder that has a plan, ``"auto"``
+            without looks follows that.
+        pairing: ``"seeds"``: runs of one seed are compared with each other; ``"none"``: an arm's runs with all runs of
+            the other. By default the former where a seed ties its runs: from pretrained weights, with
+            ``start="identity"``, and where the seed draws the test images; else the latter.
         epochs: of every run; 3 for fashion, 5 for cluttered, else 20, or 8 from pretrained weights.
         size: side of the images in pixels; by default that of the embedded images, of a model of timm or torchvision,
             or 64.
@@ -123,7 +133,7 @@ def compare(
     grid.refuse_nesting()
     chosen_controls = controls(control)
     asked = _arms(arms, chosen_controls)
-    chosen = _seeds(seeds)
+    chosen = _seeds(seeds, looks, pairing)
     _check(
         model, epochs, batch, optimiser, learning_rate, augmentation, margin, start, trunk, keep, workers, size, device
     )
@@ -138,17 +148,24 @@ def compare(
     question = asked_question(
         data=data, model=model, size=size, epochs=epochs, batch=batch, optimiser=optimiser,
         learning_rate=learning_rate, augmentation=augmentation, at=at, start=start, trunk=trunk, margin=margin,
-        pretrained=pretrained, weights=weights, device=device,
+        pairing=pairing, pretrained=pretrained, weights=weights, device=device,
     )  # fmt: skip
     question["size"] = size or hosts.image_size(model) or SIZES.get(str(data), 64)
     question["device"] = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(out) if out is not None else _default_folder(question)
     with Display(progress) as display, _alone(folder):
-        refuse_other(folder, question)  # before its images would be replaced
+        # before its images would be replaced
+        stored = refuse_other(folder, {key: value for key, value in question.items() if key != "pairing" or value})
         images = images_of.prepare(
             data, folder / "data", size=question["size"], skip_broken=skip_broken, progress=display.reading
         )
-        split = images.split(chosen[0])
+        tied = starting or question["start"] == "identity" or images.varies == "the whole split"
+        question["pairing"] = pairing or (stored["question"] if stored else {}).get(
+            "pairing", "seeds" if tied else "none"
+        )
+        served = sum(not twinned(arm) for arm in asked)  # by the runs of `none`
+        plan = _plan(folder, bool(stored), chosen, looks, served, question["pairing"])
+        split = images.split(plan.seeds[0])
         question |= {
             "fingerprint": images.fingerprint,
             "classes": list(images.classes),
@@ -163,16 +180,16 @@ def compare(
         for arm in (PLAIN, *asked):
             training.check_trainable(question | dict.fromkeys(training.WIDENINGS.values(), 1.5), arm)
         _drop_damaged(folder, display.say)
-        stored = _ask(folder, question, asked, chosen)
+        stored = _ask(folder, question, asked, plan)
         question = stored["question"]
         comparison = Comparison.load(folder)
-        mechanisms = [arm for arm in comparison.arms if arm != PLAIN and not twinned(arm)]
-        least = fewest_pairs(len(mechanisms))
-        if len(comparison.seeds) < least:
+        mechanisms = [arm for arm in comparison.arms if arm not in HOSTS and not twinned(arm)]
+        least = fewest_seeds(len(comparison.contrasts), question["pairing"])
+        if comparison.plan.looks[-1] < least:
             display.say(
-                f"{counted(len(comparison.seeds), 'seed')} can never show a difference: with "
-                f"{counted(len(mechanisms), 'arm')} it takes {least} or more. The answer will be 'not enough runs'; "
-                f"--seeds {least} can do better."
+                f"{counted(comparison.plan.looks[-1], 'seed')} can never show a difference: with "
+                f"{counted(len(comparison.contrasts), 'comparison')} it takes {least} or more. The answer will be "
+                f"'undecided'; --seeds {least} can do better."
             )
         if CONSTANT in chosen_controls:
             for arm in asked:
@@ -182,25 +199,36 @@ def compare(
             key = training.WIDENINGS[control]
             if control in comparison.arms and question.get(key) is None:
                 display.say(f"Measuring how wide the control {control} must be")
-                others = [arm for arm in mechanisms if arm not in HOSTS]
-                question[key] = grid.call(find, question, others, threads=_cores())
+                question[key] = grid.call(find, question, mechanisms, threads=_cores())
                 write_text(folder / "question.json", json.dumps(stored, indent=1))
 
-        runs = [run for run in comparison.wanted if comparison.records.get(run, {}).get("status") != "done"]
         # by all runs, not by those that are left: with other threads the numbers would be others
-        count, threads = grid.workers_for(question["device"], len(comparison.wanted))
+        count, threads = grid.workers_for(question["device"], len(comparison.foreseen))
         count, threads = (workers, max(1, _cores() // workers)) if workers else (count, threads)
         first = comparison.seeds[0]
-        display.start(comparison, question)
-        grid.run(
-            folder,
-            question,
-            runs,
-            workers=count,
-            threads=threads,
-            keep=lambda arm, seed: keep == "all" or (keep == "first" and seed == first),
-            watch=display.watch,
-        )
+        tried: set[tuple[str, int]] = set()
+        while True:
+            runs = [
+                run
+                for run in comparison.wanted
+                if run not in tried and comparison.records.get(run, {}).get("status") != "done"
+            ]
+            if tried and not runs:
+                break
+            display.start(comparison, question, again=bool(tried))
+            grid.run(
+                folder,
+                question,
+                runs,
+                workers=count,
+                threads=threads,
+                keep=lambda arm, seed: keep == "all" or (keep == "first" and seed == first),
+                watch=display.watch,
+            )
+            if not runs:
+                break
+            tried |= set(runs)
+            comparison = Comparison.load(folder)
         priced = [arm for arm in comparison.arms if not twinned(arm)]  # a twin still computes what it drops
         if not _priced(folder, priced):
             display.say("Measuring what each arm costs")
@@ -241,7 +269,19 @@ def _arms(arms: str | Sequence[str], chosen: Sequence[str]) -> list[str]:
     return [*asked, *twins, *(control for control in chosen if control in HOSTS)]
 
 
-def _seeds(seeds: int | Iterable[int]) -> list[int]:
+def _seeds(
+    seeds: int | Iterable[int] | Literal["auto"], looks: Sequence[int] | None, pairing: str | None
+) -> list[int] | None:
+    """Which seeds, or None where the plan says it."""
+    if pairing not in (None, *PAIRINGS):
+        raise UserError(f"pairing is 'seeds' or 'none', got {pairing!r}")
+    if seeds == "auto":
+        check_looks(LOOKS if looks is None else looks)
+        return None
+    if isinstance(seeds, str):
+        raise UserError(f"seeds is 'auto', how many there should be, or a list of numbers, got {seeds[:60]!r}")
+    if looks is not None:
+        raise UserError("looks belong to seeds='auto': leave out the looks or the number of seeds")
     chosen = list(range(min(seeds, MOST_SEEDS + 1))) if isinstance(seeds, int) else sorted(set(seeds))
     if not chosen or min(chosen) < 0 or max(chosen) >= 2**32 or len(chosen) > MOST_SEEDS:
         raise UserError(
@@ -320,14 +360,27 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _ask(folder: Path, question: dict[str, Any], arms: list[str], seeds: list[int]) -> dict[str, Any]:
+def _plan(
+    folder: Path, stored: bool, seeds: list[int] | None, looks: Sequence[int] | None, arms: int, pairing: Pairing
+) -> Plan:
+    """What is asked for now: these seeds, these looks, or what the folder has planned."""
+    if seeds is not None:
+        return fixed(seeds, pairing)
+    if stored and looks is None:
+        return Comparison.load(folder).plan
+    return planned(check_looks(LOOKS if looks is None else looks), arms, pairing)
+
+
+def _ask(folder: Path, question: dict[str, Any], arms: list[str], plan: Plan) -> dict[str, Any]:
     """What the folder's question.json holds from now on; another question than the stored one is refused."""
     path = folder / "question.json"
     entry = {
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "arms": [PLAIN, *arms],
-        "seeds": seeds,
-        "command": command(question, arms, seeds, folder),
+        "seeds": list(plan.seeds),
+        "looks": list(plan.looks),
+        "base": list(plan.base),
+        "command": command(question, arms, plan, folder),
         "seen": (folder / "result.json").is_file(),
     }
     stored = refuse_other(folder, question)
@@ -335,8 +388,11 @@ def _ask(folder: Path, question: dict[str, Any], arms: list[str], seeds: list[in
         stored["question"]["model"] = question["model"]  # a file may lie elsewhere, seen from here
     if not stored:
         stored = {"question": question, "asked": [entry], "environment": training.environment()}
-    elif not set(product(arms, seeds)) <= set(Comparison.load(folder).wanted):
-        stored["asked"].append(entry)
+    else:
+        before = Comparison.load(folder)
+        known = before.foreseen if len(plan.looks) > 1 else set(before.wanted)
+        if not {(arm, seed) for arm in arms for seed in plan.until(arm, -1)} <= known:
+            stored["asked"].append(entry)
     write_text(path, json.dumps(stored, indent=1))
     return stored
 
@@ -353,7 +409,7 @@ def _drop_damaged(folder: Path, say: Callable[[str], None]) -> None:
             path.unlink()
 
 
-def command(question: dict[str, Any], arms: list[str], seeds: list[int], folder: Path) -> str:
+def command(question: dict[str, Any], arms: list[str], plan: Plan, folder: Path) -> str:
     """The command line that asks this question."""
     words = [
         "regard",
@@ -366,9 +422,13 @@ def command(question: dict[str, Any], arms: list[str], seeds: list[int], folder:
     words += ["--batch", str(question["batch"]), "--learning-rate", str(question["learning_rate"])]
     words += ["--optimiser", question["optimiser"], "--augmentation", question["augmentation"]]
     words += ["--start", question["start"], "--trunk", question["trunk"], "--margin", str(question["margin"])]
-    words += (
-        ["--seeds", str(len(seeds))] if seeds == list(range(len(seeds))) else ["--seed-list", ",".join(map(str, seeds))]
-    )
+    words += ["--pairing", question["pairing"]]
+    if len(plan.looks) > 1:
+        words += ["--seeds", "auto", "--looks", ",".join(map(str, plan.looks))]
+    elif plan.seeds == tuple(range(len(plan.seeds))):
+        words += ["--seeds", str(len(plan.seeds))]
+    else:
+        words += ["--seed-list", ",".join(map(str, plan.seeds))]
     words += ["--at", question["at"]] if isinstance(question["at"], str) else ["--at", ",".join(question["at"])]
     words += ["--pretrained"] * question["pretrained"]
     words += ["--weights", question["weights"]] if question["weights"] else []

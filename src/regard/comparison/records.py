@@ -10,6 +10,8 @@ from regard.schema import NoLess, Positive, Share, Whole, Within
 Side = Annotated[int, Within(1, 2**16)]
 Seed = Annotated[int, Within(0, 2**32 - 1)]
 Arm = Annotated[str, Within(1, 200)]
+Count = Annotated[int, Within(0, 1000)]
+BaseCount = Annotated[int, Within(0, 32_000)]
 Ratio = Annotated[float, Within(1e-9, 1e9)]
 Above0 = Annotated[float, Within(5e-324)]
 Spread = tuple[NoLess, NoLess, NoLess]  # lower quartile, median, upper quartile
@@ -30,6 +32,7 @@ class Question(TypedDict):
     weights: str | None
     start: Literal["paper", "identity", "scaled"]
     margin: Annotated[float, Within(5e-324, 1)]
+    pairing: NotRequired[Literal["seeds", "none"]]
     train_images: Whole
     val_images: Whole
     test_images: Whole
@@ -58,9 +61,11 @@ class Asked(TypedDict):
 
     when: str
     arms: Annotated[list[Arm], Within(1, 1000)]
-    seeds: Annotated[list[Seed], Within(0, 1000)]
+    seeds: Annotated[list[Seed], Within(0, 32_000)]
     command: str
     seen: bool
+    looks: NotRequired[Annotated[list[Count], Within(1, 20)]]  # how many of the seeds every arm has at each look
+    base: NotRequired[Annotated[list[BaseCount], Within(0, 20)]]  # and `none`, where it has more
 
 
 class Stored(TypedDict):

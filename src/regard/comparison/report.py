@@ -35,12 +35,16 @@ TAPS = 5  # maps of one arm, Grad-CAM with them
 UNPACKED = 2**30  # bytes of an arm's maps, at most
 BARS = 64  # channels drawn of a channel gate
 TITLES = {
+    "better by more than the margin": "Better than none by more than the margin",
     "better": "Better than none",
+    "better, by less than matters": "Better than none, by less than matters",
+    "worse by more than the margin": "Worse than none by more than the margin",
     "worse": "Worse than none",
+    "worse, by less than matters": "Worse than none, by less than matters",
     "no difference worth having": "No difference worth having",
-    "not enough runs": "Not enough runs",
+    "undecided": "Undecided",
 }
-SIGNS = {"better": "▲", "worse": "▼", "no difference worth having": "=", "not enough runs": "?"}
+SIGNS = {"better": "▲", "worse": "▼", "equal": "=", "undecided": "?"}
 
 
 def write(comparison: Comparison) -> Path:
@@ -80,8 +84,8 @@ def write(comparison: Comparison) -> Path:
 
 def headline(verdicts: Sequence[Verdict]) -> str:
     """The verdicts in one line: names while they are few, counts when they are many."""
-    if all(verdict.word == "not enough runs" for verdict in verdicts):
-        return "Not enough runs to say anything yet"
+    if all(verdict.word == "undecided" for verdict in verdicts):
+        return "Undecided"
     parts = []
     for word, title in TITLES.items():
         arms = [verdict.arm for verdict in verdicts if verdict.word == word]
@@ -117,14 +121,13 @@ def _difference(comparison: Comparison, verdict: Verdict) -> dict[str, Any]:
     return {
         "arm": verdict.arm,
         "word": verdict.word,
+        "direction": verdict.direction,
         "sentence": _typeset(verdict.sentence),
         **_accuracy(comparison, verdict.arm),
         "mean": _typeset(points(verdict.mean)),
         "interval": _typeset(interval(verdict)),
-        "level": f"{100 * verdict.level:.3g} %" if interval(verdict) else "",
         "ahead": f"{verdict.wins} of {len(verdict.seeds)}" + (f", {verdict.ties} tied" if verdict.ties else ""),
-        "p": _chance(verdict.p) if verdict.seeds else "",
-        "p_holm": _chance(verdict.p_holm) if verdict.seeds else "",
+        "p": _chance(verdict.p) if verdict.look or verdict.later else "",
     }
 
 

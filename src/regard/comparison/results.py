@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from regard.comparison.arms import HOSTS, PARAMETERS, PLAIN, WIDER, twin, twinned
+from regard.comparison.arms import twin, twinned
+from regard.comparison.plan import Contrast, Plan, contrasts, fixed
 from regard.comparison.records import Cost, Done, Failed, Run, Stored
 from regard.errors import UserError
 from regard.files import slug, write_text
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 # what a question asks that was stored before there was a choice
 BEFORE = {
-    "trunk": "trained", "model_sha256": None, "widening_parameters": None, "recipe": 1, "optimiser": "adamw",
-    "matrix_rate": None, "augmentation": "crops",
+    "trunk": "trained", "model_sha256": None, "widening_parameters": None, "pairing": "seeds", "recipe": 1,
+    "optimiser": "adamw", "matrix_rate": None, "augmentation": "crops",
 }  # fmt: skip
 OPEN = 0.05  # a gate whose spreads over places and over images are all below this share of its mean did not open
 REPLACED = ("gate_images", "top1_own_gate", "top1_mean_gate", "top1_other_gate")
@@ -40,7 +41,7 @@ class Comparison:
     Attributes:
         folder: where it was read from.
         question: data, model, recipe and margin: the same for every run.
-        asked: every time it was asked: arms, seeds, command, and whether results had been seen by then.
+        asked: every time it was asked: arms, seeds, looks, command, and whether results had been seen by then.
         environment: versions and machine.
         records: (arm, seed) -> the record of that run, done or failed.
         cost: what each arm costs beside `none`, or None while that is not measured.
@@ -80,15 +81,74 @@ class Comparison:
         return list(dict.fromkeys(["none", *(arm for entry in self.asked for arm in entry["arms"])]))
 
     @property
-    def seeds(self) -> list[int]:
-        """Every seed that was asked, in order."""
-        return sorted({seed for entry in self.asked for seed in entry["seeds"]})
+    def contrasts(self) -> list[Contrast]:
+        """Everything that is judged: (arm, the arm it is compared with)."""
+        return contrasts(self.arms)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What was fixed before any result was seen: by the last time that it was asked until then."""
+        before = self._before
+        seeds = tuple(dict.fromkeys(seed for entry in before for seed in entry["seeds"]))
+        plan = self._plan(before[-1])
+        return plan if set(plan.seeds) == set(seeds) else fixed(seeds, plan.pairing)
+
+    @cached_property
+    def late(self) -> dict[str, Plan]:
+        """The arms that were first asked for when results had been seen, each with its own plan, in order."""
+        known = {"none", *(arm for entry in self._before for arm in entry["arms"])}
+        late: dict[str, Plan] = {}
+        for entry in self.asked:
+            late |= {arm: self._plan(entry) for arm in entry["arms"] if arm not in known and arm not in late}
+        return late
 
     @property
+    def _before(self) -> list[dict[str, Any]]:
+        return [entry for entry in self.asked if not entry["seen"]] or self.asked[:1]
+
+    def _plan(self, entry: dict[str, Any]) -> Plan:
+        seeds, pairing = tuple(entry["seeds"]), self.question["pairing"]
+        looks = tuple(entry.get("looks") or (len(seeds),))
+        return Plan(seeds, looks, pairing, tuple(entry.get("base") or ()))
+
+    @cached_property
+    def foreseen(self) -> set[tuple[str, int]]:
+        """(arm, seed) of every run that was asked, also of those that the plan may never need."""
+        return {(arm, seed) for entry in self.asked for arm in ["none", *entry["arms"]] for seed in entry["seeds"]}
+
+    @cached_property
     def wanted(self) -> list[tuple[str, int]]:
-        """(arm, seed) of every run that was asked, seed by seed."""
-        pairs = {(arm, seed) for entry in self.asked for arm in ["none", *entry["arms"]] for seed in entry["seeds"]}
-        return [(arm, seed) for seed in self.seeds for arm in self.arms if (arm, seed) in pairs]
+        """(arm, seed) of every run that is asked by now, seed by seed: until the next look of the plan, if it has one.
+
+        Seeds and arms that were added later by number are wanted in full.
+        """
+        from regard.comparison.statistics import runs_needed
+
+        pairs = runs_needed(self.scores, self.plan, contrasts=self.contrasts, **self._judging) & self.foreseen
+        for entry in self.asked:
+            staged = len(entry.get("looks") or ()) > 1
+            if staged and not entry["seen"]:
+                continue
+            for arm in ["none", *entry["arms"]]:
+                known = set(self.late.get(arm, self.plan).seeds) if staged else set()
+                if not staged or self.late.get(arm) != self._plan(entry):
+                    pairs |= {(arm, seed) for seed in entry["seeds"] if seed not in known}
+        return [
+            (arm, seed) for seed in sorted({seed for _, seed in pairs}) for arm in self.arms if (arm, seed) in pairs
+        ]
+
+    @property
+    def _judging(self) -> dict[str, Any]:
+        """What the verdicts need beside the scores: a run that was not asked, or failed, is waited for by no look."""
+        failed = {(run["arm"], run["seed"]) for run in self.failed}
+        seeds = {seed for plan in (self.plan, *self.late.values()) for seed in plan.seeds}
+        absent = {(arm, seed) for arm in self.arms for seed in seeds} - self.foreseen
+        return {"margin": self.question["margin"], "failed": failed | absent, "late": self.late}
+
+    @property
+    def seeds(self) -> list[int]:
+        """Every seed that is asked by now, in order."""
+        return sorted({seed for _, seed in self.wanted})
 
     @property
     def done(self) -> list[dict[str, Any]]:
@@ -107,7 +167,7 @@ class Comparison:
 
     @property
     def scores(self) -> dict[str, dict[int, float]]:
-        """arm -> seed -> top-1 accuracy on the test images, a fraction; only of runs that finished."""
+        """arm -> seed -> top-1 accuracy on the test images, a fraction; of runs that finished, in the order asked."""
         return self._scores("top1")
 
     @property
@@ -117,7 +177,8 @@ class Comparison:
 
     def _scores(self, kind: str) -> dict[str, dict[int, float]]:
         scores: dict[str, dict[int, float]] = {arm: {} for arm in self.arms}
-        for run in self.done:
+        place = {seed: number for number, seed in enumerate(dict.fromkeys(s for e in self.asked for s in e["seeds"]))}
+        for run in sorted(self.done, key=lambda run: place.get(run["seed"], len(place))):
             if run[kind] is not None:
                 scores.setdefault(run["arm"], {})[run["seed"]] = run[kind]
         return scores
@@ -128,16 +189,7 @@ class Comparison:
         were run, and every arm that has a constant twin against that."""
         from regard.comparison.statistics import judge  # scipy takes a second to load, and few questions need it
 
-        scores, margin = self.scores, self.question["margin"]
-        plain = {arm: seeds for arm, seeds in scores.items() if not twinned(arm)}
-        verdicts = judge(plain, against=PLAIN, margin=margin)
-        for control in (WIDER, PARAMETERS):
-            if control in scores:
-                kept = {arm: seeds for arm, seeds in plain.items() if arm == control or arm not in HOSTS}
-                verdicts = [*verdicts, *judge(kept, against=control, margin=margin)]
-        for arm, other in self.twins.items():
-            verdicts = [*verdicts, *judge({arm: scores[arm], other: scores[other]}, against=other, margin=margin)]
-        return verdicts
+        return judge(self.scores, self.plan, contrasts=self.contrasts, **self._judging)
 
     @property
     def twins(self) -> dict[str, str]:
@@ -202,6 +254,21 @@ class Comparison:
         return [arm for arm, late in arms.items() if late], [seed for seed, late in seeds.items() if late]
 
     @property
+    def plan_in_words(self) -> str:
+        """What was planned before any result was seen, and how the comparisons share one error rate."""
+        looks, base = ([str(count) for count in counts] for counts in (self.plan.looks, self.plan.base))
+        when = f"{', '.join(looks[:-1])} and {looks[-1]}" if len(looks) > 1 else looks[0]
+        more = f" ({', '.join(base)} of none, which serves all arms)" if base else ""
+        stop = "; a comparison stops where it is decided or would hardly be decided any more" if len(looks) > 1 else ""
+        how = {"seeds": "run by run of the same seed", "none": "as two groups of runs, since seeds do not tie them"}
+        family = counted(len(self.contrasts), "comparison")
+        return (
+            f"Planned before looking: a verdict at {when} seeds{more}{stop}. Arms are compared "
+            f"{how[self.plan.pairing]}. All intervals hold together with 95 %: the chance that any of {family} is "
+            f"called better or worse and is not, at any look, is 5 % at most."
+        )
+
+    @property
     def added_in_words(self) -> str:
         """``2 seeds (8, 9) and 1 arm (se)``: what joined after results had been seen; empty when nothing did."""
         arms, seeds = self.added_after_looking
@@ -261,7 +328,7 @@ class Comparison:
             notes.append(f"Missing: {runs} not finished yet: {pairs}{rest}; the same command goes on.")
         notes += [f"Broken file, left out: {file}: {reason}" for file, reason in self.question.get("broken", [])]
         if added := self.added_in_words:
-            notes.append(f"Added after looking: {added}, so the stated error rate no longer holds exactly.")
+            notes.append(f"Added after looking: {added}; intervals and p-values allow for it.")
         notes += [f"Constant: {arm} {_said(word)}." for arm, word in self.uses_input.items()]
         for arm, told in self.gates.items():
             if twinned(arm):
@@ -294,6 +361,7 @@ class Comparison:
             "seeds": self.seeds,
             "scores": {arm: {str(seed): top1 for seed, top1 in runs.items()} for arm, runs in self.scores.items()},
             "top5": {arm: {str(seed): top5 for seed, top5 in runs.items()} for arm, runs in self.top5.items()},
+            "plan": asdict(self.plan),
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
             "twins": self.twins,
             "uses_input": self.uses_input,

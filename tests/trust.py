@@ -234,7 +234,9 @@ def _agreement(entry: dict[str, Any]) -> str:
     link = f"[{name}](mechanisms/{name}.md)"
     if not entry["cases"]:
         file, _, test = FORMULAS.get(name, "").partition("::")
-        source = f"nobody; the paper's formula, written out in [{test}](../tests/{file})" if file else "nobody, unchecked"
+        source = (
+            f"nobody; the paper's formula, written out in [{test}](../tests/{file})" if file else "nobody, unchecked"
+        )
         return f"| {link} | 0 |  |  | {source} |"
     numbers = " | ".join("" if entry[key] is None else f"{entry[key]:.0e}" for key in ("value", "gradient"))
     return f"| {link} | {entry['cases']} | {numbers} | {'; '.join(entry['sources'])} |"

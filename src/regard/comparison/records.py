@@ -87,6 +87,9 @@ class Done(Run):
 
     top1: Share
     top5: Share | None
+    log_loss: NotRequired[NoLess]  # on the test images, in nats
+    val_log_loss: NotRequired[NoLess]  # on the validation images, after the last epoch
+    logits_sha256: NotRequired[str]  # of the file beside it
     curve: Annotated[list[Epoch], Within(1)]
     reason: NotRequired[None]
     test_images: NotRequired[Whole]

@@ -6,10 +6,14 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+from regard.comparison import answers as logits_of
+from regard.comparison.answers import Answers
+from regard.comparison.endpoints import Endpoints, churn, class_differences, endpoints
 from regard.comparison.records import Cost, Done, Failed, Run, Stored
 from regard.errors import UserError
 from regard.files import slug, write_text
@@ -105,12 +109,82 @@ class Comparison:
         """The same for the true class among the first five guesses; empty where there are fewer than ten classes."""
         return self._scores("top5")
 
+    @property
+    def log_loss(self) -> dict[str, dict[int, float]]:
+        """The same for the log-loss on the test images, in nats: the second endpoint, which less is better of."""
+        return self._scores("log_loss")
+
     def _scores(self, kind: str) -> dict[str, dict[int, float]]:
         scores: dict[str, dict[int, float]] = {arm: {} for arm in self.arms}
         for run in self.done:
-            if run[kind] is not None:
+            if run.get(kind) is not None:
                 scores.setdefault(run["arm"], {})[run["seed"]] = run[kind]
         return scores
+
+    def answers(self, arm: str, seed: int) -> tuple[Answers, Answers]:
+        """What a run answered on the validation and on the test images, read from its file.
+
+        Raises:
+            UserError: no such run has finished, or its logits were not kept or are damaged.
+        """
+        run = self.records.get((arm, seed), {})
+        if "logits_sha256" not in run:
+            raise UserError(f"no logits of {arm}, seed {seed}, were kept: ask for a run that finished")
+        images = self.question["val_images"] + self.question["test_images"]
+        path = logits_of.path_of(self.folder, arm, seed)
+        return logits_of.read(path, run["logits_sha256"], images, len(self.question["classes"]))
+
+    @cached_property
+    def _endpoints(self) -> tuple[dict[tuple[str, int], Endpoints], list[str]]:
+        """By (arm, seed) what is computed of its logits on the test images, and a note for each file that is lost."""
+        found, notes = {}, []
+        for run in self.done:
+            if "logits_sha256" in run:
+                try:
+                    found[run["arm"], run["seed"]] = endpoints(self.answers(run["arm"], run["seed"])[1])
+                except UserError as error:
+                    notes.append(f"No logits of {run['arm']}, seed {run['seed']}: {error}.")
+        return found, notes
+
+    @property
+    def calibration(self) -> dict[str, dict[int, float]]:
+        """arm -> seed -> expected calibration error on the test images, a fraction, in 15 bins."""
+        found = self._endpoints[0]
+        return {arm: {seed: one.calibration for (a, seed), one in found.items() if a == arm} for arm in self.arms}
+
+    @property
+    def churn(self) -> dict[str, dict[str, float]]:
+        """arm -> ``"seeds"`` and ``"none"`` -> the share of test images whose first guess differs.
+
+        Between one seed and the next of the same arm, and from `none` with the same seed; means over pairs. What has no
+        pair is missing.
+        """
+        found, result = self._endpoints[0], {}
+        for arm in self.arms:
+            seeds = [seed for seed in self.seeds if (arm, seed) in found]
+            pairs = {
+                "seeds": [((arm, a), (arm, b)) for a, b in pairwise(seeds)],
+                "none": [((arm, a), ("none", a)) for a in seeds if arm != "none" and ("none", a) in found],
+            }
+            shares = {name: [churn(found[a], found[b]) for a, b in both] for name, both in pairs.items()}
+            known = {name: [share for share in all_of if math.isfinite(share)] for name, all_of in shares.items()}
+            result[arm] = {name: fmean(all_of) for name, all_of in known.items() if all_of}
+        return result
+
+    @property
+    def by_class(self) -> dict[str, list[float | None]]:
+        """arm -> for each class, what its accuracy is above that of `none`, a fraction: the mean over their seeds."""
+        found = self._endpoints[0]
+        pairs = {
+            arm: [
+                (found[arm, seed], found["none", seed])
+                for seed in self.seeds
+                if {(arm, seed), ("none", seed)} <= found.keys()
+            ]
+            for arm in self.arms
+            if arm != "none"
+        }
+        return {arm: class_differences(both) for arm, both in pairs.items() if both}
 
     @cached_property
     def verdicts(self) -> list[Verdict]:
@@ -153,6 +227,7 @@ class Comparison:
         rows = []
         for arm in self.arms:
             scores, fives = list(self.scores[arm].values()), list(self.top5[arm].values())
+            losses = list(self.log_loss[arm].values())
             verdict = judged.get(arm)
             spread = f" sd {100 * stdev(scores):.2f}" if len(scores) > 1 else ""
             rows.append(
@@ -161,6 +236,7 @@ class Comparison:
                     "runs": f"{len(scores)}/{sum(wanted == arm for wanted, _ in self.wanted)}",
                     "accuracy %": f"{100 * fmean(scores):.2f}{spread}" if scores else "",
                     "top-5 %": f"{100 * fmean(fives):.2f}" if fives else "",
+                    "log-loss": f"{fmean(losses):.3f}" if losses else "",
                     "difference": points(verdict.mean) if verdict else "",
                     "interval": interval(verdict) if verdict else "",
                     "verdict": verdict.word if verdict else "",
@@ -198,6 +274,7 @@ class Comparison:
             rest = f" and {len(self.missing) - 12} more" if len(self.missing) > 12 else ""
             runs = counted(len(self.missing), "run")
             notes.append(f"Missing: {runs} not finished yet: {pairs}{rest}; the same command goes on.")
+        notes += self._endpoints[1]
         notes += [f"Broken file, left out: {file}: {reason}" for file, reason in self.question.get("broken", [])]
         if added := self.added_in_words:
             notes.append(f"Added after looking: {added}, so the stated error rate no longer holds exactly.")
@@ -222,6 +299,12 @@ class Comparison:
             "seeds": self.seeds,
             "scores": {arm: {str(seed): top1 for seed, top1 in runs.items()} for arm, runs in self.scores.items()},
             "top5": {arm: {str(seed): top5 for seed, top5 in runs.items()} for arm, runs in self.top5.items()},
+            "log_loss": {arm: {str(seed): loss for seed, loss in runs.items()} for arm, runs in self.log_loss.items()},
+            "calibration": {
+                arm: {str(seed): one for seed, one in all_of.items()} for arm, all_of in self.calibration.items()
+            },
+            "churn": self.churn,
+            "by_class": self.by_class,
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
             "cost": self.cost,
             "failed": [{"arm": run["arm"], "seed": run["seed"], "reason": run["reason"]} for run in self.failed],

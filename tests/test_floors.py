@@ -16,11 +16,13 @@ FLOORS = [
     "regard.cli regard.pages",
     "regard.app",
     "regard.comparison.question regard.looking",
-    "regard.comparison.report regard.comparison.display regard.comparison.grid regard.comparison.prices",
+    "regard.comparison.report regard.comparison.display regard.comparison.grid regard.comparison.linear"
+    " regard.comparison.prices",
     "regard.comparison.training",
     "regard.comparison.asked",
     "regard.comparison.pictures regard.comparison.results",
-    "regard.comparison.data regard.comparison.endpoints regard.comparison.hosts regard.comparison.statistics",
+    "regard.comparison.data regard.comparison.endpoints regard.comparison.hosts regard.comparison.learning"
+    " regard.comparison.statistics",
     "regard.comparison.answers regard.comparison.folders regard.comparison.records",
     "regard.comparison",
     "regard.ticker",

@@ -87,7 +87,9 @@ def read(path: Path, sha256: str, images: int, classes: int) -> tuple[Answers, A
 
 def _check(part: Answers, classes: int) -> None:
     for (name, kind), array in zip(KINDS.items(), part, strict=True):
-        if array.dtype != kind or array.shape != ((len(part.images), classes) if name == "logits" else part.images.shape):
+        if array.dtype != kind or array.shape != (
+            (len(part.images), classes) if name == "logits" else part.images.shape
+        ):
             raise ValueError(f"{name} is {array.dtype} {array.shape}")
     if part.images.ndim != 1 or not len(part.images) or (part.images < 0).any() or (np.diff(part.images) <= 0).any():
         raise ValueError("the numbers of its images do not ascend from 0 or above")

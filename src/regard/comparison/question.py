@@ -16,13 +16,13 @@ import torch
 from filelock import FileLock, Timeout
 
 from regard.comparison import data as images_of
-from regard.comparison import grid, hosts, prices, report, training
+from regard.comparison import grid, hosts, learning, linear, prices, report, training
 from regard.comparison.asked import PLAIN, WIDER, refuse_other
 from regard.comparison.asked import question as asked_question
 from regard.comparison.display import Display
 from regard.comparison.folders import SIZES
 from regard.comparison.folders import text as as_text
-from regard.comparison.results import BEFORE, Comparison, counted, read_cost, read_run
+from regard.comparison.results import BEFORE, Comparison, counted, read_cost, read_linear, read_run
 from regard.comparison.statistics import fewest_pairs
 from regard.errors import UserError
 from regard.files import slug, write_text
@@ -153,6 +153,12 @@ def compare(
                 f"{counted(len(mechanisms), 'arm')} it takes {least} or more. The answer will be 'not enough runs'; "
                 f"--seeds {least} can do better."
             )
+        if sentence := learning.one_image(question["test_images"], margin):
+            display.say(sentence)
+        if not _fitted(folder, question):
+            display.say("Fitting a linear model to the pixels")
+            fitted = grid.call(linear.measure, question | {"seed": chosen[0]}, folder, threads=_cores())
+            write_text(folder / "linear.json", json.dumps(fitted, indent=1))
         if WIDER in comparison.arms and question["widening"] is None:
             display.say("Measuring how wide the control must be")
             others = [arm for arm in mechanisms if arm != WIDER]
@@ -337,6 +343,11 @@ def command(question: dict[str, Any], arms: list[str], seeds: list[int], folder:
 def _priced(folder: Path, arms: list[str]) -> bool:
     cost = read_cost(folder)
     return cost is not None and list(cost["arms"]) == arms
+
+
+def _fitted(folder: Path, question: dict[str, Any]) -> bool:
+    linear = read_linear(folder)
+    return linear is not None and linear["fingerprint"] == question["fingerprint"]
 
 
 def _cores() -> int:

@@ -131,6 +131,23 @@ class Cost(TypedDict):
     narrow: NotRequired[dict[str, list[str]]]  # by arm, where it has very few hidden units
 
 
+class Linear(TypedDict):
+    """linear.json"""
+
+    fingerprint: str
+    seed: Seed
+    side: Side
+    train_images: Whole
+    test_images: Positive
+    top1: Share
+    log_loss: NoLess
+    val_top1: Share
+    val_log_loss: NoLess
+    l2: Above0
+    chance: Share
+    seconds: NoLess
+
+
 class Meta(TypedDict):
     """data/meta.json"""
 

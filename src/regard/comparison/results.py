@@ -12,9 +12,10 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from regard.comparison import answers as logits_of
+from regard.comparison import learning
 from regard.comparison.answers import Answers
 from regard.comparison.endpoints import Endpoints, churn, class_differences, endpoints
-from regard.comparison.records import Cost, Done, Failed, Run, Stored
+from regard.comparison.records import Cost, Done, Failed, Linear, Run, Stored
 from regard.errors import UserError
 from regard.files import slug, write_text
 from regard.schema import fault, read
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 # what a question asks that was stored before there was a choice
 BEFORE = {"trunk": "trained", "model_sha256": None}
+UNTRAINED = "Not trained long enough to tell"
 SLOW = 1.2  # an arm whose inference takes this many times that of `none` is named as slow
 
 
@@ -38,6 +40,7 @@ class Comparison:
         environment: versions and machine.
         records: (arm, seed) -> the record of that run, done or failed.
         cost: what each arm costs beside `none`, or None while that is not measured.
+        fitted: what a linear model makes of the pixels, or None where there is none yet.
     """
 
     folder: Path
@@ -46,6 +49,7 @@ class Comparison:
     environment: dict[str, Any]
     records: dict[tuple[str, int], dict[str, Any]]
     cost: dict[str, Any] | None
+    fitted: dict[str, Any] | None = None
 
     @classmethod
     def load(cls, folder: str | Path) -> Comparison:
@@ -66,6 +70,7 @@ class Comparison:
             environment=stored["environment"],
             records={(run["arm"], run["seed"]): run for run in runs},
             cost=read_cost(folder),
+            fitted=read_linear(folder),
         )
 
     @property
@@ -120,6 +125,32 @@ class Comparison:
             if run.get(kind) is not None:
                 scores.setdefault(run["arm"], {})[run["seed"]] = run[kind]
         return scores
+
+    @property
+    def linear(self) -> float | None:
+        """The accuracy of a linear model of the pixels on the first seed's test images; None in older folders."""
+        return self.fitted["top1"] if self.fitted else None
+
+    @property
+    def chance(self) -> float | None:
+        """The share of the largest class among the test images; None in older folders."""
+        return self.fitted["chance"] if self.fitted else None
+
+    @cached_property
+    def untrained_because(self) -> list[str]:
+        """Why `none` has not learnt enough for a difference to mean something, a sentence each; empty when it has."""
+        accuracies, margin = list(self.scores["none"].values()), self.question["margin"]
+        curves = [[epoch["val_top1"] for epoch in run["curve"]] for run in self.done if run["arm"] == "none"]
+        found = [learning.still_climbing(curves, margin, self.chance or 0.0)]
+        if self.fitted:
+            chance = learning.near_chance(accuracies, self.fitted["chance"], self.fitted["test_images"], margin)
+            found = [chance or learning.below_linear(accuracies, self.fitted["top1"]), *found]
+        return [sentence for sentence in found if sentence]
+
+    @property
+    def trained(self) -> bool:
+        """Whether nothing speaks against judging: `untrained_because` says what does."""
+        return not self.untrained_because
 
     def answers(self, arm: str, seed: int) -> tuple[Answers, Answers]:
         """What a run answered on the validation and on the test images, read from its file.
@@ -239,7 +270,7 @@ class Comparison:
                     "log-loss": f"{fmean(losses):.3f}" if losses else "",
                     "difference": points(verdict.mean) if verdict else "",
                     "interval": interval(verdict) if verdict else "",
-                    "verdict": verdict.word if verdict else "",
+                    "verdict": verdict.word if verdict and self.trained else "",
                 }
             )
         return rows
@@ -258,6 +289,13 @@ class Comparison:
             }
             for arm, price in priced.items()
         ]
+
+    @property
+    def findings(self) -> list[str]:
+        """The answer, one sentence for each arm; where the network has not learnt, that alone, and what to change."""
+        if self.untrained_because:
+            return [f"{UNTRAINED}.", *(sentence[0].upper() + sentence[1:] for sentence in self.untrained_because)]
+        return [verdict.sentence for verdict in self.verdicts]
 
     def notes(self) -> list[str]:
         """What a reader must know before believing the table, one sentence each; empty when nothing went wrong."""
@@ -294,6 +332,11 @@ class Comparison:
         answer = {
             "question": self.question,
             "asked": self.asked,
+            "headline": self.findings[0] if self.untrained_because else " ".join(self.findings),
+            "trained": self.trained,
+            "untrained_because": self.untrained_because,
+            "chance": self.chance,
+            "linear": self.fitted,
             "environment": self.environment,
             "arms": self.arms,
             "seeds": self.seeds,
@@ -327,7 +370,7 @@ class Comparison:
         lines += _aligned(self.table())
         if prices := self.price_table():
             lines += ["", *_aligned(prices)]
-        lines += ["", *(verdict.sentence for verdict in self.verdicts)]
+        lines += ["", *self.findings]
         lines += ["", *self.notes()] if self.notes() else []
         return "\n".join(lines)
 
@@ -388,6 +431,12 @@ def read_cost(folder: Path) -> dict[str, Any] | None:
     """What cost.json holds, if there is one."""
     path = folder / "cost.json"
     return read(path, Cost, "delete it, and `regard compare` measures the costs again") if path.exists() else None
+
+
+def read_linear(folder: Path) -> dict[str, Any] | None:
+    """What linear.json holds, if there is one."""
+    path = folder / "linear.json"
+    return read(path, Linear, "delete it, and `regard compare` fits it again") if path.exists() else None
 
 
 def _plain(value: Any) -> Any:

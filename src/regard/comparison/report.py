@@ -20,7 +20,7 @@ from PIL import Image
 from regard import drawing
 from regard.comparison.pictures import REASONS
 from regard.comparison.records import Shown
-from regard.comparison.results import Comparison, counted, interval, points
+from regard.comparison.results import UNTRAINED, Comparison, counted, interval, points
 from regard.comparison.statistics import Verdict
 from regard.errors import UserError
 from regard.files import opened, slug, write_text
@@ -55,7 +55,7 @@ def write(comparison: Comparison) -> Path:
     html = page.render(
         comparison=comparison,
         question=comparison.question,
-        headline=headline(comparison.against("none")),
+        headline=headline(comparison.against("none")) if comparison.trained else UNTRAINED,
         signs=SIGNS,
         differences=[_difference(comparison, verdict) for verdict in comparison.against("none")],
         base=_accuracy(comparison, "none"),

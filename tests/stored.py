@@ -11,6 +11,7 @@ import numpy as np
 
 from regard.comparison import answers
 from regard.comparison.endpoints import log_loss
+from regard.comparison.results import Comparison
 from regard.files import slug
 
 CLASSES = ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
@@ -67,6 +68,24 @@ def store(
         if arm not in ("none", "wider"):
             _store_maps(folder / "maps" / f"{slug(arm)}.npz", arm.partition("[")[0], masks, random)
     return folder
+
+
+def fit(folder: Path, **other: Any) -> Comparison:
+    """Write what a linear model would make of the pixels, and load the folder."""
+    fitted = {
+        "fingerprint": "5f1d0c2e9ab4", "seed": 0, "side": 28, "train_images": 9000, "test_images": 2000, "top1": 0.846,
+        "log_loss": 0.45, "val_top1": 0.84, "val_log_loss": 0.46, "l2": 0.01, "chance": 0.1, "seconds": 3.0,
+    }  # fmt: skip
+    (folder / "linear.json").write_text(json.dumps(fitted | other))
+    return Comparison.load(folder)
+
+
+def curves(folder: Path, *values: float) -> None:
+    """Give every run of none these validation accuracies."""
+    for path in folder.glob("runs/none/*.json"):
+        run = json.loads(path.read_text())
+        run["curve"] = [run["curve"][0] | {"epoch": i, "val_top1": v} for i, v in enumerate(values, start=1)]
+        path.write_text(json.dumps(run))
 
 
 def _record(arm: str, seed: int, top1: float, failed: bool, environment: dict[str, Any]) -> dict[str, Any]:

@@ -1,20 +1,18 @@
 """What has not learnt is not judged: chance, the linear model on pixels, and curves that still climb."""
 
-import json
-import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize
 from scipy.special import log_softmax
+from torch.nn import functional as F
 
 import tiny
 from regard.comparison import data, learning, linear, question, report
 from regard.comparison.results import UNTRAINED, Comparison
 from regard.errors import UserError
-from stored import store
+from stored import curves, fit, store
 
 # ---- in words
 
@@ -82,7 +80,7 @@ def test_one_image_worth_more_than_the_margin():
 # ---- the linear model
 
 
-def blobs(folder, spread, count=300, side=6):
+def blobs(spread, count=300, side=6):
     """Three classes of images that differ in where they are bright, as `prepare` would have decoded them."""
     random = np.random.default_rng(1)
     labels = random.integers(0, 3, count)
@@ -94,28 +92,28 @@ def blobs(folder, spread, count=300, side=6):
     )  # fmt: skip
 
 
-def test_it_is_softmax_regression(monkeypatch, tmp_path):
-    """At the strength that it took, scipy's optimiser finds the same answers on the test images."""
-    images = blobs(tmp_path, spread=200)
-    monkeypatch.setattr(data, "load", lambda folder: images)
-    found = linear.measure({"seed": 3, "size": 6}, tmp_path)
+def test_it_is_softmax_regression():
+    """At the strength that it took, torch's own optimiser finds the same answers in double precision."""
+    images = blobs(spread=200)
+    found = linear.measure(images, 3, 6)
     split = images.split(3)
-    x, val, test = (images.pixels[part].reshape(-1, 36) / 255 for part in split)
+    x, val, test = (torch.from_numpy(images.pixels[part].reshape(-1, 36) / 255) for part in split)
     mean = x.mean(0)
-    scale = math.sqrt(((x - mean) ** 2).mean())
-    truth = images.labels[split.train]
+    x, val, test = ((part - mean) / (x - mean).square().mean().sqrt() for part in (x, val, test))
 
     def fitted(strength):
-        def loss(flat):
-            weight, bias = flat[:-3].reshape(36, 3), flat[-3:]
-            said = log_softmax((x - mean) / scale @ weight + bias, axis=1)
-            error = np.exp(said) - np.eye(3)[truth]
-            slope = (x - mean).T / scale @ error / len(x) + strength * weight
-            value = -said[np.arange(len(x)), truth].mean() + strength / 2 * (weight**2).sum()
-            return value, np.concatenate([slope.ravel(), error.mean(0)])
+        model = torch.nn.Linear(36, 3).double()
+        optimiser = torch.optim.LBFGS(model.parameters(), max_iter=500, line_search_fn="strong_wolfe")
 
-        flat = minimize(loss, np.zeros(36 * 3 + 3), jac=True, method="L-BFGS-B", options={"maxiter": 2000}).x
-        return lambda pixels: log_softmax((pixels - mean) / scale @ flat[:-3].reshape(36, 3) + flat[-3:], axis=1)
+        def closure():
+            optimiser.zero_grad()
+            loss = F.cross_entropy(model(x), torch.from_numpy(images.labels[split.train]))
+            loss = loss + strength / 2 * model.weight.square().sum()
+            loss.backward()
+            return loss
+
+        optimiser.step(closure)
+        return lambda pixels: log_softmax(model(pixels).detach().numpy(), axis=1)
 
     losses = {}
     for strength in linear.STRENGTHS:
@@ -126,24 +124,23 @@ def test_it_is_softmax_regression(monkeypatch, tmp_path):
     assert found["top1"] == pytest.approx((theirs.argmax(1) == images.labels[split.test]).mean(), abs=0.021)
     assert found["val_log_loss"] == pytest.approx(losses[found["l2"]], rel=0.02)
     assert found["chance"] == np.bincount(images.labels[split.test]).max() / 50
-    again = linear.measure({"seed": 3, "size": 6}, tmp_path)
+    again = linear.measure(images, 3, 6)
     assert again | {"seconds": 0} == found | {"seconds": 0}
-    monkeypatch.setattr(data, "load", lambda folder: blobs(folder, spread=1))
-    assert linear.measure({"seed": 3, "size": 6}, tmp_path)["top1"] == 1
+    assert linear.measure(blobs(spread=1), 3, 6)["top1"] == 1
 
 
-def test_its_work_is_bounded(monkeypatch):
+def test_its_work_is_bounded():
     for images, channels, classes, side in (
         (9000, 1, 10, 28), (20_000, 3, 10, 64), (20_000, 3, 1000, 224), (20, 3, 2, 16), (20_000, 3, 20_000, 64),
     ):  # fmt: skip
-        small, count = linear.size(images, channels, classes, side)
+        small, count = linear.bounded(images, channels, classes, side)
         assert small <= min(side, 32)
         assert classes <= count or count == images
         assert small * small * channels * classes * count <= linear.WORK or count == classes
-    assert linear.size(9000, 1, 10, 28) == (28, 9000)
+    assert linear.bounded(9000, 1, 10, 28) == (28, 9000)
 
 
-def test_large_images_are_averaged_down(tmp_path):
+def test_large_images_are_averaged_down():
     pixels = np.random.default_rng(0).integers(0, 256, (5, 3, 16, 16)).astype(np.uint8)
     images = SimpleNamespace(pixels=pixels)
     small = linear._pixels(images, np.array([4, 0]), 12, 4)
@@ -153,22 +150,6 @@ def test_large_images_are_averaged_down(tmp_path):
 
 
 # ---- in a comparison
-
-
-def fit(folder, **other):
-    fitted = {
-        "fingerprint": "5f1d0c2e9ab4", "seed": 0, "side": 28, "train_images": 9000, "test_images": 2000, "top1": 0.846,
-        "log_loss": 0.45, "val_top1": 0.84, "val_log_loss": 0.46, "l2": 0.01, "chance": 0.1, "seconds": 3.0,
-    }  # fmt: skip
-    (folder / "linear.json").write_text(json.dumps(fitted | other))
-    return Comparison.load(folder)
-
-
-def curves(folder, *values):
-    for path in folder.glob("runs/none/*.json"):
-        run = json.loads(path.read_text())
-        run["curve"] = [run["curve"][0] | {"epoch": i, "val_top1": v} for i, v in enumerate(values, start=1)]
-        path.write_text(json.dumps(run))
 
 
 @pytest.fixture

@@ -60,25 +60,34 @@ def climb(curve: Sequence[float], start: float) -> float:
     return curve[-1] - (points[below] + (place - below) * (points[below + 1] - points[below]))
 
 
+def rise(curves: Sequence[Sequence[float]], start: float) -> tuple[float, float] | None:
+    """The mean of `climb` over seeds, and its standard error, 0 for one seed; None without a curve."""
+    rises = [climb(curve, start) for curve in curves if curve]
+    if not rises:
+        return None
+    return fmean(rises), stdev(rises) / math.sqrt(len(rises)) if len(rises) > 1 else 0.0
+
+
+def ended(curves: Sequence[Sequence[float]], margin: float, start: float = 0.0) -> bool:
+    """Whether the rise in the last quarter is not above the margin by its own standard error or more."""
+    mean, error = rise(curves, start) or (0.0, 0.0)
+    return mean - error <= margin
+
+
 def still_climbing(curves: Sequence[Sequence[float]], margin: float, start: float = 0.0) -> str | None:
     """What is wrong where validation accuracy still rose by more than the margin in the last quarter of training.
-
-    More than the margin is a mean over seeds that exceeds it by its own standard error or more.
 
     Args:
         curves: validation accuracy of the baseline after each epoch, one curve for each seed.
         margin: a difference not worth having.
         start: the accuracy before the first epoch: chance.
     """
-    rises = [climb(curve, start) for curve in curves if curve]
-    if not rises:
+    found = rise(curves, start)
+    if found is None or ended(curves, margin, start):
         return None
-    mean, error = fmean(rises), stdev(rises) / math.sqrt(len(rises)) if len(rises) > 1 else 0.0
-    if mean - error <= margin:
-        return None
-    spread = f", standard error {100 * error:.1f}" if len(rises) > 1 else ""
+    spread = f", standard error {100 * found[1]:.1f}" if len(curves) > 1 else ""
     return (
-        f"the validation accuracy of none still rose by {100 * mean:.1f} points in the last quarter of training"
+        f"the validation accuracy of none still rose by {100 * found[0]:.1f} points in the last quarter of training"
         f"{spread}; the margin is {100 * margin:g}: train longer (--epochs)."
     )
 

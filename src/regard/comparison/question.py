@@ -157,7 +157,7 @@ def compare(
             display.say(sentence)
         if not _fitted(folder, question):
             display.say("Fitting a linear model to the pixels")
-            fitted = grid.call(linear.measure, question | {"seed": chosen[0]}, folder, threads=1)
+            fitted = linear.measure(images, chosen[0], question["size"])
             write_text(folder / "linear.json", json.dumps(fitted, indent=1))
         if WIDER in comparison.arms and question["widening"] is None:
             display.say("Measuring how wide the control must be")

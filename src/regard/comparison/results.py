@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -9,8 +11,9 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from regard import notebook
 from regard.comparison import answers as logits_of
 from regard.comparison import learning
 from regard.comparison.answers import Answers
@@ -26,7 +29,27 @@ if TYPE_CHECKING:
 # what a question asks that was stored before there was a choice
 BEFORE = {"trunk": "trained", "model_sha256": None}
 UNTRAINED = "Not trained long enough to tell"
+# of `Comparison.rows`
+COLUMNS = (
+    "arm", "seed", "status", "top1", "top5", "log_loss", "val_top1", "val_log_loss", "calibration", "epochs", "seconds",
+    "parameters", "layout", "resumed", "killed", "reason",
+)  # fmt: skip
 SLOW = 1.2  # an arm whose inference takes this many times that of `none` is named as slow
+
+
+class Second(NamedTuple):
+    """The log-loss of an arm less that of `none`, in nats: mean over seeds, interval, corrected p, and in a word."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    word: Literal["lower", "higher", "undecided"]
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there are runs enough for an interval."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
 
 
 @dataclass(frozen=True, repr=False)
@@ -229,6 +252,21 @@ class Comparison:
             verdicts = [*verdicts, *judge(mechanisms, against="wider", margin=margin)]
         return verdicts
 
+    @cached_property
+    def log_loss_against_none(self) -> dict[str, Second]:
+        """arm -> what the log-loss says of it beside `none`: the second endpoint, which no verdict is taken from."""
+        from regard.comparison.statistics import judge
+
+        losses = self.log_loss
+        scale = max([1.0, *(loss for runs in losses.values() for loss in runs.values())])
+        shares = {arm: {seed: 1 - loss / scale for seed, loss in runs.items()} for arm, runs in losses.items()}
+        words: dict[str, Any] = {"better": "lower", "worse": "higher"}
+        return {
+            v.arm: Second(-scale * v.mean, -scale * v.high, -scale * v.low, v.p_holm, words.get(v.word, "undecided"))
+            for v in judge(shares, margin=0.0)
+            if v.seeds
+        }
+
     def against(self, arm: str) -> list[Verdict]:
         """The verdicts against one arm, `none` or `wider`."""
         return [verdict for verdict in self.verdicts if verdict.against == arm]
@@ -346,6 +384,7 @@ class Comparison:
             "calibration": {
                 arm: {str(seed): one for seed, one in all_of.items()} for arm, all_of in self.calibration.items()
             },
+            "log_loss_against_none": {arm: one._asdict() for arm, one in self.log_loss_against_none.items()},
             "churn": self.churn,
             "by_class": self.by_class,
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
@@ -357,16 +396,59 @@ class Comparison:
         }
         return _plain(answer)
 
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each run that finished or failed, seed by seed: its record without what is nested.
+
+        Accuracies are fractions, log-loss is in nats, seconds are of the whole training; None is what is not known.
+        """
+        order = {run: place for place, run in enumerate(self.wanted)}
+        calibration = self.calibration
+        rows = []
+        for run in sorted(self.records.values(), key=lambda run: order.get((run["arm"], run["seed"]), len(order))):
+            curve = run.get("curve") or [{}]
+            known = {
+                "epochs": len(run.get("curve", [])),
+                "val_top1": curve[-1].get("val_top1"),
+                "calibration": calibration.get(run["arm"], {}).get(run["seed"]),
+            }
+            rows.append({column: known.get(column, run.get(column)) for column in COLUMNS})
+        return rows
+
+    def frame(self) -> Any:
+        """`rows` as a pandas DataFrame; as they are where pandas is not installed."""
+        try:
+            import pandas
+        except ModuleNotFoundError:
+            return self.rows()
+        return pandas.DataFrame(self.rows(), columns=list(COLUMNS))
+
+    def csv(self) -> str:
+        """`rows` as comma-separated values under their names, every number in full."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows())
+        return text.getvalue()
+
     def save(self) -> Path:
         """Write `result.json` into the folder, whole or not at all."""
         text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
         return write_text(self.folder / "result.json", text + "\n")
 
-    def __repr__(self) -> str:
+    @property
+    def _title(self) -> str:
         asked = self.question
         trunk = ", frozen trunk" if asked["trunk"] == "frozen" else ""
         title = f"{asked['data']}, {asked['model']}{trunk}, {asked['size']} px, {counted(asked['epochs'], 'epoch')}"
-        lines = [f"{title}: top-1 accuracy on {asked['test_images']:,} test images", ""]
+        return f"{title}: top-1 accuracy on {asked['test_images']:,} test images"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what printing shows."""
+        told = [notebook.paragraph(self._title), notebook.points(self.findings), notebook.table(self.table())]
+        return "".join([*told, notebook.table(self.price_table()), notebook.points(self.notes())])
+
+    def __repr__(self) -> str:
+        lines = [self._title, ""]
         lines += _aligned(self.table())
         if prices := self.price_table():
             lines += ["", *_aligned(prices)]

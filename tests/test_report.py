@@ -194,18 +194,20 @@ def test_accuracy_charts_show_chance_and_the_linear_model(tmp_path):
     assert 'class="level"' not in report.write(Comparison.load(folder)).read_text(), "older folders have no lines"
     comparison = fit(folder, top1=0.846, chance=0.1)
     scatter, curves = report._scatter(comparison), report._curves(comparison)
-    for chart, bottom in ((scatter, 300), (curves, 96)):
-        linear, chance = chart["levels"]
+    for chart in (scatter, curves):
+        (linear,) = chart["levels"]
         assert linear["name"] == "linear model on pixels 84.6 %"
-        assert chance["name"] == "chance 10.0 % ↓", "beyond the chart, which it would press together"
-        assert chance["y"] == bottom
-    assert 16 < scatter["levels"][0]["y"] <= 300
+        assert chart["below"] == "chance 10.0 %", "a line for it would press the others together"
+        assert chart["above"] == ""
     lowest = max(dot["bottom"] for dot in scatter["dots"])
-    assert scatter["levels"][0]["y"] > lowest, "the linear model is below every run"
+    assert lowest < scatter["levels"][0]["y"] <= 300, "the linear model is below every run"
     page = report.write(comparison).read_text()
-    assert page.count('class="level"') == 2 * (1 + len(comparison.arms))
-    near = fit(folder, top1=0.92, chance=0.85)
-    assert [level["name"][-1] for level in report._scatter(near)["levels"]] == ["%", "%"]
+    assert page.count('class="level"') == 1 + len(comparison.arms)
+    assert page.count("↓ chance 10.0 %") == 1 + len(comparison.arms)
+    near = report._scatter(fit(folder, top1=0.92, chance=0.85))
+    assert [level["name"] for level in near["levels"]] == ["linear model on pixels 92.0 %", "chance 85.0 %"]
+    assert near["levels"][0]["y"] < min(dot["top"] for dot in near["dots"])
+    assert report._scatter(fit(folder, top1=1.0))["above"] == "linear model on pixels 100.0 %"
 
 
 def test_a_curve_says_whether_it_ended(tmp_path):

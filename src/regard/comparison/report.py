@@ -202,7 +202,7 @@ def _scatter(comparison: Comparison) -> dict[str, Any] | None:
         "dots": dots,
         "across": [(across(tick), f"{tick:g}×") for tick in across.ticks],
         "up": [(up(tick), f"{tick:g} %") for tick in up.ticks],
-        "levels": _levels(comparison, up),
+        **_levels(comparison, up),
     }
 
 
@@ -218,15 +218,14 @@ def _within_reach(comparison: Comparison, seen: Sequence[float]) -> list[float]:
     return [level for level in _known_levels(comparison).values() if min(seen) - span <= level <= max(seen) + span]
 
 
-def _levels(comparison: Comparison, up: Scale) -> list[dict[str, Any]]:
-    """The lines of the levels; one beyond the axis is drawn at its end, with an arrow."""
-    return [
-        {
-            "y": up(level),
-            "name": f"{name} {level:.1f} %" + (" ↓" if level < up.low else " ↑" if level > up.high else ""),
-        }
-        for name, level in _known_levels(comparison).items()
-    ]
+def _levels(comparison: Comparison, up: Scale) -> dict[str, Any]:
+    """The lines of the levels, and in words those that lie beyond the axis."""
+    known = {name: (level, f"{name} {level:.1f} %") for name, level in _known_levels(comparison).items()}
+    return {
+        "levels": [{"y": up(level), "name": text} for level, text in known.values() if up.low <= level <= up.high],
+        "below": ", ".join(text for level, text in known.values() if level < up.low),
+        "above": ", ".join(text for level, text in known.values() if level > up.high),
+    }
 
 
 def _prices(comparison: Comparison) -> list[dict[str, Any]]:
@@ -292,7 +291,7 @@ def _curves(comparison: Comparison) -> dict[str, Any] | None:
             for arm, runs in curves.items()
         ],
         "ticks": [(up(tick), f"{tick:g} %") for tick in up.ticks],
-        "levels": _levels(comparison, up),
+        **_levels(comparison, up),
         "epochs": epochs,
         "table": [
             [

@@ -1,19 +1,25 @@
-"""Make src/regard/comparison/fashion.npz: the first 10,000 training and the first 2,000 test images of Fashion-MNIST.
+"""Make src/regard/comparison/fashion.xz: the first 10,000 training images and all 10,000 test images of Fashion-MNIST.
 
 Usage: python benchmarks/make_fashion.py FOLDER
 
 FOLDER holds the four `*-ubyte.gz` files as Zalando published them (Debian's package `dataset-fashion-mnist` puts them
-into /usr/share/datasets/fashion-mnist). The same files always give the same bytes.
+into /usr/share/datasets/fashion-mnist). The same files and the same liblzma give the same bytes.
+
+Of 20,000 images, in bytes: 15,680,000 as they are; 8,730,805 by zlib at level 9 (an npz); 8,041,482 by bz2; 7,941,745
+as PNG; 7,552,760 by LZMA, which unpacks in half a second; 7,464,428 as lossless WebP. LZMA needs no library of
+pictures, and any filter before it (differences to the left, above, to the median of both) makes its result larger.
 """
 
 import gzip
+import lzma
 import sys
 from pathlib import Path
 
 import numpy as np
 
-TARGET = Path(__file__).parents[1] / "src" / "regard" / "comparison" / "fashion.npz"
-TAKEN = {"train": 10_000, "t10k": 2_000}
+TARGET = Path(__file__).parents[1] / "src" / "regard" / "comparison" / "fashion.xz"
+TAKEN = {"train": 10_000, "t10k": 10_000}
+FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 3, "lp": 0, "pb": 0}]
 
 
 def read(path: Path) -> np.ndarray:
@@ -25,9 +31,11 @@ def read(path: Path) -> np.ndarray:
 
 
 def main(folder: Path) -> None:
-    images = [read(folder / f"{part}-images-idx3-ubyte.gz")[:count] for part, count in TAKEN.items()]
-    labels = [read(folder / f"{part}-labels-idx1-ubyte.gz")[:count] for part, count in TAKEN.items()]
-    np.savez_compressed(TARGET, images=np.concatenate(images), labels=np.concatenate(labels))
+    """The pixels of all images, then a byte for each label."""
+    kinds = ("images-idx3", "labels-idx1")
+    arrays = [read(folder / f"{part}-{kind}-ubyte.gz")[:count] for kind in kinds for part, count in TAKEN.items()]
+    content = b"".join(array.tobytes() for array in arrays)
+    TARGET.write_bytes(lzma.compress(content, format=lzma.FORMAT_XZ, filters=FILTERS))
     print(f"{TARGET.name}: {TARGET.stat().st_size:,} bytes")
 
 

@@ -124,7 +124,7 @@ before anything else happens.
 
 Each item of Fashion-MNIST is turned by up to {turn} degrees either way, scaled by {smallest} to {largest} and shifted
 by up to {shift} pixels along each side, on a black image of {side} x {side} pixels: anew in every epoch for training,
-once and for all for the 2,000 test images. *none* is a small CNN (three strided convolutions), *stn* has
+once and for all for the first 2,000 test images. *none* is a small CNN (three strided convolutions), *stn* has
 `regard.create("stn", 1)` in front of it, with the localisation network trained at a third of the CNN's learning rate,
 and *wider* is the CNN alone with about as many parameters as *stn*. For one seed all arms see the same 9,000 training
 images in the same order, displaced alike; {epochs} epochs, {seeds} seeds.

@@ -83,9 +83,11 @@ def test_a_comparison_leaves_what_the_design_says(finished):
     arms = ["none", "se", "cbam_squeeze=max_"]
     found = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
     found = {re.sub(r"-[0-9a-f]{8}(?=[/.])", "", name) for name in found if not Path(name).name.startswith(".")}
-    expected = {"question.json", "result.json", "report.html", "cost.json"}
+    expected = {"question.json", "result.json", "report.html", "cost.json", "linear.json"}
     expected |= {f"data/{name}" for name in ("images.npy", "labels.npy", "parts.npy", "meta.json")}
-    expected |= {f"runs/{arm}/seed-000{seed}.json" for arm in arms for seed in (0, 1)}
+    expected |= {
+        f"runs/{arm}/seed-000{seed}.{end}" for arm in arms for seed in (0, 1) for end in ("json", "safetensors")
+    }
     expected |= {f"weights/{arm}/seed-0000.safetensors" for arm in arms} | {f"maps/{arm}.npz" for arm in arms}
     assert found == expected
 
@@ -126,7 +128,7 @@ def test_only_what_is_missing_or_failed_is_done(out, photos, monkeypatch):
     compare(["se", "cbam[squeeze=max]"], data=photos, out=out)
     assert sorted(trained) == [("none", 0), ("se", 1)]
     after = state(out)
-    untouched = [name for name in before if name.parts[0] == "runs" and out / name not in (missing, failed)]
+    untouched = [name for name in before if name.match("runs/*/*.json") and out / name not in (missing, failed)]
     assert len(untouched) == 4
     assert all(before[name] == after[name] for name in untouched)
     assert "bad luck" not in str(Comparison.load(out))

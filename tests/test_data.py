@@ -61,8 +61,8 @@ def row(images: data.Images, file: str) -> np.ndarray:
 # ---- the embedded images
 
 
-def test_fashion_is_the_first_images_of_fashion_mnist(fashion):
-    assert fashion.pixels.shape == (12_000, 1, 28, 28)
+def test_fashion_is_the_first_training_and_all_test_images_of_fashion_mnist(fashion):
+    assert fashion.pixels.shape == (20_000, 1, 28, 28)
     assert fashion.pixels.dtype == np.uint8
     assert isinstance(fashion.pixels, np.memmap)
     assert len(fashion.classes) == 10
@@ -70,9 +70,10 @@ def test_fashion_is_the_first_images_of_fashion_mnist(fashion):
     # the published training labels begin with these
     assert fashion.labels[:10].tolist() == [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]
     assert np.bincount(fashion.labels[:10_000]).tolist() == [942, 1027, 1016, 1019, 974, 989, 1021, 1022, 990, 1000]
-    assert np.bincount(fashion.parts).tolist() == [10_000, 0, 2_000]
+    assert np.bincount(fashion.parts).tolist() == [10_000, 0, 10_000]
+    assert np.bincount(fashion.labels[10_000:]).tolist() == [1000] * 10
     assert fashion.files[0] == "train/0"
-    assert fashion.files[-1] == "test/1999"
+    assert fashion.files[-1] == "test/9999"
     assert fashion.masks is None
     assert fashion.varies == "the validation part"
     (mean,), (deviation,) = data.normalisation(fashion, np.arange(10_000))
@@ -87,15 +88,15 @@ def test_fashion_equals_the_published_files(fashion):
     import gzip
 
     published = np.frombuffer(gzip.decompress((source / "t10k-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16)
-    assert (fashion.pixels[10_000:].ravel() == published[: 2_000 * 28 * 28]).all()
+    assert (fashion.pixels[10_000:].ravel() == published).all()
 
 
 def test_cluttered_hides_an_item_among_pieces(fashion, cluttered):
-    assert cluttered.pixels.shape == (12_000, 1, 56, 56)
-    assert cluttered.masks.shape == (12_000, 56, 56)
+    assert cluttered.pixels.shape == (20_000, 1, 56, 56)
+    assert cluttered.masks.shape == (20_000, 56, 56)
     assert (cluttered.labels == fashion.labels).all()
     assert (cluttered.parts == fashion.parts).all()
-    some = slice(9_900, 10_100)
+    some = np.r_[9_900:10_100, 11_950:12_050]  # where the pieces come from other items
     pixels, masks = cluttered.pixels[some, 0], cluttered.masks[some]
     # the mask holds exactly the item's own pixels: the same values in the same order
     for canvas, mask, item in zip(pixels, masks, fashion.pixels[some, 0], strict=True):
@@ -110,14 +111,19 @@ def test_cluttered_hides_an_item_among_pieces(fashion, cluttered):
 
 
 def test_the_embedded_images_never_change(fashion, cluttered):
-    assert fashion.fingerprint == "2a2c8e510ca67e5d46cb2de1d1e0ac062459095f35fa0ecf6defa3d18223781d"
-    assert cluttered.fingerprint == "9db31deb3d53587d60012c1c113b6f888d4f7748671f33486cfe80d32577c4c5"
+    assert fashion.fingerprint == "96a31a5ff9f0885b9bfc8ba6ced5a6f2134fb39fed0535e932ff07dfb3163d9e"
+    assert cluttered.fingerprint == "95f4bacbe2391fb159da9b0f36c94d28be6e2eb8962b8fa69fe06db0c72f2e3f"
+    first = {"2a2c8e510ca67e5d46cb2de1d1e0ac062459095f35fa0ecf6defa3d18223781d": fashion,
+             "9db31deb3d53587d60012c1c113b6f888d4f7748671f33486cfe80d32577c4c5": cluttered}  # fmt: skip
+    for fingerprint, images in first.items():  # of the first 2,000 test images, which were all once
+        old = [getattr(images, what)[:12_000] for what in ("pixels", "labels", "parts")]
+        assert data._fingerprint(images.classes, *old) == fingerprint
 
 
 def test_embedded_images_can_be_resized(fashion, out):
     images = data.prepare("cluttered", out, size=32)
-    assert images.pixels.shape == (12_000, 1, 32, 32)
-    assert images.masks.shape == (12_000, 32, 32)
+    assert images.pixels.shape == (20_000, 1, 32, 32)
+    assert images.masks.shape == (20_000, 32, 32)
     inside, outside = (images.pixels[:300, 0][side].mean() for side in (images.masks[:300], ~images.masks[:300]))
     assert inside > 4 * outside
     again = data.prepare("fashion", out, size=32)  # the same folder for other images: nothing of the old ones is left
@@ -692,7 +698,7 @@ def test_the_seed_decides_the_split_and_nothing_else_does():
 
 def test_fashion_keeps_its_test_images_and_varies_the_validation(fashion):
     a, b = fashion.split(0), fashion.split(1)
-    assert (a.test == np.arange(10_000, 12_000)).all()
+    assert (a.test == np.arange(10_000, 20_000)).all()
     assert (b.test == a.test).all()
     assert a.val.tolist() != b.val.tolist()
     assert sorted([*a.train, *a.val]) == list(range(10_000))

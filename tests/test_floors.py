@@ -16,13 +16,14 @@ FLOORS = [
     "regard.cli regard.pages",
     "regard.app",
     "regard.comparison.question regard.looking",
-    "regard.comparison.report regard.comparison.display regard.comparison.grid regard.comparison.prices",
+    "regard.comparison.report regard.comparison.display regard.comparison.grid regard.comparison.linear"
+    " regard.comparison.prices",
     "regard.comparison.training",
     "regard.comparison.asked",
     "regard.comparison.pictures regard.comparison.results",
-    "regard.comparison.data regard.comparison.hosts regard.comparison.statistics regard.comparison.twins"
-    " regard.comparison.gates",
-    "regard.comparison.folders regard.comparison.records regard.comparison.sequential",
+    "regard.comparison.data regard.comparison.endpoints regard.comparison.hosts regard.comparison.learning"
+    " regard.comparison.statistics regard.comparison.twins regard.comparison.gates",
+    "regard.comparison.answers regard.comparison.folders regard.comparison.records regard.comparison.sequential",
     "regard.comparison.plan regard.comparison.permutation",
     "regard.comparison.arms",
     "regard.comparison",
@@ -51,7 +52,7 @@ FLOORS = [
     "regard.registry",
     "regard.schema regard.images",
     "regard.tap regard.norm regard.conv regard.files regard.layout regard.positions regard.svg regard.peers"
-    " regard.guard regard.small_resnet",
+    " regard.notebook regard.guard regard.small_resnet",
     "regard.errors regard.blocks",
 ]
 

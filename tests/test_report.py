@@ -7,11 +7,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from regard.comparison import report
+from regard.comparison import report, statistics
 from regard.comparison.results import Comparison
 from regard.errors import UserError
 from regard.files import slug
-from stored import CLASSES, store
+from stored import CLASSES, curves, fit, store
 
 EVIL = "<script>alert(1)</script>"
 
@@ -191,6 +191,57 @@ def test_shares_on_the_object_are_right(tmp_path):
     assert flat["share"] == flat["flat"]
 
 
+def test_accuracy_charts_show_chance_and_the_linear_model(tmp_path):
+    folder = store(tmp_path)
+    assert 'class="level"' not in report.write(Comparison.load(folder)).read_text(), "older folders have no lines"
+    comparison = fit(folder, top1=0.846, chance=0.1)
+    scatter, curves = report._scatter(comparison), report._curves(comparison)
+    for chart in (scatter, curves):
+        (linear,) = chart["levels"]
+        assert linear["name"] == "linear model on pixels 84.6 %"
+        assert chart["below"] == "chance 10.0 %", "a line for it would press the others together"
+        assert chart["above"] == ""
+    lowest = max(dot["bottom"] for dot in scatter["dots"])
+    assert lowest < scatter["levels"][0]["y"] <= 300, "the linear model is below every run"
+    page = report.write(comparison).read_text()
+    assert page.count('class="level"') == 1 + len(comparison.arms)
+    assert page.count("↓ chance 10.0 %") == 1 + len(comparison.arms)
+    near = report._scatter(fit(folder, top1=0.92, chance=0.85))
+    assert [level["name"] for level in near["levels"]] == ["linear model on pixels 92.0 %", "chance 85.0 %"]
+    assert near["levels"][0]["y"] < min(dot["top"] for dot in near["dots"])
+    assert report._scatter(fit(folder, top1=1.0))["above"] == "linear model on pixels 100.0 %"
+
+
+def test_a_curve_says_whether_it_ended(tmp_path):
+    curves(store(tmp_path, gains={"none": 0.0, "se": 0.0}, cost=False), 0.1, 0.6, 0.8, 0.805)
+    comparison = fit(tmp_path)
+    ends = {panel["arm"]: panel["end"] for panel in report._curves(comparison)["panels"]}
+    assert ends["none"] == "ended: +0.50 points in the last quarter"
+    assert ends["se"].startswith("ended")
+    curves(tmp_path, 0.1, 0.6, 0.8, 0.85)
+    ends = {panel["arm"]: panel["end"] for panel in report._curves(fit(tmp_path))["panels"]}
+    assert ends["none"] == "still climbing: +5.00 points in the last quarter"
+    assert ends["none"] in report.write(fit(tmp_path)).read_text()
+
+
+def test_the_second_endpoint_stands_beside_the_first(tmp_path):
+    comparison = Comparison.load(store(tmp_path, logits=True))
+    second = comparison.log_loss_against_none["cbam[squeeze=max]"]
+    losses = comparison.log_loss
+    differences = [losses["cbam[squeeze=max]"][seed] - losses["none"][seed] for seed in range(8)]
+    assert second.mean == pytest.approx(sum(differences) / 8)
+    assert second.low < second.mean < second.high
+    assert second.p == pytest.approx(min(1, 3 * statistics.sign_flip_test(differences)), rel=0.7), "Holm's correction"
+    assert second.word == ("undecided" if second.p > 0.05 else "lower" if second.mean < 0 else "higher")
+    page = re.sub(r"\s+", " ", report.write(comparison).read_text())
+    assert "What else changed?" in page
+    assert f"<td>{sum(losses['se'].values()) / 8:.3f}<small>" in page
+    churn = comparison.churn["se"]
+    assert f"<td>{100 * churn['seeds']:.2f}</td><td>{100 * churn['none']:.2f}</td>" in page
+    assert page.count('<th scope="row">Ankle boot</th>') == 1
+    assert "What else changed?" not in report.write(Comparison.load(store(tmp_path / "old"))).read_text()
+
+
 def test_scale_keeps_order_and_ends():
     scale = report.Scale([-1, 3, math.inf, math.nan], 4, 96)
     assert (scale(-1), scale(3)) == (4, 96)
@@ -208,8 +259,9 @@ def written(tmp_path_factory):
     gains = {"none": 0.0, f"se{EVIL}": 0.002, "cbam[squeeze=max]": 0.021, "wider": 0.012}
     folder = store(
         tmp_path_factory.mktemp("page"), gains=gains, classes=classes, later=[8], failed=[(f"se{EVIL}", 1)],
-        broken=[(f"{EVIL}.jpg", "cut short")],
+        broken=[(f"{EVIL}.jpg", "cut short")], logits=True,
     )  # fmt: skip
+    fit(folder)
     return report.write(Comparison.load(folder))
 
 

@@ -28,7 +28,7 @@ from regard.errors import DiskFull, UserError
 from regard.files import opened, whole, write_text
 from regard.looking import expand, open_subject, open_subjects, read, trained
 from regard.models import OPTIONS, open_model, timm_model
-from stored import store
+from stored import fit, store
 
 DAMAGED = {
     "empty": "", "cut": '{"question": {"da', "array": "[]", "null": "null", "object": "{}", "text": '"x"',
@@ -61,7 +61,7 @@ def sentence(call, *words):
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    return store(tmp_path_factory.mktemp("sound"), gains={"none": 0.0, "se": 0.01}, seeds=[3])
+    return fit(store(tmp_path_factory.mktemp("sound"), gains={"none": 0.0, "se": 0.01}, seeds=[3])).folder
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def changed(value, at, to):
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
-@pytest.mark.parametrize("name", ["question.json", "cost.json", "runs/se/seed-0003.json"])
+@pytest.mark.parametrize("name", ["question.json", "cost.json", "linear.json", "runs/se/seed-0003.json"])
 def test_a_damaged_file_is_named(folder, name, damage):
     (folder / name).write_bytes(os.fsencode(DAMAGED[damage]))
     sentence(lambda: Comparison.load(folder), str(folder / name), "damaged")
@@ -111,7 +111,7 @@ def folder_of_weights(folder):
     return path
 
 
-@pytest.mark.parametrize("name", ["question.json", "cost.json", "runs/se/seed-0003.json"])
+@pytest.mark.parametrize("name", ["question.json", "cost.json", "linear.json", "runs/se/seed-0003.json"])
 def test_every_field_is_checked(folder, name):
     """A changed field gets a sentence that names it, or else the whole answer can be written."""
     path, refused, tried, was = folder / name, 0, 0, json.loads((folder / name).read_text())
@@ -130,6 +130,8 @@ def test_every_field_is_checked(folder, name):
                 comparison = Comparison.load(folder)
                 json.dumps(comparison.to_json(), allow_nan=False).encode()
                 repr(comparison).encode()
+                comparison._repr_html_().encode()
+                comparison.csv().encode()
                 report._facts(comparison.question)
                 report._environment(comparison)
     assert refused > 0.6 * tried
@@ -179,7 +181,7 @@ def test_maps_of_strangers(folder):
 
 
 def test_pipes_and_folders_in_place_of_files(folder):
-    for name in ("question.json", "cost.json", "runs/se/seed-0003.json"):
+    for name in ("question.json", "cost.json", "linear.json", "runs/se/seed-0003.json"):
         there = (folder / name).read_bytes()
         (folder / name).unlink()
         os.mkfifo(folder / name)

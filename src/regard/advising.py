@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-from regard import costing, outline
+from regard import costing, notebook, outline
 from regard.borrowing import borrowed, brief, call, refuse_unhookable
 from regard.costing import Cost, Loss
 from regard.errors import UserError
@@ -146,6 +146,10 @@ class Advice:
         parts += _section("Not possible here", [(row.arm, row.refused) for row in self.rows if row.refused])
         parts += _section("Notes", [("", note) for note in self.notes])
         return "\n\n".join(part if "\n" in part else fill(part, WIDTH) for part in parts)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what printing shows."""
+        return notebook.plain(str(self))
 
     @property
     def _title(self) -> str:

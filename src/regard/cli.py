@@ -47,6 +47,10 @@ EXAMPLES = {
 
   regard report runs/mine
   regard report runs/mine --json""",
+    "export": """Examples:
+
+  regard export runs/mine
+  regard export runs/mine --csv mine.csv""",
     "bench": """Examples:
 
   regard bench
@@ -145,6 +149,7 @@ def _app(cyclopts: Any) -> Any:
   regard advise resnet50 se cbam
   regard compare se eca "cbam[squeeze=max]" --data photos/ --model resnet18
   regard report runs/mine
+  regard export runs/mine --csv mine.csv
   regard look vit_small_patch16_224 photos/ --pretrained
   regard app runs/mine
   regard bench se cbam --peers
@@ -172,7 +177,7 @@ the question or the files, 130 Ctrl-C.""",
 
 def _commands() -> dict[str, Any]:
     commands = {"list": list_, "info": info, "sites": sites, "advise": advise, "compare": compare, "report": report}
-    return commands | {"look": look, "app": app_, "bench": bench, "ops": ops}
+    return commands | {"export": export, "look": look, "app": app_, "bench": bench, "ops": ops}
 
 
 def _mechanisms(_: Any) -> dict[str, str]:
@@ -567,6 +572,33 @@ def report(folder: Path, /, *, json: bool = False) -> None:
 
     page.write(comparison)
     _show(comparison, json)
+
+
+def export(folder: Path, /, *, csv: Path | None = None) -> None:
+    """Print every run of a comparison as comma-separated values, or write them to a file.
+
+    One line for each run: arm, seed, accuracies and log-loss on test and
+    validation images, calibration, seconds, parameters, and why a run failed.
+    Accuracies are fractions, log-loss is in nats.
+
+    Parameters
+    ----------
+    folder
+        What `regard compare` wrote, e.g. runs/mine.
+    csv
+        The file to write, instead of standard output.
+    """
+    from regard.comparison.results import Comparison
+    from regard.files import write_text
+
+    if csv is not None:
+        _check_target(csv)
+    table = Comparison.load(folder).csv()
+    if csv is None:
+        print(table, end="")
+        return
+    with _writing(csv):
+        write_text(csv, table)
 
 
 def bench(

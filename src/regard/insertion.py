@@ -26,6 +26,7 @@ from torch.compiler import is_compiling
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import regard.mechanisms  # noqa: F401  (registers them)
+from regard import notebook
 from regard.borrowing import borrowed, brief, call, is_sharded, refuse_unhookable, same_kind, same_randomness
 from regard.errors import UserError, near
 from regard.files import opened, whole
@@ -361,6 +362,17 @@ class Attached:
         sites = f"{len(self.sites)} site{'s' * (len(self.sites) != 1)}"
         text = f"{self.label} ({self.mechanism}) at {sites}, {count:,} parameters, start={self.start}"
         return "; ".join([text, *([f"{len(self.orphans)} of them orphans"] if self.orphans else []), *self.notes])
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the mechanism at each of its sites, and what to know of it."""
+        modules, channels = self.modules, self._record["channels"]
+        counts = {site: sum(one.numel() for one in module.parameters()) for site, module in modules.items()}
+        rows = [
+            {"site": site, "channels": f"{channels[site]:,}", "parameters": f"{count:,}"}
+            for site, count in counts.items()
+        ]
+        lost = [f"{site}: {reason}" for site, reason in self.orphans.items()] if rows else []
+        return notebook.paragraph(repr(self)) + notebook.table(rows) + notebook.points(lost)
 
 
 def attach(

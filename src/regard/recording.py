@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from regard import notebook
 from regard.borrowing import refuse_unseen
 from regard.errors import UserError
 from regard.layout import Layout
@@ -37,6 +38,18 @@ class Map:
 
     def __repr__(self) -> str:
         return f"Map({self.name!r}, {self.kind!r}, {tuple(self.value.shape)})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the map of the first images in grey, the mean over channels or heads."""
+        value = self.value.detach().float()
+        sizes = " x ".join(map(str, value.shape))
+        low, high = (float(value.min()), float(value.max())) if value.numel() else (0.0, 0.0)
+        said = notebook.paragraph(f"{self.name}: {self.kind}, {sizes}, {low:.3g} to {high:.3g}")
+        if self.kind == "channel":  # a row for each image
+            value = value.flatten(1)[:, None]
+        while value.dim() > 3:
+            value = value.mean(1)
+        return said + (notebook.pictures(value.cpu().numpy(), self.name) if value.dim() == 3 else "")
 
 
 @contextmanager

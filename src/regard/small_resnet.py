@@ -9,20 +9,30 @@ from torch.nn import functional as F
 
 
 class Block(nn.Module):
-    """A 3x3 convolution to another width, halved by the largest of four where asked, and a residual branch of one."""
+    """Two 3x3 convolutions and their sum with the input; the largest of four stands for them where sides are halved.
+
+    The branch is pooled between its first convolution and that one's norm, which loses less than a stride would.
+    """
 
     def __init__(self, channels: int, width: int, *, halve: bool) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
-        self.pool = nn.MaxPool2d(2, ceil_mode=True) if halve else nn.Identity()
+        self.pool = _halved() if halve else nn.Identity()
         self.norm1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(width)
+        shortcut: list[nn.Module] = [_halved()] if halve else []
+        if channels != width:
+            shortcut += [nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width)]
+        self.shortcut = nn.Sequential(*shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
-        # pooled before the norm, which then has a quarter of the numbers
-        x = F.relu(self.norm1(self.pool(self.conv1(x))))
-        return F.relu(x + self.norm2(self.conv2(x)))
+        branch = self.norm2(self.conv2(F.relu(self.norm1(self.pool(self.conv1(x))))))
+        return F.relu(branch + self.shortcut(x))
+
+
+def _halved() -> nn.Module:
+    return nn.MaxPool2d(2, ceil_mode=True)
 
 
 class SmallResNet(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import math
 import os
 import shutil
@@ -37,7 +38,8 @@ from regard.files import opened, whole, write_text
 from regard.schema import read
 
 FASHION_CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-FASHION_TRAINING = 10_000  # the rest are the test images
+FASHION_TRAINING, FASHION_TEST = 10_000, 10_000
+GROUP = 2_000  # of Cluttered Fashion's first test images, whose pieces come from one another
 PIECES, PIECE = 10, 9  # Cluttered Fashion: how many pieces of other items, and their side in pixels
 
 ROOM = 1.125  # how much larger than trained a folder's images are stored, so that random crops have somewhere to go
@@ -292,14 +294,16 @@ def _cut(index: np.ndarray, labels: np.ndarray, share: float, seed: int, what: s
 
 
 def _write_embedded(folder: Path, key: dict[str, Any]) -> None:
-    with np.load(Path(__file__).with_name("fashion.npz")) as stored:
-        pixels, labels = stored["images"], stored["labels"].astype(np.int64)
-    training = np.arange(len(pixels)) < FASHION_TRAINING
+    count, side = FASHION_TRAINING + FASHION_TEST, SIZES["fashion"]
+    stored = np.frombuffer(lzma.decompress(Path(__file__).with_name("fashion.xz").read_bytes()), np.uint8)
+    pixels, labels = stored[:-count].reshape(count, side, side), stored[-count:].astype(np.int64)
+    training = np.arange(count) < FASHION_TRAINING
     masks = None
     if key["source"] == "cluttered":
         # the pieces in a test image come from test images
-        both = [_clutter(pixels[training], "train"), _clutter(pixels[~training], "test")]
-        pixels, masks = (np.concatenate(arrays) for arrays in zip(*both, strict=True))
+        parts = np.split(pixels, [FASHION_TRAINING, FASHION_TRAINING + GROUP])
+        cluttered = [_clutter(part, what) for part, what in zip(parts, ("train", "test", "more test"), strict=True)]
+        pixels, masks = (np.concatenate(arrays) for arrays in zip(*cluttered, strict=True))
     if pixels.shape[-1] != key["side"]:
         pixels = _resized(pixels, key["side"])
         masks = _resized(masks * np.uint8(255), key["side"]) > 127 if masks is not None else None

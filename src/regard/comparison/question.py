@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from regard.comparison import data as images_of
-from regard.comparison import grid, hosts, prices, report, training
+from regard.comparison import grid, hosts, learning, linear, prices, report, training
 from regard.comparison.arms import CONSTANT, HOSTS, PARAMETERS, PLAIN, WIDER, controls, refuse_names, twin, twinned
 from regard.comparison.asked import AUGMENTATIONS, OPTIMISERS, refuse_other
 from regard.comparison.asked import question as asked_question
@@ -23,7 +23,7 @@ from regard.comparison.display import Display
 from regard.comparison.folders import SIZES
 from regard.comparison.folders import text as as_text
 from regard.comparison.plan import LOOKS, Pairing, Plan, check_looks, fixed, planned
-from regard.comparison.results import BEFORE, Comparison, counted, read_cost, read_run
+from regard.comparison.results import BEFORE, Comparison, counted, read_cost, read_linear, read_run
 from regard.comparison.statistics import fewest_seeds
 from regard.errors import UserError, near
 from regard.files import slug, write_text
@@ -191,10 +191,16 @@ def compare(
                 f"{counted(len(comparison.contrasts), 'comparison')} it takes {least} or more. The answer will be "
                 f"'undecided'; --seeds {least} can do better."
             )
+        if sentence := learning.one_image(question["test_images"], margin):
+            display.say(sentence)
         if CONSTANT in chosen_controls:
             for arm in asked:
                 if arm not in HOSTS and not twinned(arm) and twin(arm) not in asked:
                     display.say(f"{arm} has no gate that a constant could stand for, and gets no twin")
+        if not _fitted(folder, question):
+            display.say("Fitting a linear model to the pixels")
+            fitted = linear.measure(images, plan.seeds[0], question["size"])
+            write_text(folder / "linear.json", json.dumps(fitted, indent=1))
         for control, find in ((WIDER, prices.widening), (PARAMETERS, prices.widening_parameters)):
             key = training.WIDENINGS[control]
             if control in comparison.arms and question.get(key) is None:
@@ -441,6 +447,11 @@ def command(question: dict[str, Any], arms: list[str], plan: Plan, folder: Path)
 def _priced(folder: Path, arms: list[str]) -> bool:
     cost = read_cost(folder)
     return cost is not None and list(cost["arms"]) == arms
+
+
+def _fitted(folder: Path, question: dict[str, Any]) -> bool:
+    linear = read_linear(folder)
+    return linear is not None and linear["fingerprint"] == question["fingerprint"]
 
 
 def _cores() -> int:

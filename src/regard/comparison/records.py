@@ -108,6 +108,9 @@ class Done(Run):
 
     top1: Share
     top5: Share | None
+    log_loss: NotRequired[NoLess]  # on the test images, in nats
+    val_log_loss: NotRequired[NoLess]  # on the validation images, after the last epoch
+    logits_sha256: NotRequired[str]  # of the file beside it
     curve: Annotated[list[Epoch], Within(1)]
     reason: NotRequired[None]
     test_images: NotRequired[Whole]
@@ -156,6 +159,23 @@ class Cost(TypedDict):
     noisy: bool
     arms: dict[str, Price]
     narrow: NotRequired[dict[str, list[str]]]  # by arm, where it has very few hidden units
+
+
+class Linear(TypedDict):
+    """linear.json"""
+
+    fingerprint: str
+    seed: Seed
+    side: Side
+    train_images: Whole
+    test_images: Positive
+    top1: Share
+    log_loss: NoLess
+    val_top1: Share
+    val_log_loss: NoLess
+    l2: Above0
+    chance: Share
+    seconds: NoLess
 
 
 class Meta(TypedDict):

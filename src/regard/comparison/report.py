@@ -18,9 +18,10 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from regard import drawing
+from regard.comparison import learning
 from regard.comparison.pictures import REASONS
 from regard.comparison.records import Shown
-from regard.comparison.results import Comparison, counted, interval, points
+from regard.comparison.results import UNTRAINED, Comparison, counted, interval, points
 from regard.comparison.statistics import Verdict
 from regard.errors import UserError
 from regard.files import opened, slug, write_text
@@ -59,7 +60,7 @@ def write(comparison: Comparison) -> Path:
     html = page.render(
         comparison=comparison,
         question=comparison.question,
-        headline=headline(comparison.against("none")),
+        headline=headline(comparison.against("none")) if comparison.trained else UNTRAINED,
         signs=SIGNS,
         differences=[_difference(comparison, verdict) for verdict in comparison.against("none")],
         base=_accuracy(comparison, "none"),
@@ -69,6 +70,8 @@ def write(comparison: Comparison) -> Path:
         scatter=_scatter(comparison),
         prices=_prices(comparison),
         curves=_curves(comparison),
+        endpoints=_endpoints(comparison),
+        classes=_classes(comparison),
         galleries=[
             gallery
             for arm in comparison.arms
@@ -187,7 +190,8 @@ def _scatter(comparison: Comparison) -> dict[str, Any] | None:
     if not priced or len(ratios) < 2:
         return None
     across = Scale([value for ratio in ratios.values() for value in ratio], 14, 90)
-    up = Scale([value for arm in ratios for value in scores[arm]], 300, 16, marks=5)
+    seen = [value for arm in ratios for value in scores[arm]]
+    up = Scale([*seen, *_within_reach(comparison, seen)], 300, 16, marks=5)
     dots: list[dict[str, Any]] = []
     for arm, (low, middle, high) in ratios.items():
         place = {"x": across(middle), "y": up(fmean(scores[arm])), "left": across(low), "right": across(high)}
@@ -201,6 +205,29 @@ def _scatter(comparison: Comparison) -> dict[str, Any] | None:
         "dots": dots,
         "across": [(across(tick), f"{tick:g}×") for tick in across.ticks],
         "up": [(up(tick), f"{tick:g} %") for tick in up.ticks],
+        **_levels(comparison, up),
+    }
+
+
+def _known_levels(comparison: Comparison) -> dict[str, float]:
+    """What every accuracy is to be held against, in percent."""
+    levels = {"linear model on pixels": comparison.linear, "chance": comparison.chance}
+    return {name: 100 * level for name, level in levels.items() if level is not None}
+
+
+def _within_reach(comparison: Comparison, seen: Sequence[float]) -> list[float]:
+    """The levels for which an axis over these values is made longer: the others would press the values together."""
+    span = max(5.0, max(seen) - min(seen))
+    return [level for level in _known_levels(comparison).values() if min(seen) - span <= level <= max(seen) + span]
+
+
+def _levels(comparison: Comparison, up: Scale) -> dict[str, Any]:
+    """The lines of the levels, and in words those that lie beyond the axis."""
+    known = {name: (level, f"{name} {level:.1f} %") for name, level in _known_levels(comparison).items()}
+    return {
+        "levels": [{"y": up(level), "name": text} for level, text in known.values() if up.low <= level <= up.high],
+        "below": ", ".join(text for level, text in known.values() if level < up.low),
+        "above": ", ".join(text for level, text in known.values() if level > up.high),
     }
 
 
@@ -240,7 +267,8 @@ def _curves(comparison: Comparison) -> dict[str, Any] | None:
     curves = {arm: runs for arm, runs in curves.items() if runs}
     if not curves:
         return None
-    up = Scale([value for runs in curves.values() for run in runs for value in run], 96, 4, marks=4)
+    seen = [value for runs in curves.values() for run in runs for value in run]
+    up = Scale([*seen, *_within_reach(comparison, seen)], 96, 4, marks=4)
     means = {arm: [fmean(values) for values in zip(*runs, strict=False)] for arm, runs in curves.items()}
     seconds = {arm: [point["seconds"] for run in comparison.done if run["arm"] == arm for point in run["curve"]]
                for arm in curves}  # fmt: skip
@@ -260,11 +288,13 @@ def _curves(comparison: Comparison) -> dict[str, Any] | None:
                 "mean": line(means[arm]),
                 "none": line(means["none"]) if arm != "none" and "none" in means else None,
                 "last": f"{means[arm][-1]:.2f}",
+                "end": _end(comparison, runs),
                 "seconds": f"{fmean(seconds[arm]):.1f}",
             }
             for arm, runs in curves.items()
         ],
         "ticks": [(up(tick), f"{tick:g} %") for tick in up.ticks],
+        **_levels(comparison, up),
         "epochs": epochs,
         "table": [
             [
@@ -276,6 +306,48 @@ def _curves(comparison: Comparison) -> dict[str, Any] | None:
             for epoch in range(epochs)
         ],
     }
+
+
+def _end(comparison: Comparison, runs: Sequence[Sequence[float]]) -> str:
+    """Whether the curves of one arm, in percent, have ended, and by how much they rose at last."""
+    shares = [[value / 100 for value in run] for run in runs]
+    start = comparison.chance or 0.0
+    mean, _ = learning.rise(shares, start) or (0.0, 0.0)
+    word = "ended" if learning.ended(shares, comparison.question["margin"], start) else "still climbing"
+    return _typeset(f"{word}: {points(mean)} points in the last quarter")
+
+
+def _endpoints(comparison: Comparison) -> list[dict[str, str]]:
+    """One row for each arm: what its logits say beside accuracy; empty where no logits were kept."""
+    calibration, churn, second = comparison.calibration, comparison.churn, comparison.log_loss_against_none
+    rows = []
+    for arm in comparison.arms:
+        losses, errors = list(comparison.log_loss[arm].values()), list(calibration[arm].values())
+        found = second.get(arm)
+        rows.append(
+            {
+                "arm": arm,
+                "log_loss": f"{fmean(losses):.3f}" if losses else "",
+                "spread": f"{stdev(losses):.3f}" if len(losses) > 1 else "",
+                "difference": _typeset(f"{found.mean:+.3f}") if found else "",
+                "interval": _typeset(f"[{found.low:+.3f}, {found.high:+.3f}]") if found and found.bounded else "",
+                "word": found.word if found and comparison.trained else "",
+                "calibration": f"{100 * fmean(errors):.2f}" if errors else "",
+                "seeds": f"{100 * churn[arm]['seeds']:.2f}" if "seeds" in churn[arm] else "",
+                "none": f"{100 * churn[arm]['none']:.2f}" if "none" in churn[arm] else "",
+            }
+        )
+    return rows if any(row["log_loss"] for row in rows) else []
+
+
+def _classes(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    """One row for each class: what every arm's accuracy on it is above that of none, in points."""
+    by_class = comparison.by_class
+    return [
+        (name, [_typeset(points(math.nan if (gain := gains[i]) is None else gain)) for gains in by_class.values()])
+        for i, name in enumerate(comparison.question["classes"])
+        if by_class
+    ]
 
 
 def _gallery(folder: Path, arm: str, classes: int = 2**31) -> dict[str, Any] | None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from regard import notebook
+from regard.comparison import answers as logits_of
+from regard.comparison import learning
+from regard.comparison.answers import Answers
 from regard.comparison.arms import twin, twinned
+from regard.comparison.endpoints import Endpoints, churn, class_differences, endpoints
 from regard.comparison.plan import Contrast, Plan, contrasts, fixed
-from regard.comparison.records import Cost, Done, Failed, Run, Stored
+from regard.comparison.records import Cost, Done, Failed, Linear, Run, Stored
 from regard.errors import UserError
 from regard.files import slug, write_text
 from regard.schema import fault, read
@@ -31,7 +39,28 @@ REPLACED = ("gate_images", "top1_own_gate", "top1_mean_gate", "top1_other_gate")
 SHRUNK = 0.9  # a branch that is smaller than this at the start is named
 # what an arm's verdict against its constant twin says, by how the word begins
 INPUT = {"better": "uses its input", "no difference": "a constant does the same", "worse": "a constant does better"}
+UNTRAINED = "Not trained long enough to tell"
+# of `Comparison.rows`
+COLUMNS = (
+    "arm", "seed", "status", "top1", "top5", "log_loss", "val_top1", "val_log_loss", "calibration", "epochs", "seconds",
+    "parameters", "layout", "resumed", "killed", "reason",
+)  # fmt: skip
 SLOW = 1.2  # an arm whose inference takes this many times that of `none` is named as slow
+
+
+class Second(NamedTuple):
+    """The log-loss of an arm less that of `none`, in nats: mean over seeds, interval, corrected p, and in a word."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    word: Literal["lower", "higher", "undecided"]
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there are runs enough for an interval."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,6 +74,7 @@ class Comparison:
         environment: versions and machine.
         records: (arm, seed) -> the record of that run, done or failed.
         cost: what each arm costs beside `none`, or None while that is not measured.
+        fitted: what a linear model makes of the pixels, or None where there is none yet.
     """
 
     folder: Path
@@ -53,6 +83,7 @@ class Comparison:
     environment: dict[str, Any]
     records: dict[tuple[str, int], dict[str, Any]]
     cost: dict[str, Any] | None
+    fitted: dict[str, Any] | None = None
 
     @classmethod
     def load(cls, folder: str | Path) -> Comparison:
@@ -73,6 +104,7 @@ class Comparison:
             environment=stored["environment"],
             records={(run["arm"], run["seed"]): run for run in runs},
             cost=read_cost(folder),
+            fitted=read_linear(folder),
         )
 
     @property
@@ -175,13 +207,109 @@ class Comparison:
         """The same for the true class among the first five guesses; empty where there are fewer than ten classes."""
         return self._scores("top5")
 
+    @property
+    def log_loss(self) -> dict[str, dict[int, float]]:
+        """The same for the log-loss on the test images, in nats: the second endpoint, which less is better of."""
+        return self._scores("log_loss")
+
     def _scores(self, kind: str) -> dict[str, dict[int, float]]:
         scores: dict[str, dict[int, float]] = {arm: {} for arm in self.arms}
         place = {seed: number for number, seed in enumerate(dict.fromkeys(s for e in self.asked for s in e["seeds"]))}
         for run in sorted(self.done, key=lambda run: place.get(run["seed"], len(place))):
-            if run[kind] is not None:
+            if run.get(kind) is not None:
                 scores.setdefault(run["arm"], {})[run["seed"]] = run[kind]
         return scores
+
+    @property
+    def linear(self) -> float | None:
+        """The accuracy of a linear model of the pixels on the first seed's test images; None in older folders."""
+        return self.fitted["top1"] if self.fitted else None
+
+    @property
+    def chance(self) -> float | None:
+        """The share of the largest class among the test images; None in older folders."""
+        return self.fitted["chance"] if self.fitted else None
+
+    @cached_property
+    def untrained_because(self) -> list[str]:
+        """Why `none` has not learnt enough for a difference to mean something, a sentence each; empty when it has."""
+        accuracies, margin = list(self.scores["none"].values()), self.question["margin"]
+        curves = [[epoch["val_top1"] for epoch in run["curve"]] for run in self.done if run["arm"] == "none"]
+        found = [learning.still_climbing(curves, margin, self.chance or 0.0)]
+        if self.fitted:
+            chance = learning.near_chance(accuracies, self.fitted["chance"], self.fitted["test_images"], margin)
+            found = [chance or learning.below_linear(accuracies, self.fitted["top1"]), *found]
+        return [sentence for sentence in found if sentence]
+
+    @property
+    def trained(self) -> bool:
+        """Whether nothing speaks against judging: `untrained_because` says what does."""
+        return not self.untrained_because
+
+    def answers(self, arm: str, seed: int) -> tuple[Answers, Answers]:
+        """What a run answered on the validation and on the test images, read from its file.
+
+        Raises:
+            UserError: no such run has finished, or its logits were not kept or are damaged.
+        """
+        run = self.records.get((arm, seed), {})
+        if "logits_sha256" not in run:
+            raise UserError(f"no logits of {arm}, seed {seed}, were kept: ask for a run that finished")
+        images = self.question["val_images"] + self.question["test_images"]
+        path = logits_of.path_of(self.folder, arm, seed)
+        return logits_of.read(path, run["logits_sha256"], images, len(self.question["classes"]))
+
+    @cached_property
+    def _endpoints(self) -> tuple[dict[tuple[str, int], Endpoints], list[str]]:
+        """By (arm, seed) what is computed of its logits on the test images, and a note for each file that is lost."""
+        found, notes = {}, []
+        for run in self.done:
+            if "logits_sha256" in run:
+                try:
+                    found[run["arm"], run["seed"]] = endpoints(self.answers(run["arm"], run["seed"])[1])
+                except UserError as error:
+                    notes.append(f"No logits of {run['arm']}, seed {run['seed']}: {error}.")
+        return found, notes
+
+    @property
+    def calibration(self) -> dict[str, dict[int, float]]:
+        """arm -> seed -> expected calibration error on the test images, a fraction, in 15 bins."""
+        found = self._endpoints[0]
+        return {arm: {seed: one.calibration for (a, seed), one in found.items() if a == arm} for arm in self.arms}
+
+    @property
+    def churn(self) -> dict[str, dict[str, float]]:
+        """arm -> ``"seeds"`` and ``"none"`` -> the share of test images whose first guess differs.
+
+        Between one seed and the next of the same arm, and from `none` with the same seed; means over pairs. What has no
+        pair is missing.
+        """
+        found, result = self._endpoints[0], {}
+        for arm in self.arms:
+            seeds = [seed for seed in self.seeds if (arm, seed) in found]
+            pairs = {
+                "seeds": [((arm, a), (arm, b)) for a, b in pairwise(seeds)],
+                "none": [((arm, a), ("none", a)) for a in seeds if arm != "none" and ("none", a) in found],
+            }
+            shares = {name: [churn(found[a], found[b]) for a, b in both] for name, both in pairs.items()}
+            known = {name: [share for share in all_of if math.isfinite(share)] for name, all_of in shares.items()}
+            result[arm] = {name: fmean(all_of) for name, all_of in known.items() if all_of}
+        return result
+
+    @property
+    def by_class(self) -> dict[str, list[float | None]]:
+        """arm -> for each class, what its accuracy is above that of `none`, a fraction: the mean over their seeds."""
+        found = self._endpoints[0]
+        pairs = {
+            arm: [
+                (found[arm, seed], found["none", seed])
+                for seed in self.seeds
+                if {(arm, seed), ("none", seed)} <= found.keys()
+            ]
+            for arm in self.arms
+            if arm != "none"
+        }
+        return {arm: class_differences(both) for arm, both in pairs.items() if both}
 
     @cached_property
     def verdicts(self) -> list[Verdict]:
@@ -237,6 +365,21 @@ class Comparison:
                 }
         return told
 
+    @cached_property
+    def log_loss_against_none(self) -> dict[str, Second]:
+        """arm -> what the log-loss says of it beside `none`: the second endpoint, which no verdict is taken from."""
+        from regard.comparison.statistics import judge
+
+        losses = self.log_loss
+        scale = max([1.0, *(loss for runs in losses.values() for loss in runs.values())])
+        shares = {arm: {seed: 1 - loss / scale for seed, loss in runs.items()} for arm, runs in losses.items()}
+        words: dict[str, Any] = {"better": "lower", "worse": "higher"}
+        return {
+            v.arm: Second(-scale * v.mean, -scale * v.high, -scale * v.low, v.p, words.get(v.direction, "undecided"))
+            for v in judge(shares, margin=0.0)
+            if v.seeds
+        }
+
     def against(self, arm: str) -> list[Verdict]:
         """The verdicts against one arm: `none`, a control, or a constant twin."""
         return [verdict for verdict in self.verdicts if verdict.against == arm]
@@ -281,6 +424,7 @@ class Comparison:
         rows = []
         for arm in self.arms:
             scores, fives = list(self.scores[arm].values()), list(self.top5[arm].values())
+            losses = list(self.log_loss[arm].values())
             verdict = judged.get(arm)
             spread = f" sd {100 * stdev(scores):.2f}" if len(scores) > 1 else ""
             rows.append(
@@ -289,9 +433,10 @@ class Comparison:
                     "runs": f"{len(scores)}/{sum(wanted == arm for wanted, _ in self.wanted)}",
                     "accuracy %": f"{100 * fmean(scores):.2f}{spread}" if scores else "",
                     "top-5 %": f"{100 * fmean(fives):.2f}" if fives else "",
+                    "log-loss": f"{fmean(losses):.3f}" if losses else "",
                     "difference": points(verdict.mean) if verdict else "",
                     "interval": interval(verdict) if verdict else "",
-                    "verdict": verdict.word if verdict else "",
+                    "verdict": verdict.word if verdict and self.trained else "",
                 }
             )
         return rows
@@ -311,6 +456,13 @@ class Comparison:
             for arm, price in priced.items()
         ]
 
+    @property
+    def findings(self) -> list[str]:
+        """The answer, one sentence for each arm; where the network has not learnt, that alone, and what to change."""
+        if self.untrained_because:
+            return [f"{UNTRAINED}.", *(sentence[0].upper() + sentence[1:] for sentence in self.untrained_because)]
+        return [verdict.sentence for verdict in self.verdicts]
+
     def notes(self) -> list[str]:
         """What a reader must know before believing the table, one sentence each; empty when nothing went wrong."""
         notes = [f"Failed: {run['arm']}, seed {run['seed']}: {run['reason']}" for run in self.failed]
@@ -326,6 +478,7 @@ class Comparison:
             rest = f" and {len(self.missing) - 12} more" if len(self.missing) > 12 else ""
             runs = counted(len(self.missing), "run")
             notes.append(f"Missing: {runs} not finished yet: {pairs}{rest}; the same command goes on.")
+        notes += self._endpoints[1]
         notes += [f"Broken file, left out: {file}: {reason}" for file, reason in self.question.get("broken", [])]
         if added := self.added_in_words:
             notes.append(f"Added after looking: {added}; intervals and p-values allow for it.")
@@ -356,12 +509,24 @@ class Comparison:
         answer = {
             "question": self.question,
             "asked": self.asked,
+            "headline": self.findings[0] if self.untrained_because else " ".join(self.findings),
+            "trained": self.trained,
+            "untrained_because": self.untrained_because,
+            "chance": self.chance,
+            "linear": self.fitted,
             "environment": self.environment,
             "arms": self.arms,
             "seeds": self.seeds,
             "scores": {arm: {str(seed): top1 for seed, top1 in runs.items()} for arm, runs in self.scores.items()},
             "top5": {arm: {str(seed): top5 for seed, top5 in runs.items()} for arm, runs in self.top5.items()},
             "plan": asdict(self.plan),
+            "log_loss": {arm: {str(seed): loss for seed, loss in runs.items()} for arm, runs in self.log_loss.items()},
+            "calibration": {
+                arm: {str(seed): one for seed, one in all_of.items()} for arm, all_of in self.calibration.items()
+            },
+            "log_loss_against_none": {arm: one._asdict() for arm, one in self.log_loss_against_none.items()},
+            "churn": self.churn,
+            "by_class": self.by_class,
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
             "twins": self.twins,
             "uses_input": self.uses_input,
@@ -374,20 +539,63 @@ class Comparison:
         }
         return _plain(answer)
 
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each run that finished or failed, seed by seed: its record without what is nested.
+
+        Accuracies are fractions, log-loss is in nats, seconds are of the whole training; None is what is not known.
+        """
+        order = {run: place for place, run in enumerate(self.wanted)}
+        calibration = self.calibration
+        rows = []
+        for run in sorted(self.records.values(), key=lambda run: order.get((run["arm"], run["seed"]), len(order))):
+            curve = run.get("curve") or [{}]
+            known = {
+                "epochs": len(run.get("curve", [])),
+                "val_top1": curve[-1].get("val_top1"),
+                "calibration": calibration.get(run["arm"], {}).get(run["seed"]),
+            }
+            rows.append({column: known.get(column, run.get(column)) for column in COLUMNS})
+        return rows
+
+    def frame(self) -> Any:
+        """`rows` as a pandas DataFrame; as they are where pandas is not installed."""
+        try:
+            import pandas
+        except ModuleNotFoundError:
+            return self.rows()
+        return pandas.DataFrame(self.rows(), columns=list(COLUMNS))
+
+    def csv(self) -> str:
+        """`rows` as comma-separated values under their names, every number in full."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows())
+        return text.getvalue()
+
     def save(self) -> Path:
         """Write `result.json` into the folder, whole or not at all."""
         text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
         return write_text(self.folder / "result.json", text + "\n")
 
-    def __repr__(self) -> str:
+    @property
+    def _title(self) -> str:
         asked = self.question
         trunk = ", frozen trunk" if asked["trunk"] == "frozen" else ""
         title = f"{asked['data']}, {asked['model']}{trunk}, {asked['size']} px, {counted(asked['epochs'], 'epoch')}"
-        lines = [f"{title}: top-1 accuracy on {asked['test_images']:,} test images", ""]
+        return f"{title}: top-1 accuracy on {asked['test_images']:,} test images"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what printing shows."""
+        told = [notebook.paragraph(self._title), notebook.points(self.findings), notebook.table(self.table())]
+        return "".join([*told, notebook.table(self.price_table()), notebook.points(self.notes())])
+
+    def __repr__(self) -> str:
+        lines = [self._title, ""]
         lines += _aligned(self.table())
         if prices := self.price_table():
             lines += ["", *_aligned(prices)]
-        lines += ["", *(verdict.sentence for verdict in self.verdicts)]
+        lines += ["", *self.findings]
         lines += ["", *self.notes()] if self.notes() else []
         return "\n".join(lines)
 
@@ -472,6 +680,12 @@ def read_cost(folder: Path) -> dict[str, Any] | None:
     """What cost.json holds, if there is one."""
     path = folder / "cost.json"
     return read(path, Cost, "delete it, and `regard compare` measures the costs again") if path.exists() else None
+
+
+def read_linear(folder: Path) -> dict[str, Any] | None:
+    """What linear.json holds, if there is one."""
+    path = folder / "linear.json"
+    return read(path, Linear, "delete it, and `regard compare` fits it again") if path.exists() else None
 
 
 def _plain(value: Any) -> Any:

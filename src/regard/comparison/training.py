@@ -20,8 +20,10 @@ from torch.nn import functional as F
 
 import regard
 from regard.borrowing import brief
-from regard.comparison import data, gates, hosts
+from regard.comparison import answers, data, gates, hosts
+from regard.comparison.answers import Answers
 from regard.comparison.arms import HOSTS, PARAMETERS, PLAIN, WIDER, twinned
+from regard.comparison.endpoints import log_loss, right
 from regard.comparison.optimising import Optimiser
 from regard.comparison.records import Checkpoint
 from regard.comparison.twins import make_constant
@@ -109,9 +111,9 @@ def train(
                 tell({"done": (epoch * steps + step + 1) / total, "seconds": told - started})
         if not math.isfinite(losses.item()):
             raise FloatingPointError(f"the loss became {losses.item() / steps} in epoch {epoch + 1}")
-        right, _ = _count(model, images, split.val, question, prepare, device)
+        val = _answers(model, images, split.val, question, prepare, device)
         seconds = time.perf_counter() - begun
-        accuracy = right / len(split.val)
+        accuracy = float(right(val.logits, val.labels).mean())
         curve.append(
             {"epoch": epoch + 1, "train_loss": losses.item() / steps, "val_top1": accuracy, "seconds": seconds}
         )
@@ -119,7 +121,10 @@ def train(
         if epoch + 1 < question["epochs"]:
             _save(checkpoint, model, optimiser, curve, state["resumed"])
 
-    right, among_five = _count(model, images, split.test, question, prepare, device)
+    test = _answers(model, images, split.test, question, prepare, device)
+    log_losses = {"log_loss": log_loss(test.logits, test.labels), "val_log_loss": log_loss(val.logits, val.labels)}
+    if not all(loss <= 1e15 for loss in log_losses.values()):
+        raise FloatingPointError("what the trained network says about the test images is no number")
     looks = not twinned(arm) and gates.has_gates(model)
     asked = _ask_gates(model, images, split, question, prepare, device) if looks else {}
     if keep:
@@ -134,8 +139,10 @@ def train(
         "seed": seed,
         "status": "done",
         "reason": None,
-        "top1": right / len(split.test),
-        "top5": among_five / len(split.test) if len(images.classes) >= 10 else None,
+        "top1": float(right(test.logits, test.labels).mean()),
+        "top5": float(right(test.logits, test.labels, among=5).mean()) if len(images.classes) >= 10 else None,
+        **log_losses,
+        "logits_sha256": answers.write(answers.path_of(folder, arm, seed), val, test),
         "test_images": len(split.test),
         "curve": curve,
         "seconds": sum(epoch["seconds"] for epoch in curve),
@@ -211,7 +218,8 @@ def _ask_gates(
         return np.random.default_rng(0).permutation(index)[:most]
 
     def accuracy(index: np.ndarray) -> float:
-        return _count(model, images, index, question, prepare, device)[0] / len(index)
+        found = _answers(model, images, index, question, prepare, device)
+        return float(right(found.logits, found.labels).mean())
 
     openings = gates.Openings(model)
     val, test = some(split.val, gates.ASKED), some(split.test, gates.ASKED)
@@ -270,24 +278,22 @@ def predict(model: nn.Module, x: Tensor) -> Tensor:
         return model(x).float()
 
 
-def _count(
+def _answers(
     model: nn.Module,
     images: data.Images,
     index: np.ndarray,
     question: dict[str, Any],
     prepare: Any,
     device: torch.device,
-) -> tuple[int, int]:
-    """How many of the images are right: by the first guess, and among the first five."""
+) -> Answers:
+    """What the model says about the images, in float32."""
     model.eval()
-    right = torch.zeros(2, dtype=torch.int64, device=device)  # read once, at the end: a GPU need not be waited for
-    for batch in _batches(index, 2 * question["batch"]):
-        logits = predict(model, prepare(data.centre(_pixels(images, batch).to(device), question["size"])))
-        labels = torch.from_numpy(images.labels[batch]).to(device)
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        right += torch.stack([best[:, 0].sum(), best.any(1).sum()])
-    first, five = right.tolist()
-    return first, five
+    logits = [
+        predict(model, prepare(data.centre(_pixels(images, batch).to(device), question["size"])))
+        for batch in _batches(index, 2 * question["batch"])
+    ]
+    # read once, at the end: a GPU need not be waited for
+    return Answers(index, images.labels[index], torch.cat(logits).cpu().numpy())
 
 
 def _pixels(images: data.Images, index: np.ndarray) -> Tensor:

@@ -62,7 +62,7 @@ def test_every_gating_arm_gets_a_twin(finished):
     assert finished.failed == []
     assert finished.missing == []
     plain = finished.records["none", 0]["parameters"]
-    channels = {"se": 4 + 8 + 16, "cbam[squeeze=max]": 4 + 8 + 16 + 8**2 + 4**2 + 2**2}
+    channels = {"se": 4 + 8 + 16, "cbam[squeeze=max]": 4 + 8 + 16 + 4**2 + 2**2 + 1**2}
     for arm, other in finished.twins.items():
         assert finished.records[other, 0]["parameters"] == plain + channels[arm]
         assert "gates" not in finished.records[other, 0]

@@ -22,6 +22,7 @@ FLOORS = [
     "regard.comparison.asked",
     "regard.comparison.pictures regard.comparison.results",
     "regard.comparison.data regard.comparison.endpoints regard.comparison.hosts regard.comparison.learning"
+    " regard.comparison.optimising"
     " regard.comparison.statistics regard.comparison.twins regard.comparison.gates",
     "regard.comparison.answers regard.comparison.folders regard.comparison.records regard.comparison.sequential",
     "regard.comparison.plan regard.comparison.permutation",

@@ -270,7 +270,7 @@ def screen(arms, seeds, width, monkeypatch, terminal=True):
         question={},
         asked=[{"arms": arms, "seeds": list(range(seeds)), "seen": False}],
         environment={},
-        records={("none", 0): {"status": "done", "curve": [{"val_top1": 0.8765}], "seconds": 9.0}},
+        records={("none", 0): {"arm": "none", "seed": 0, "status": "done", "curve": [{"val_top1": 0.8765}], "seconds": 9.0}},
         cost=None,
     )
     question = {"data": "photos", "train_images": 4200, "test_images": 1200, "classes": ["a", "b"], "epochs": 20}

@@ -1,0 +1,202 @@
+"""Measure accuracy against processor seconds on Fashion-MNIST; write benchmarks/results/frontier.json and its page.
+
+Usage: python benchmarks/frontier.py [--seeds N] [--page]
+
+The recipe of `regard compare` at several numbers of epochs, the one that it had before, timm's own loop on the same
+network, and a linear model of the pixels. Every row trains on the same images of each seed, in turns, on one thread;
+what is shown are test images, which no setting was chosen on. It takes about a quarter of an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+import timm
+import torch
+from matplotlib.figure import Figure
+from timm.data import create_loader
+from timm.loss import LabelSmoothingCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from training import Listed
+
+from regard.charts import Chart
+from regard.comparison import data, linear, training
+from regard.comparison.asked import question
+from regard.files import write_text
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "frontier.json"
+PAGE = ROOT / "docs" / "frontier.md"
+PICTURE = ROOT / "docs" / "images" / "frontier.svg"
+BEFORE: dict[str, Any] = {
+    "model": f"{Path(__file__).with_name('strided.py')}:build", "batch": 128, "optimiser": "adamw",
+    "learning_rate": 4e-3, "augmentation": "crops",
+}  # fmt: skip
+OURS, OLD, TIMM, LINEAR = "regard", "regard before", "timm's loop", "linear model"
+Outcome = tuple[float, float]  # accuracy on the test images, processor seconds
+
+
+def ask(epochs: int, images: data.Images, **other: Any) -> dict[str, Any]:
+    """What `compare` tells its workers."""
+    words: dict[str, Any] = {
+        "data": "fashion", "model": "small_resnet", "size": None, "batch": None, "optimiser": None,
+        "learning_rate": None, "augmentation": None, "at": "auto", "start": None, "trunk": "trained", "margin": 0.01,
+        "pairing": None, "pretrained": False, "weights": None, "device": "cpu",
+    }  # fmt: skip
+    asked = question(epochs=epochs, **words | other)
+    known = {"size": 28, "channels": 1, "classes": list(images.classes), "normalisation": None, "widening": 1.0}
+    return asked | known
+
+
+def ours(asked: dict[str, Any], folder: Path, seed: int) -> Outcome:
+    """`regard compare`'s own run of `none`, with its evaluation."""
+    begun = time.process_time()
+    record = training.train(asked, "none", seed, folder, lambda told: None)
+    seconds = time.process_time() - begun
+    shutil.rmtree(folder / "runs", ignore_errors=True)
+    return record["top1"], seconds
+
+
+def timms(asked: dict[str, Any], images: data.Images, seed: int) -> Outcome:
+    """timm's loader, optimiser, schedule and loss with their defaults, on the same network."""
+    begun = time.process_time()
+    split = images.split(seed)
+    mean, std = data.normalisation(images, split.train)
+    shared: dict[str, Any] = {
+        "input_size": (1, 28, 28), "mean": mean, "std": std, "device": torch.device("cpu"), "num_workers": 0,
+        "persistent_workers": False,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    train = create_loader(
+        Listed(images, split.train, None), batch_size=asked["batch"], is_training=True, color_jitter=0.0, **shared
+    )
+    test = create_loader(Listed(images, split.test, None), batch_size=256, crop_pct=1.0, **shared)
+    model = training.on_device(training.build(asked, "none", seed), asked)
+    optimiser = create_optimizer_v2(model, "adamw", lr=asked["learning_rate"], weight_decay=asked["weight_decay"])
+    steps = len(train) * asked["epochs"]
+    schedule = CosineLRScheduler(optimiser, t_initial=steps, warmup_t=steps // 7, t_in_epochs=False)
+    loss_of = LabelSmoothingCrossEntropy(asked["smoothing"])
+    model.train()
+    done = 0
+    for _ in range(asked["epochs"]):
+        for x, labels in train:
+            loss_of(model(x.contiguous(memory_format=torch.channels_last)), labels).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            done += 1
+            schedule.step_update(done)
+    model.eval()
+    with torch.inference_mode():
+        right = sum(int((model(x).argmax(1) == labels).sum()) for x, labels in test)
+    return right / len(split.test), time.process_time() - begun
+
+
+def pixels(images: data.Images, seed: int) -> Outcome:
+    """The linear model that every comparison is held against."""
+    begun = time.process_time()
+    return linear.measure(images, seed, 28)["top1"], time.process_time() - begun
+
+
+def measure(seeds: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        images = data.prepare("fashion", folder / "data")
+        rows: dict[tuple[str, int], Callable[[int], Outcome]] = {
+            (OURS, epochs): partial(ours, ask(epochs, images), folder) for epochs in (1, 2, 3, 6, 12)
+        }
+        rows |= {(OLD, epochs): partial(ours, ask(epochs, images, **BEFORE), folder) for epochs in (2, 3, 6)}
+        adam = {"optimiser": "adamw", "batch": 96}
+        rows |= {(TIMM, epochs): partial(timms, ask(epochs, images, **adam), images) for epochs in (2, 3, 6)}
+        rows[LINEAR, 0] = partial(pixels, images)
+        found: dict[tuple[str, int], list[Outcome]] = {key: [] for key in rows}
+        for seed in range(seeds):
+            for key, run in rows.items():
+                if key[0] != LINEAR or not seed:
+                    found[key].append(run(seed))
+                    print(*key, f"seed {seed}: {100 * found[key][-1][0]:.2f} %, {found[key][-1][1]:.1f} s", flush=True)
+    versions = {"torch": str(torch.__version__), "timm": timm.__version__, "processor": platform.machine()}
+    records = [
+        {"recipe": name, "epochs": epochs, "top1": [top1 for top1, _ in runs], "seconds": [s for _, s in runs]}
+        for (name, epochs), runs in found.items()
+    ]
+    return {"versions": versions, "test_images": 10_000, "records": records}
+
+
+# ---- the page
+
+
+def render(found: dict[str, Any]) -> str:
+    lines = []
+    for record in found["records"]:
+        top1 = [100 * value for value in record["top1"]]
+        spread = f" (sd {stdev(top1):.2f})" if len(top1) > 1 else ""
+        seconds = f"{median(record['seconds']):.1f}"
+        cells = [record["recipe"], str(record["epochs"] or ""), f"{fmean(top1):.2f}{spread}", str(len(top1)), seconds]
+        lines.append(f"| {' | '.join(cells)} |")
+    table = "\n".join(lines)
+    return f"""# Accuracy against seconds
+
+Made by `make frontier`; nothing here is written by hand. Fashion-MNIST, 9,000 images to train on, 1,000 to validate,
+all {found["test_images"]:,} test images, 28 px. Processor seconds of one thread, the evaluation included (torch
+{found["versions"]["torch"]}, timm {found["versions"]["timm"]}); all rows in turns. No setting was chosen on test
+images.
+
+![Accuracy against processor seconds](images/frontier.svg)
+
+| recipe | epochs | top-1 % | seeds | seconds |
+|---|---|---|---|---|
+{table}
+
+*regard* is what `regard compare --data fashion` does: the small network, Muon for the kernels of its convolutions,
+AdamW for the rest, batches of 96; images are cropped and mirrored only where an image is seen often. *regard before*
+is the recipe that it had until now: AdamW, batches of 128, crops and mirroring always, and a network that takes strides
+where today's pools (`benchmarks/strided.py`). *timm's loop* trains today's network with timm's loader, augmentation,
+AdamW, schedule and loss. The *linear model* is softmax regression on the pixels.
+"""
+
+
+def draw(found: dict[str, Any]) -> Chart:
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name in dict.fromkeys(record["recipe"] for record in found["records"]):
+        points = [
+            (median(record["seconds"]), 100 * fmean(record["top1"]))
+            for record in found["records"]
+            if record["recipe"] == name
+        ]
+        seconds, top1 = zip(*sorted(points), strict=True)
+        axes.plot(seconds, top1, marker="o", label=name)
+    axes.set_xscale("log")
+    axes.set_xlabel("processor seconds")
+    axes.set_ylabel("top-1 accuracy, %")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return Chart(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--page", action="store_true", help="write the page again, from what was measured")
+    args = parser.parse_args()
+    if not args.page:
+        write_text(RESULTS, json.dumps(measure(args.seeds), indent=1) + "\n")
+    found = json.loads(RESULTS.read_text())
+    write_text(PAGE, render(found))
+    draw(found).save(PICTURE)
+
+
+if __name__ == "__main__":
+    main()

@@ -267,10 +267,12 @@ def screen(arms, seeds, width, monkeypatch, terminal=True):
     monkeypatch.setattr("regard.comparison.display.time.monotonic", clock)
     comparison = Comparison(
         folder=None,
-        question={},
+        question={"pairing": "seeds", "margin": 0.01},
         asked=[{"arms": arms, "seeds": list(range(seeds)), "seen": False}],
         environment={},
-        records={("none", 0): {"arm": "none", "seed": 0, "status": "done", "curve": [{"val_top1": 0.8765}], "seconds": 9.0}},
+        records={
+            ("none", 0): {"arm": "none", "seed": 0, "status": "done", "curve": [{"val_top1": 0.8765}], "seconds": 9.0}
+        },
         cost=None,
     )
     question = {"data": "photos", "train_images": 4200, "test_images": 1200, "classes": ["a", "b"], "epochs": 20}

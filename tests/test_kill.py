@@ -26,7 +26,7 @@ def photos(tmp_path_factory):
 
 def words(photos, out, epochs, seeds=SEEDS):
     return ["compare", "se", "--data", str(photos), *tiny.WORDS, "--epochs", str(epochs), "--seeds", str(seeds),
-            "--out", str(out)]  # fmt: skip
+            "--start", "paper", "--augmentation", "crops", "--out", str(out)]  # fmt: skip
 
 
 def state(folder):

@@ -23,6 +23,7 @@ import regard.guard as guards
 import tiny
 from regard import models
 from regard.comparison import data, grid, hosts, question, report, training
+from regard.comparison.optimising import Optimiser
 from regard.comparison.results import Comparison
 from regard.errors import DiskFull, UserError
 from regard.files import opened, whole, write_text
@@ -322,30 +323,28 @@ def test_checkpoints_of_strangers_are_passed_over(finished, tmp_path):
     """A checkpoint of another shape, kind or curve is not used, and cannot fail half-way."""
     asked = json.loads((finished / "out" / "question.json").read_text())["question"]
     model = training.build(asked, "none", 0)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimiser = Optimiser(model, 1e-3, 0.05, 0.05)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    optimiser.step()
+    optimiser.step(0.5)
     path = tmp_path / "seed-0000.ckpt"
     curve = [{"epoch": 1, "train_loss": 1.0, "val_top1": 0.5, "seconds": 1.0}]
     training._save(path, model, optimiser, curve, 0)
     assert training._resume(path, model, optimiser, asked)["curve"] == curve
     state = torch.load(path, weights_only=True)
     key = next(iter(state["model"]))
+    adam, muon = state["optimiser"]
     for change in (
         {"curve": None}, {"curve": [{"epoch": 1}]}, {"curve": curve * 9}, {"resumed": "x"}, {"model": {}},
         {"model": state["model"] | {key: torch.zeros(1)}}, {"optimiser": {}},
-        {"model": state["model"] | {key: state["model"][key].to(torch.complex64)}},
-        {"optimiser": {"state": {}, "param_groups": []}},
-        {"optimiser": state["optimiser"] | {"state": {0: {"step": 1}}}},
+        {"model": state["model"] | {key: state["model"][key].to(torch.complex64)}}, {"optimiser": [adam]},
+        {"optimiser": [muon, adam]}, {"optimiser": [adam, {"state": {}, "param_groups": []}]},
+        {"optimiser": [adam | {"state": {0: {"step": 1}}}, muon]},
     ):  # fmt: skip
         torch.save(state | change, path)
         fresh = training.build(asked, "none", 1)
         before = training.fingerprint(fresh)
-        assert training._resume(path, fresh, torch.optim.AdamW(fresh.parameters()), asked) == {
-            "curve": [],
-            "resumed": 0,
-        }
+        assert training._resume(path, fresh, Optimiser(fresh, 1e-3, 0.05, 0.05), asked) == {"curve": [], "resumed": 0}
         assert training.fingerprint(fresh) == before
 
 

@@ -46,7 +46,7 @@ def question(folder: Path, photos: Path, **other: Any) -> dict[str, Any]:
     images = data.prepare(photos, folder / "data", size=SIZE)
     return {
         "data": str(photos), "model": "small_resnet[width=4]", "size": SIZE, "epochs": 3, "batch": 8,
-        "optimiser": "muon", "matrix_rate": 0.05, "augmentation": "crops", "learning_rate": 4e-3, "weight_decay": 0.05,
+        "optimiser": "muon", "matrix_rate": 0.07, "augmentation": "crops", "learning_rate": 4e-3, "weight_decay": 0.05,
         "smoothing": 0.1, "at": "auto", "start": "paper", "margin": 0.01, "recipe": 2,
         "pretrained": False, "weights": None, "weights_sha256": None, "normalisation": None, "widening": 1.0,
         "trunk": "trained", "device": "cpu", "classes": list(images.classes), "channels": 3,

@@ -9,16 +9,16 @@ from torch.nn import functional as F
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions and their sum with the input; the largest of four stands for them where sides are halved.
+    """Two 3x3 convolutions and their sum with the input; where sides are halved, the largest of four is taken.
 
-    The branch is pooled between its first convolution and that one's norm, which loses less than a stride would.
+    The branch is pooled behind its first convolution, which loses less than a stride does.
     """
 
     def __init__(self, channels: int, width: int, *, halve: bool) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
-        self.pool = _halved() if halve else nn.Identity()
         self.norm1 = nn.BatchNorm2d(width)
+        self.pool = _halved() if halve else nn.Identity()
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(width)
         shortcut: list[nn.Module] = [_halved()] if halve else []
@@ -27,7 +27,7 @@ class Block(nn.Module):
         self.shortcut = nn.Sequential(*shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = self.norm2(self.conv2(F.relu(self.norm1(self.pool(self.conv1(x))))))
+        branch = self.norm2(self.conv2(self.pool(F.relu(self.norm1(self.conv1(x))))))
         return F.relu(branch + self.shortcut(x))
 
 

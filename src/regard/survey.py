@@ -59,6 +59,7 @@ class _Origin:
     axis: int | None = None  # of the channels, where that is known
     positions: Positions | None = None  # of its numbers on the picture, where those are known
     convolution: _Module | None = None  # the last one on its way, if it looks at neighbours
+    pooled: _Module | None = None  # the source before it was pooled, where nothing with parameters came since
     into: tuple[_Module, _Module, _Module] | None = None  # that, its norm and its activation, before the next one
     widened: str = ""  # "pointwise": the last convolution was 1x1 and added channels; "depthwise": one followed that
 
@@ -161,6 +162,8 @@ class Survey(TorchFunctionMode):
                 or (seen.map and origin.source.map != seen.map)
             ):
                 origin.source = this
+            if module._parameters or module._buffers:
+                origin.pooled = None
             if isinstance(module, CONVOLUTIONS) and max(module.kernel_size) > 1:
                 origin.convolution = this
 
@@ -216,16 +219,17 @@ class Survey(TorchFunctionMode):
                 elif 2 < tensor.dim() == len(shape) and tensor.numel() * shape[1] < math.prod(shape) * tensor.shape[1]:
                     new.widened = ""  # pooled: a gate begins here
                 if "pool" in name:
-                    new.source = None
+                    new.source, new.pooled = None, main.source or main.pooled
                 self._origins[tensor] = new
         return result
 
     def _follow(self, before: _Origin, after: _Origin) -> None:
         """A layer follows what was done since the last convolution."""
-        if before.convolution and before.last and before.source:
-            after.into = before.convolution, before.source, before.last
+        source = before.pooled or before.source
+        if before.convolution and before.last and source:
+            after.into = before.convolution, source, before.last
             self._followed.append(after.into)
-        after.convolution = None
+        after.convolution = after.pooled = None
 
     def _convolve(self, before: _Origin, after: _Origin, shape: Any, tensor: Tensor, weight: Tensor) -> None:
         """Follow a map through a convolution: what ends before it, and what it makes of the width."""

@@ -19,7 +19,7 @@ BIN := .venv/bin
 	@mv .venv/building $@
 
 demo: .venv/built
-	$(BIN)/regard compare se cbam --data fashion --epochs 2 --seeds 8 --out runs/demo
+	$(BIN)/regard compare se cbam --control constant --data fashion --out runs/demo
 
 test: .venv/built
 	$(BIN)/python -m pytest -n 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from regard.comparison import permutation
@@ -113,7 +113,7 @@ def test_fewest_seeds():
     assert [fewest_seeds(arms) for arms in (1, 2, 4, 10)] == [6, 7, 8, 9]
     assert [fewest_seeds(arms, part=1) for arms in (1, 3, 6)] == [6, 7, 8]
     assert [fewest_seeds(arms, "none") for arms in (1, 2, 10)] == [4, 5, 6]
-    for count, alpha, pairing in itertools.product(range(1, 12), (0.01, 0.05, 0.5), ("seeds", "none")):
+    for count, alpha, pairing in itertools.product((1, 2, 5), (0.01, 0.5), ("seeds", "none")):
         n = fewest_seeds(count, pairing, alpha)
         for seeds, found in ((n, True), (n - 1, False)):
             if seeds >= 2:
@@ -221,7 +221,8 @@ def test_a_plan_stops_what_is_decided_and_what_will_hardly_be():
 
 
 @given(st.integers(0, 10**6), st.sampled_from(["seeds", "none"]), st.booleans())
-@settings(max_examples=15, deadline=None)
+@example(82313, "none", True)  # one comparison is futile, and others bring its runs
+@settings(max_examples=3, deadline=None)
 def test_an_interrupted_plan_goes_on_as_if_it_had_not_been(number, pairing, wider):
     """Runs come in any order and the process may die anywhere: what is asked depends on finished looks alone."""
     rng = np.random.default_rng(number)

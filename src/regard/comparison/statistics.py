@@ -166,12 +166,13 @@ def runs_needed(
     cases = _cases(scores, plan, "none", contrasts, margin, alpha, failed, late)
     runs: set[tuple[str, int]] = set()
     for followed in (plan, *late.values()):
-        going = [case for case in cases if case.plan is followed]
+        going = here = [case for case in cases if case.plan is followed]
         for look in range(len(followed.looks)):
             runs |= {(arm, seed) for case in going for arm in case.arms for seed in followed.until(arm, look)}
             if not all(case.reached(look) for case in going):
                 break
-            going = [case for case in going if case.verdict(look + 1).state == "open"]
+            # also of what was thought futile, where other comparisons have brought its runs
+            going = [case for case in here if case.reached(look) and case.verdict(look + 1).state == "open"]
     return runs
 
 

@@ -80,7 +80,7 @@ ROWS = st.integers(0, 9).flatmap(
 
 
 @given(st.lists(ROWS, min_size=1, max_size=5), ALPHAS, st.sampled_from([0.0, 0.002, 0.01]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_words_intervals_and_p_never_contradict(rows, alpha, margin):
     verdicts = judge(scores_of(**{f"arm{i}": row for i, row in enumerate(rows)}), margin=margin, alpha=alpha)
     assert [v.arm for v in verdicts] == [f"arm{i}" for i in range(len(rows))]

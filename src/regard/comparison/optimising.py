@@ -79,10 +79,13 @@ class Optimiser:
 
 
 def schedule(done: float, warmup: float = WARMUP) -> float:
-    """Share of the learning rate: a linear warm-up, then a straight line down to nothing."""
+    """Share of the learning rate: a linear warm-up, then down to nothing by the square of what is left.
+
+    The end is flat, so that the last quarter of a short training shows whether more of it would help.
+    """
     if done < warmup:
         return (done + 0.01) / (warmup + 0.01)
-    return (1 - done) / (1 - warmup)
+    return ((1 - done) / (1 - warmup)) ** 2
 
 
 def _kernels(model: nn.Module) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """Constant twins and other controls of a comparison, and what is said of gates: how they started, opened, and count."""
 
 import json
+import re
 import shlex
 
 import numpy as np
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 import regard
 import tiny
 from regard import cli
-from regard.comparison import data, gates, hosts, prices, question, training
+from regard.comparison import data, gates, hosts, prices, question, report, training
 from regard.comparison.results import OPEN, Comparison, opened
 from regard.errors import UserError
 from regard.files import slug
@@ -294,3 +295,13 @@ def test_the_parameters_control_is_the_least_that_has_as_many(place):
         p.numel() for p in training.build(asked | {"widening_parameters": factor}, arm, 0).parameters()
     )
     assert count("parameters", factor) >= count("gam", None) > count("parameters", factor - 1 / 16)
+
+
+def test_the_page_says_first_whether_a_mechanism_uses_its_input(finished, monkeypatch):
+    monkeypatch.setattr(type(finished), "trained", True)
+    words = {"se": "uses its input", "cbam[squeeze=max]": "a constant does the same"}
+    monkeypatch.setattr(type(finished), "uses_input", words)
+    page = re.sub(r"\s+", " ", report.write(finished).read_text())
+    top = page.partition("How large are the differences?")[0]
+    assert "Does se use its input? Yes: it is better than its twin" in top
+    assert "Does cbam[squeeze=max] use its input? Nothing shows it: a twin" in top

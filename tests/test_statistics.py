@@ -375,14 +375,14 @@ def test_peeking_after_every_seed_holds_the_error_rate():
         (
             [40, 44, 48, 50, 36, 42],
             "better by more than the margin",
-            "se is better than none by more than the margin of 1 points: +2.2 points"
+            "se is better than none by more than the margin of 1 point: +2.2 points"
             " (95 % interval +1.8 to +2.5, p = 0.031, ahead in 6 of 6 seeds).",
         ),
         (
             [-40, -44, -48, -50, -36, -42, 0],
             "worse",
             "se is worse than none: lower by 1.9 points (95 % interval -2.4 to -1.0, p = 0.031, behind in 6 of 7"
-            " seeds); whether by more than the margin of 1 points is open.",
+            " seeds); whether by more than the margin of 1 point is open.",
         ),
         (
             [4] * 11 + [5],
@@ -394,7 +394,7 @@ def test_peeking_after_every_seed_holds_the_error_rate():
             [6, -4, 2, 0, -2, 8],
             "no difference worth having",
             "se: no difference worth having: the 95 % interval -0.2 to +0.4 points lies inside the margin of"
-            " 1 points (6 seeds).",
+            " 1 point (6 seeds).",
         ),
     ],
 )

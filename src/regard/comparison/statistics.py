@@ -445,14 +445,15 @@ def _within(low: float, high: float, margin: float) -> bool:
 def _describe(v: Verdict, plan: Plan, margin: float, too_few: bool) -> str:
     """The verdict as a sentence."""
     pairs = len(v.seeds)
-    limit = f"the margin of {round(100 * margin, 2):g} points"
+    who = v.arm if v.against == "none" else f"{v.arm} against {v.against}"
+    limit = f"the margin of {round(100 * margin, 2):g} point{'' if round(100 * margin, 2) == 1 else 's'}"
     level = f"{round(100 * v.level, 2):g} %"
     span = f"{level} interval {_points(v.low)} to {_points(v.high)}"
     seeds = _count(pairs, "seed") if v.pairing == "seeds" else f"{_count(pairs, 'run')} against {v.others}"
     if v.word == "no difference worth having":
-        return f"{v.arm}: {v.word}: the {span} points lies inside {limit} ({seeds})."
+        return f"{who}: {v.word}: the {span} points lies inside {limit} ({seeds})."
     if v.word == "undecided":
-        return f"{v.arm}: undecided: {_why(v, plan, span, too_few)}."
+        return f"{who}: undecided: {_why(v, plan, span, too_few)}."
     amount = _points(v.mean) if v.direction == "better" else f"lower by {_points(-v.mean).removeprefix('+')}"
     p = "p < 0.001" if v.p < 0.001 else f"p = {v.p:.3f}"
     ahead = f"ahead in {v.wins}" if v.direction == "better" else f"behind in {pairs - v.wins - v.ties}"

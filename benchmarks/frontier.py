@@ -161,9 +161,9 @@ images.
 
 *regard* is what `regard compare --data fashion` does: the small network, Muon for the kernels of its convolutions,
 AdamW for the rest, batches of 96; images are cropped and mirrored only where an image is seen often. *regard before*
-is the recipe that it had until now: AdamW, batches of 128, crops and mirroring always, and a network that takes strides
-where today's pools (`benchmarks/strided.py`). *timm's loop* trains today's network with timm's loader, augmentation,
-AdamW, schedule and loss. The *linear model* is softmax regression on the pixels.
+is an earlier recipe: AdamW, batches of 128, crops and mirroring always, and a network that takes strides where the small
+network pools (`benchmarks/strided.py`). *timm's loop* trains the small network with timm's loader, augmentation (crops
+of 8 to 100 % of the picture), AdamW, schedule and loss. The *linear model* is softmax regression on the pixels.
 """
 
 

@@ -161,9 +161,9 @@ images.
 
 *regard* is what `regard compare --data fashion` does: the small network, Muon for the kernels of its convolutions,
 AdamW for the rest, batches of 96; images are cropped and mirrored only where an image is seen often. *regard before*
-is an earlier recipe: AdamW, batches of 128, crops and mirroring always, and a network that takes strides where the small
-network pools (`benchmarks/strided.py`). *timm's loop* trains the small network with timm's loader, augmentation (crops
-of 8 to 100 % of the picture), AdamW, schedule and loss. The *linear model* is softmax regression on the pixels.
+is an earlier recipe: AdamW, batches of 128, crops and mirroring always, and a network that takes strides where the
+small network pools (`benchmarks/strided.py`). *timm's loop* trains the small network with timm's loader, augmentation
+(crops of 8 to 100 % of the picture), AdamW, schedule and loss. The *linear model* is softmax regression on the pixels.
 """
 
 
@@ -179,6 +179,8 @@ def draw(found: dict[str, Any]) -> Chart:
         seconds, top1 = zip(*sorted(points), strict=True)
         axes.plot(seconds, top1, marker="o", label=name)
     axes.set_xscale("log")
+    for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis_formatter("{x:g}")
     axes.set_xlabel("processor seconds")
     axes.set_ylabel("top-1 accuracy, %")
     axes.grid(alpha=0.3)

@@ -3,7 +3,7 @@ accuracy loses where they look at something else, or at nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,23 +53,17 @@ class Openings:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Collect from what the model is called with in the block."""
-        handles = []
-        for name, tap in _gating(self.model):
 
-            def add(tap: Tap, args: tuple[Tensor], value: Tensor, name: str = name) -> None:
-                value = value.detach().double() / tap.rest  # type: ignore[operator]
-                seen = self.sums.setdefault(name, {"tap": tap, "images": 0, "sum": 0.0, "squares": 0.0, "places": 0.0})
-                seen["images"] += len(value)
-                seen["sum"] = seen["sum"] + value.sum(0)
-                seen["squares"] = seen["squares"] + value.square().sum(0)
-                seen["places"] = seen["places"] + value.flatten(1).var(1, correction=0).sum()
+        def add(name: str, tap: Tap, value: Tensor) -> None:
+            value = value.detach().double() / tap.rest  # type: ignore[operator]
+            seen = self.sums.setdefault(name, {"tap": tap, "images": 0, "sum": 0.0, "squares": 0.0, "places": 0.0})
+            seen["images"] += len(value)
+            seen["sum"] = seen["sum"] + value.sum(0)
+            seen["squares"] = seen["squares"] + value.square().sum(0)
+            seen["places"] = seen["places"] + value.flatten(1).var(1, correction=0).sum()
 
-            handles.append(tap.register_forward_hook(add))
-        try:
+        with _shown(_gating(self.model), add):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def told(self) -> list[dict[str, Any]]:
         """One entry for each gate, as `records.Gate` declares it; of a gate that leaves its map alone the mean is 1."""
@@ -94,35 +88,33 @@ class Openings:
 def averages(model: nn.Module, run: Callable[[], Any]) -> dict[str, Tensor]:
     """The mean of every gate over the images that `run` shows the model, by the name of its tap: one image's shape."""
     sums: dict[str, tuple[Tensor, int]] = {}
-    handles = []
-    for name, tap in _gates(model):
 
-        def add(tap: Tap, args: tuple[Tensor], value: Tensor, name: str = name) -> None:
-            total, count = sums.get(name, (torch.zeros((), dtype=torch.float64, device=value.device), 0))
-            sums[name] = total + value.detach().double().sum(0), count + len(value)
+    def add(name: str, tap: Tap, value: Tensor) -> None:
+        total, count = sums.get(name, (torch.zeros((), dtype=torch.float64, device=value.device), 0))
+        sums[name] = total + value.detach().double().sum(0), count + len(value)
 
-        handles.append(tap.register_forward_hook(add))
-    try:
+    with _shown(_gates(model), add):
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     return {name: total / count for name, (total, count) in sums.items()}
 
 
 @contextmanager
 def replaced(model: nn.Module, means: dict[str, Tensor] | None) -> Iterator[None]:
     """In the block every gate is its mean or, where no means are given, the gate of the image before in the batch."""
-    handles = []
-    for name, tap in _gates(model):
-        if means is None or name in means:
 
-            def replace(tap: Tap, args: tuple[Tensor], value: Tensor, name: str = name) -> Tensor:
-                if means is None:
-                    return value.roll(1, 0)
-                return means[name].to(value.dtype).expand(value.shape)
+    def replace(name: str, tap: Tap, value: Tensor) -> Tensor:
+        return value.roll(1, 0) if means is None else means[name].to(value.dtype).expand(value.shape)
 
-            handles.append(tap.register_forward_hook(replace))
+    with _shown(((name, tap) for name, tap in _gates(model) if means is None or name in means), replace):
+        yield
+
+
+@contextmanager
+def _shown(named: Iterable[tuple[str, Tap]], tell: Callable[[str, Tap, Tensor], Tensor | None]) -> Iterator[None]:
+    """In the block `tell` is given every map with its tap; a map that it returns is applied instead."""
+    handles = [
+        tap.register_forward_hook(lambda tap, args, value, name=name: tell(name, tap, value)) for name, tap in named
+    ]
     try:
         yield
     finally:

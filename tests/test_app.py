@@ -384,7 +384,7 @@ class Visit:
 
     def __init__(self, browser, address, **context):
         self.page = browser.new_context(**context).new_page()
-        self.page.set_default_timeout(15_000)
+        self.page.set_default_timeout(60_000)
         self.asked, self.wrong = [], []
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))

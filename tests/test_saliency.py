@@ -211,3 +211,19 @@ def test_rollout_is_the_product_of_the_layers():
         rollout(torchvision.models.resnet18(), x)
     with pytest.raises(regard.UserError, match="rollout needs layers"):
         rollout(torchvision.models.swin_t(), torch.randn(1, 3, 224, 224))
+
+
+def test_a_network_that_writes_over_what_its_gradient_needs():
+    class Careless(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            y = self.conv(x).sigmoid()
+            z = (y * y).mean((2, 3))
+            y.zero_()
+            return z
+
+    with pytest.raises(regard.UserError, match="changes it in place"):
+        regard.explain(Careless(), torch.randn(1, 3, 8, 8), 1, layer="conv")

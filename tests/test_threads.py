@@ -35,7 +35,12 @@ def often():
 
 def side_by_side(*works):
     with ThreadPoolExecutor(len(works)) as pool:
-        return [future.result(30) for future in [pool.submit(work) for work in works]]
+        futures = [pool.submit(work) for work in works]
+    # who only waited in vain for another is not the one to be heard
+    failed = [error for future in futures if (error := future.exception())]
+    for error in sorted(failed, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+        raise error
+    return [future.result() for future in futures]
 
 
 @pytest.mark.parametrize("name", ATTACHABLE)
@@ -138,6 +143,19 @@ def test_what_trains_beside_a_look_does_not_know_of_it():
     assert all(module.training for module in net.modules())
     for (key, tensor), other in zip(net.state_dict().items(), alone.state_dict().values(), strict=True):
         assert torch.equal(tensor, other), key
+
+
+def test_a_step_between_the_passes_of_an_explanation():
+    net = network().eval()
+    want = regard.explain(net, X[0], 1).value
+
+    def stepped(output):
+        with torch.no_grad():
+            for weight in net.parameters():
+                weight.mul_(2)
+        return output[:, 1]
+
+    assert torch.equal(regard.explain(net, X[0], stepped).value, want)
 
 
 def test_tasks_that_record_in_turns():

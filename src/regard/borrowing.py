@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.parameter import is_lazy
 
 from regard.errors import UserError
@@ -126,6 +127,32 @@ def _opened(value: Any) -> tuple[list[Any], Callable[[list[Any]], Any]] | None:
 
         return [vars(value)[name] for name in names], alike
     return None
+
+
+def weights_kept(module: nn.Module) -> saved_tensors_hooks:
+    """Autograd keeps copies of the weights: another thread may be training them between the passes."""
+    owned = {_address(weight) for weight in module.parameters()} - {None}
+
+    def keep(tensor: Tensor) -> tuple[Tensor, int | None]:
+        return (tensor.clone(), None) if _address(tensor) in owned else (tensor, tensor._version)
+
+    def kept(pair: tuple[Tensor, int | None]) -> Tensor:
+        tensor, version = pair
+        if version not in (None, tensor._version):
+            raise UserError(
+                f"a tensor of shape {tuple(tensor.shape)} that the gradient needs was written over during the pass: "
+                "the network changes it in place"
+            )
+        return tensor
+
+    return saved_tensors_hooks(keep, kept)
+
+
+def _address(tensor: Tensor) -> int | None:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, ValueError):  # lazy, sparse, or a stranger's kind of tensor
+        return None
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from regard.borrowing import borrowed, call, refuse_unseen
+from regard.borrowing import borrowed, call, refuse_unseen, weights_kept
 from regard.errors import UserError, near
 from regard.layout import Layout
 from regard.recording import Map, record
@@ -86,7 +86,7 @@ def explain(
         raise UserError(f"there is no method {method!r}: it is one of {', '.join(METHODS)}{near(method, [*METHODS])}")
     name, layout = find_layer(model, example, layer)
     taken: list[Tensor] = []
-    with torch.inference_mode(False), torch.no_grad(), borrowed(model) as twin:
+    with torch.inference_mode(False), torch.no_grad(), borrowed(model) as twin, weights_kept(twin):
         _cut(twin.get_submodule(name), taken)
         output = call(twin, example)
         torch.set_grad_enabled(True)

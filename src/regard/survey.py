@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from regard.borrowing import borrowed, brief, call
+from regard.borrowing import borrowed, brief, call, weights_kept
 from regard.errors import UserError
 from regard.layout import LAYOUTS, Layout
 from regard.positions import PRODUCTS, Positions, follow, whole
@@ -446,7 +446,7 @@ def _unread(model: nn.Module, example: Any, prefixes: Mapping[str, int]) -> set[
         return probe
 
     # some networks have no backward pass
-    with borrowed(model) as twin, torch.enable_grad(), suppress(RuntimeError):
+    with borrowed(model) as twin, weights_kept(twin), torch.enable_grad(), suppress(RuntimeError, UserError):
         for name in prefixes:
             twin.get_submodule(name).register_forward_hook(add(name))
         outputs = [y for y in tree_leaves(call(twin, example)) if isinstance(y, Tensor) and y.requires_grad]

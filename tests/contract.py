@@ -376,8 +376,19 @@ def attach(subject):
     assert list(network.state_dict()) == keys
     assert torch.equal(network(x), before)
     regard.attach(network, subject.name, example=x, start="paper")
-    itself = regard.info(subject.name).identity is None
-    assert torch.equal(network(x), before) == itself, "identity=None is for what is the identity by itself"
+    start = regard.info(subject.name).identity
+    fresh, started = subject.build(20), subject.build(20)
+    if start:
+        start(started)
+    parts = zip(fresh.modules(), started.modules(), strict=True)
+    itself = all(_plain(one) == _plain(other) for one, other in parts)
+    assert torch.equal(network(x), before) == itself, "who changes nothing is the identity by itself, and no other"
+
+
+def _plain(module):
+    """What is set in a module beside its tensors, and which tensors it has."""
+    held = {key: tensor is None for key, tensor in (module._parameters | module._buffers).items()}
+    return held | {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str)}
 
 
 @promise("a card whose slots are true", anyone=False)

@@ -202,9 +202,12 @@ def _multiplier(known: Info) -> str:
         return "It is not put behind a layer of a network, so there is no multiplier to speak of."
     (x,) = example_inputs(known, AT, size=(14, 14))
     module = known.factory(AT).eval()
-    exact = "1, exactly" + ("" if known.identity else ", in every way to start: a fresh module is the identity")
-    if known.identity is None:
-        return f"What it multiplies a map with at the start: {exact}."
+    with torch.no_grad():
+        if known.identity is None or torch.equal(module(x), x):
+            return (
+                "What it multiplies a map with at the start: 1, exactly, in every way to start: a fresh module is the "
+                "identity."
+            )
     if any(isinstance(part, Blend) or getattr(part, "kind", None) == "frame" for part in module.modules()):
         return (
             'It moves or replaces what a map holds, so there is no multiplier. `start="identity"` blends: the map '
@@ -218,7 +221,7 @@ def _multiplier(known: Info) -> str:
     measured = low if low == high else f"{low} to {high} (nine values in ten)"
     return (
         f'What it multiplies a random map with at the start: `start="paper"`: {measured}; `start="scaled"`: the same, '
-        f'each gate divided by its mean; `start="identity"`: {exact}.'
+        f'each gate divided by its mean; `start="identity"`: 1, exactly.'
     )
 
 

@@ -53,13 +53,20 @@ def _translate(
     return channels, options, names
 
 
+def _start_exactly(gc: Any) -> None:
+    """A gate fades in; behind it a last layer of 0 would let the hidden layer wait for two steps more."""
+    if gc.mul is not None:
+        gc.gate.fade_in()
+        gc.mul[3].reset_parameters()
+
+
 @register(
     "gc",
     category="spatial",
     paper="Cao et al. 2019, arXiv 1904.11492",
     place="branches",
     parameters=_parameters,
-    identity=None,
+    identity=_start_exactly,
     hidden=lambda gc: [network[1] for network in (gc.add, gc.mul) if network is not None],
     official={"gcnet": _translate},
 )
@@ -77,7 +84,8 @@ class GC(nn.Module):
     Differs:  As the released code. Its width int(C * ratio) may be 0; here it is at least 1. The last layer starts at
               0: with addition a fresh module is the identity, with a gate alone it is 0.5. Popular copies leave out the
               softmax over the pixels, use another epsilon in the layer norm, or do not start the last layer at 0.
-              With `start="identity"` the norm of a hidden layer of fewer than 16 units starts with biases of 2, so that
+              With `start="identity"` a gate fades in, from a last layer
+              of random weights, and the norm of a hidden layer of fewer than 16 units starts with biases of 2, so that
               few units start shut; of one or two units it would leave nothing but their order: there it scales and
               shifts alone, from weights of 0 and biases of 1.
     Maps:     `weights`, spatial, adds up to 1 over the pixels.

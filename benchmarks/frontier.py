@@ -51,8 +51,8 @@ def ask(epochs: int, images: data.Images, **other: Any) -> dict[str, Any]:
     """What `compare` tells its workers."""
     words: dict[str, Any] = {
         "data": "fashion", "model": "small_resnet", "size": None, "batch": None, "optimiser": None,
-        "learning_rate": None, "augmentation": None, "at": "auto", "start": None, "trunk": "trained", "margin": 0.01,
-        "pairing": None, "pretrained": False, "weights": None, "device": "cpu",
+        "learning_rate": None, "tune": 0, "augmentation": None, "at": "auto", "start": None, "trunk": "trained",
+        "margin": 0.01, "pairing": None, "pretrained": False, "weights": None, "device": "cpu",
     }  # fmt: skip
     asked = question(epochs=epochs, **words | other)
     known = {"size": 28, "channels": 1, "classes": list(images.classes), "normalisation": None, "widening": 1.0}

@@ -361,15 +361,15 @@ def test_every_option_of_compare_reaches_it(capsys, monkeypatch, tmp_path):
 
     monkeypatch.setattr(question, "compare", compare)
     words = "compare se eca --data photos --model resnet18 --seed-list 3,5 --epochs 4 --size 32 --batch 9"
-    words += " --optimiser adamw --augmentation none"
+    words += " --optimiser adamw --augmentation none --tune 7"
     words += " --learning-rate 0.5 --at layer1,layer2 --start identity --trunk frozen --margin 0.02 --pretrained"
     words += " --weights w.pt --control wider --out o --skip-broken --keep all --workers 3 --device cpu"
     words += " --looks 4,6 --pairing none"
     assert call(capsys, *words.split())[0] == 2
     assert given == {
-        "arms": ("se", "eca"), "data": "photos", "model": "resnet18", "seeds": [3, 5], "epochs": 4, "size": 32,
-        "batch": 9, "optimiser": "adamw", "augmentation": "none", "learning_rate": 0.5, "at": ["layer1", "layer2"],
-        "start": "identity", "trunk": "frozen", "margin": 0.02, "pretrained": True, "weights": Path("w.pt"),
+        "arms": ("se", "eca"), "data": "photos", "model": "resnet18", "seeds": [3, 5], "epochs": 4, "tune": 7,
+        "size": 32, "batch": 9, "optimiser": "adamw", "augmentation": "none", "learning_rate": 0.5,
+        "at": ["layer1", "layer2"], "start": "identity", "trunk": "frozen", "margin": 0.02, "pretrained": True, "weights": Path("w.pt"),
         "control": "wider", "out": Path("o"), "skip_broken": True, "keep": "all", "workers": 3, "device": "cpu",
         "looks": [4, 6], "pairing": "none",
     }  # fmt: skip

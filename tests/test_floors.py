@@ -16,6 +16,7 @@ FLOORS = [
     "regard.cli regard.pages",
     "regard.app",
     "regard.comparison.question regard.looking",
+    "regard.comparison.trials",
     "regard.comparison.report regard.comparison.display regard.comparison.grid regard.comparison.linear"
     " regard.comparison.prices",
     "regard.comparison.training",

@@ -176,10 +176,12 @@ def serve(asked, place, monkeypatch):
         here, there = multiprocessing.Pipe()
         for arm, seed in runs:
             here.send((arm, seed, False, None))
-        worker = threading.Thread(target=grid._serve, args=(there, 1, str(place), asked[1] | other))
+        given = there, 1, str(place), asked[1] | other, str(place / "data")
+        worker = threading.Thread(target=grid._serve, args=given)
         worker.start()
         told = []
         while sum(kind in ("done", "failed") for kind, _ in told) < len(runs):
+            assert here.poll(60), "the worker says nothing"
             told.append(here.recv())
         here.close()
         worker.join(10)
@@ -237,16 +239,16 @@ def test_a_worker_whose_parent_is_gone_blames_nobody(asked, place, monkeypatch):
     here.send(("se", 0, False, None))
     train = training.train
 
-    def cut(question, arm, seed, folder, tell, keep, layout):
+    def cut(question, arm, seed, folder, tell, *others):
         def tell_nobody(details):
             if "val_top1" in details and details["done"] > 0.5:
                 here.close()
             tell(details)
 
-        return train(question, arm, seed, folder, tell_nobody, keep, layout)
+        return train(question, arm, seed, folder, tell_nobody, *others)
 
     monkeypatch.setattr(training, "train", cut)
-    grid._serve(there, 1, str(place), asked[1])
+    grid._serve(there, 1, str(place), asked[1], str(place / "data"))
     assert not tiny.records(place)
     assert training.checkpoint_path(place, "se", 0).is_file()
 

@@ -60,13 +60,15 @@ def run_here(
     *,
     keep: Callable[[str, int], bool],
     watch: grid.Watch,
+    images: Path | None = None,
     **_: Any,
 ) -> None:
     """What `grid.run` does, in this process: no worker has to start."""
     for arm, seed in runs:
         watch("started", (arm, seed), {})
         try:
-            record = training.train(question, arm, seed, folder, lambda details: None, keep(arm, seed))
+            kept = keep(arm, seed)
+            record = training.train(question, arm, seed, folder, lambda details: None, kept, None, images)
         except FloatingPointError as error:
             record = {"arm": arm, "seed": seed, "status": "failed", "reason": str(error)}
         write_text(grid.record_path(folder, arm, seed), json.dumps(record))

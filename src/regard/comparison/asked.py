@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from regard.cards import card
 from regard.comparison.arms import HOSTS, controls, refuse_names
@@ -26,7 +26,7 @@ OPTIMISERS = ("muon", "adamw")
 AUGMENTATIONS = ("none", "crops")
 MATRIX_RATE = 0.07  # of Muon
 # learnt from the runs, or only said: a change of these is no other question
-UNASKED = ("widening", "widening_parameters", "broken", "classes")
+UNASKED = ("widening", "widening_parameters", "rates", "broken", "classes")
 
 
 def question(
@@ -34,10 +34,11 @@ def question(
     data: str | Path,
     model: str,
     size: int | None,
-    epochs: int | None,
+    epochs: int | Literal["auto"] | None,
     batch: int | None,
     optimiser: str | None,
     learning_rate: float | None,
+    tune: int,
     augmentation: str | None,
     at: str | Sequence[str],
     start: str | None,
@@ -48,14 +49,15 @@ def question(
     weights: str | Path | None,
     device: str | None,
 ) -> dict[str, Any]:
-    """What every run will have in common; `size` and `device` are None where only the network or the machine knows.
+    """What every run will have in common; None is what only the network, the machine or a trial can say.
 
     Raises:
         UserError: a file that is named is not there.
     """
     starting = pretrained or weights is not None
     small = Named.read(model).name == SMALL
-    epochs = epochs or EPOCHS.get(str(data), 8 if starting else 20)
+    found = epochs == "auto"  # by `trials`
+    chosen = None if epochs == "auto" else epochs or first_epochs(data, starting)
     optimiser = optimiser or ("muon" if small and not starting else "adamw")
     return {
         "recipe": RECIPE,
@@ -63,12 +65,15 @@ def question(
         "model": model,
         "model_sha256": Named.read(model).digest(),
         "size": size,
-        "epochs": epochs,
+        "epochs": chosen,
+        "epochs_auto": found,
         "batch": batch or (96 if small else 128),
         "optimiser": optimiser,
         "learning_rate": learning_rate or _height(small, starting, trunk),
         "matrix_rate": MATRIX_RATE if optimiser == "muon" else None,
-        "augmentation": augmentation or ("crops" if epochs > FEW else "none"),
+        "tune": tune,
+        "rates": None,  # what the learning rates of an arm are multiplied with, once that is tuned
+        "augmentation": augmentation or augmentation_for(chosen),
         "weight_decay": 0.05,
         "smoothing": 0.1,
         "at": at if isinstance(at, str) else list(at),
@@ -83,6 +88,16 @@ def question(
         "widening_parameters": None,
         "device": device,
     }
+
+
+def first_epochs(data: str | Path, starting: bool) -> int:
+    """How many epochs where nobody says it; `starting`: from weights that have learnt before."""
+    return EPOCHS.get(str(data), 8 if starting else 20)
+
+
+def augmentation_for(epochs: int | None) -> str | None:
+    """Where nobody says it: images that are seen a few times only are new as they are."""
+    return None if epochs is None else "crops" if epochs > FEW else "none"
 
 
 def refuse_early(

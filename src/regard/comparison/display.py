@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -74,9 +75,17 @@ class Display:
                 f"{question['size']} px, {counted(question['epochs'], 'epoch')}; {counted(len(self._runs), 'run')}"
                 + (f", {done} of them done before" if done else "")
             )
+        if done < len(self._runs):
+            self._go()
+
+    def go(self, runs: Sequence[Run]) -> None:
+        """Runs of a trial."""
+        self._stop()
+        self._runs = {run: {"state": "waiting"} for run in runs}
+        self._go()
+
+    def _go(self) -> None:
         self._began = time.monotonic()
-        if done == len(self._runs):
-            return
         if self.console.is_terminal:
             self._live = Live(console=self.console, get_renderable=self._table, refresh_per_second=2, transient=True)
             self._live.start()

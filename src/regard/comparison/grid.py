@@ -56,6 +56,7 @@ def run(
     threads: int,
     keep: Callable[[str, int], bool],
     watch: Watch,
+    images: Path | None = None,
 ) -> None:
     """Do every run that has no finished record yet, in the order given.
 
@@ -71,6 +72,7 @@ def run(
         workers, threads: see `workers_for`.
         keep: whether a run also writes its weights and maps.
         watch: is told what happens, in this process.
+        images: the folder of the images, where that is not ``data`` in the folder.
 
     Raises:
         UserError: the calling script asks again when a worker imports it.
@@ -85,7 +87,7 @@ def run(
     try:
         while waiting or any(worker.run for worker in crew):
             while waiting and len(crew) < min(workers, len(waiting) + sum(bool(worker.run) for worker in crew)):
-                crew.append(_Worker(folder, question, threads))
+                crew.append(_Worker(folder, question, threads, images or folder / "data"))
             for worker in crew:
                 if worker.run is None and waiting:
                     worker.start(waiting.pop(0), keep, killed)
@@ -134,8 +136,8 @@ def call(function: Callable[..., Any], *args: Any, threads: int) -> Any:
 class _Worker:
     """One worker process and the run it is at."""
 
-    def __init__(self, folder: Path, question: dict[str, Any], threads: int) -> None:
-        self.process, self.pipe = _spawn(_serve, threads, str(folder), question)
+    def __init__(self, folder: Path, question: dict[str, Any], threads: int, images: Path) -> None:
+        self.process, self.pipe = _spawn(_serve, threads, str(folder), question, str(images))
         self.run: Run | None = None
         self.current: Run = ("", 0)
         self.gone = False
@@ -232,16 +234,16 @@ def _settle(threads: int) -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _serve(pipe: Connection, threads: int, folder: str, question: dict[str, Any]) -> None:
+def _serve(pipe: Connection, threads: int, folder: str, question: dict[str, Any], images: str) -> None:
     _settle(threads)
     with suppress(EOFError, ConnectionError):  # the parent is gone
         try:
-            _work(pipe, Path(folder), question)
+            _work(pipe, Path(folder), question, Path(images))
         except DiskFull as error:
             pipe.send(("full", {"reason": str(error)}))
 
 
-def _work(pipe: Connection, folder: Path, question: dict[str, Any]) -> None:
+def _work(pipe: Connection, folder: Path, question: dict[str, Any], images: Path) -> None:
     """One run after another, as they are asked for."""
     from regard.comparison import training
 
@@ -254,7 +256,7 @@ def _work(pipe: Connection, folder: Path, question: dict[str, Any]) -> None:
             checkpoint.unlink(missing_ok=True)
         try:
             tell = lambda details: pipe.send(("progress", details))  # noqa: E731
-            record = training.train(question, arm, seed, folder, tell, keep, layout) | {"killed": killed}
+            record = training.train(question, arm, seed, folder, tell, keep, layout, images) | {"killed": killed}
         except (BrokenPipeError, DiskFull):
             raise
         except Exception as error:

@@ -83,3 +83,13 @@ def contrasts(arms: Sequence[str]) -> list[Contrast]:
     asked = [(arm, PLAIN) for arm in (*mechanisms, *wide)]
     asked += [(arm, control) for control in wide for arm in mechanisms]
     return asked + [(arm, twin(arm)) for arm in mechanisms if twin(arm) in arms]
+
+
+def factors(count: int) -> list[float]:
+    """What the learning rates of an arm are multiplied with when so many are tried: powers of 2 around 1.
+
+    Example:
+        >>> factors(5), factors(2)
+        ([0.25, 0.5, 1.0, 2.0, 4.0], [1.0, 2.0])
+    """
+    return [2.0**power for power in range(-((count - 1) // 2), count // 2 + 1)]

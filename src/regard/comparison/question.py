@@ -15,9 +15,9 @@ import torch
 from filelock import FileLock, Timeout
 
 from regard.comparison import data as images_of
-from regard.comparison import grid, hosts, learning, linear, prices, report, training
+from regard.comparison import grid, hosts, learning, linear, prices, report, training, trials
 from regard.comparison.arms import CONSTANT, HOSTS, PARAMETERS, PLAIN, WIDER, controls, refuse_names, twin, twinned
-from regard.comparison.asked import AUGMENTATIONS, OPTIMISERS, refuse_other
+from regard.comparison.asked import AUGMENTATIONS, OPTIMISERS, first_epochs, refuse_other
 from regard.comparison.asked import question as asked_question
 from regard.comparison.display import Display
 from regard.comparison.folders import SIZES
@@ -36,6 +36,7 @@ KEPT = ("first", "all", "none")
 TRUNKS = ("trained", "frozen")
 PAIRINGS = ("seeds", "none")
 MOST_SEEDS = 1000
+FOUND = ("pairing", "epochs", "augmentation")  # by the images or by trials, where nobody says it
 
 
 def compare(
@@ -46,11 +47,12 @@ def compare(
     seeds: int | Iterable[int] | Literal["auto"] = "auto",
     looks: Sequence[int] | None = None,
     pairing: Pairing | None = None,
-    epochs: int | None = None,
+    epochs: int | Literal["auto"] | None = None,
     size: int | None = None,
     batch: int | None = None,
     optimiser: str | None = None,
     learning_rate: float | None = None,
+    tune: int = 0,
     augmentation: str | None = None,
     at: str | Sequence[str] = "auto",
     start: str | None = None,
@@ -88,7 +90,9 @@ def compare(
         pairing: ``"seeds"``: runs of one seed are compared with each other; ``"none"``: an arm's runs with all runs of
             the other. By default the former where a seed ties its runs: from pretrained weights, with
             ``start="identity"``, and where the seed draws the test images; else the latter.
-        epochs: of every run; 3 for fashion, 5 for cluttered, else 20, or 8 from pretrained weights.
+        epochs: of every run; 3 for fashion, 5 for cluttered, else 20, or 8 from pretrained weights. ``"auto"`` trains
+            `none` on that many, then on half as many again, until the validation accuracy of two seeds rises by the
+            margin or less in the last quarter.
         size: side of the images in pixels; by default that of the embedded images, of a model of timm or torchvision,
             or 64.
         batch: images in one step; 96 for the small host, else 128.
@@ -96,6 +100,8 @@ def compare(
             ``"adamw"`` for all; the former for the small host from scratch, else the latter.
         learning_rate: of AdamW at its height; 4e-3 for the small host, else 1e-3; from pretrained weights 3e-4, or 1e-2
             with a frozen trunk.
+        tune: how many learning rates every arm is tried with, each half of the next; the one with the lowest log-loss
+            on validation images is taken. 0 leaves all arms the same. At most 15.
         augmentation: ``"crops"``: each image is cropped and mirrored at random; ``"none"``: it is taken as it is, which
             is the default up to 3 epochs, in which every image is new.
         at: sites, see `regard.sites`; the mechanism's own placement otherwise.
@@ -135,8 +141,9 @@ def compare(
     asked = _arms(arms, chosen_controls)
     chosen = _seeds(seeds, looks, pairing)
     _check(
-        model, epochs, batch, optimiser, learning_rate, augmentation, margin, start, trunk, keep, workers, size, device
-    )
+        model, epochs, batch, optimiser, learning_rate, tune, augmentation, margin, start, trunk, keep, workers, size,
+        device,
+    )  # fmt: skip
     starting = pretrained or weights is not None
     if trunk == "frozen" and not starting:
         raise UserError("a frozen trunk must have learnt something before: pass --pretrained or --weights FILE as well")
@@ -147,15 +154,15 @@ def compare(
         )
     question = asked_question(
         data=data, model=model, size=size, epochs=epochs, batch=batch, optimiser=optimiser,
-        learning_rate=learning_rate, augmentation=augmentation, at=at, start=start, trunk=trunk, margin=margin,
-        pairing=pairing, pretrained=pretrained, weights=weights, device=device,
+        learning_rate=learning_rate, tune=tune, augmentation=augmentation, at=at, start=start, trunk=trunk,
+        margin=margin, pairing=pairing, pretrained=pretrained, weights=weights, device=device,
     )  # fmt: skip
     question["size"] = size or hosts.image_size(model) or SIZES.get(str(data), 64)
     question["device"] = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(out) if out is not None else _default_folder(question)
     with Display(progress) as display, _alone(folder):
         # before its images would be replaced
-        stored = refuse_other(folder, {key: value for key, value in question.items() if key != "pairing" or value})
+        stored = refuse_other(folder, {k: v for k, v in question.items() if v is not None or k not in FOUND})
         images = images_of.prepare(
             data, folder / "data", size=question["size"], skip_broken=skip_broken, progress=display.reading
         )
@@ -165,6 +172,8 @@ def compare(
         )
         served = sum(not twinned(arm) for arm in asked)  # by the runs of `none`
         plan = _plan(folder, bool(stored), chosen, looks, served, question["pairing"])
+        if question["epochs"] is None and stored:
+            question |= {key: stored["question"][key] for key in ("epochs", "augmentation")}
         split = images.split(plan.seeds[0])
         question |= {
             "fingerprint": images.fingerprint,
@@ -180,6 +189,32 @@ def compare(
         for arm in (PLAIN, *asked):
             training.check_trainable(question | dict.fromkeys(training.WIDENINGS.values(), 1.5), arm)
         _drop_damaged(folder, display.say)
+
+        def train(place: Path, question: dict[str, Any], runs: Sequence[grid.Run], among: int = 0) -> None:
+            # by all runs, not by those that are left: with other threads the numbers would be others
+            count, threads = grid.workers_for(question["device"], among or len(runs))
+            count, threads = (workers, max(1, _cores() // workers)) if workers else (count, threads)
+            grid.run(
+                place,
+                question,
+                runs,
+                workers=count,
+                threads=threads,
+                keep=lambda arm, seed: (
+                    not question.get("trial") and (keep == "all" or (keep == "first" and seed == first))
+                ),
+                watch=display.watch,
+                images=folder / "data",
+            )
+
+        def try_out(place: Path, question: dict[str, Any], runs: Sequence[grid.Run]) -> None:
+            display.go(runs)
+            train(place, question, runs)
+
+        if question["epochs"] is None:
+            question = trials.epochs(
+                folder, question, first_epochs(data, starting), augmentation, plan.seeds, try_out, display.say
+            )
         stored = _ask(folder, question, asked, plan)
         question = stored["question"]
         comparison = Comparison.load(folder)
@@ -208,9 +243,13 @@ def compare(
                 question[key] = grid.call(find, question, mechanisms, threads=_cores())
                 write_text(folder / "question.json", json.dumps(stored, indent=1))
 
-        # by all runs, not by those that are left: with other threads the numbers would be others
-        count, threads = grid.workers_for(question["device"], len(comparison.foreseen))
-        count, threads = (workers, max(1, _cores() // workers)) if workers else (count, threads)
+        untuned = [arm for arm in comparison.arms if tune and arm not in (question["rates"] or {})]
+        if untuned:
+            found = trials.rates(folder, question, untuned, plan.seeds[0], try_out, display.say)
+            question["rates"] = (question["rates"] or {}) | found
+            write_text(folder / "question.json", json.dumps(stored, indent=1))
+            comparison = Comparison.load(folder)
+
         first = comparison.seeds[0]
         tried: set[tuple[str, int]] = set()
         while True:
@@ -222,15 +261,7 @@ def compare(
             if tried and not runs:
                 break
             display.start(comparison, question, again=bool(tried))
-            grid.run(
-                folder,
-                question,
-                runs,
-                workers=count,
-                threads=threads,
-                keep=lambda arm, seed: keep == "all" or (keep == "first" and seed == first),
-                watch=display.watch,
-            )
+            train(folder, question, runs, among=len(comparison.foreseen))
             if not runs:
                 break
             tried |= set(runs)
@@ -299,10 +330,11 @@ def _seeds(
 
 def _check(
     model: str,
-    epochs: int | None,
+    epochs: int | Literal["auto"] | None,
     batch: int | None,
     optimiser: str | None,
     learning_rate: float | None,
+    tune: int,
     augmentation: str | None,
     margin: float,
     start: str | None,
@@ -313,7 +345,16 @@ def _check(
     device: str | None,
 ) -> None:
     hosts.check(model)
-    least = {"epochs": (epochs, 1), "batch": (batch, 2), "workers": (workers, 1), "size": (size, 8)}
+    if isinstance(epochs, str) and epochs != "auto":
+        raise UserError(f"epochs is 'auto' or how many there should be, got {epochs[:60]!r}")
+    if not 0 <= tune <= trials.MOST:
+        raise UserError(f"tune is how many learning rates every arm is tried with, at most {trials.MOST}, got {tune}")
+    least = {
+        "epochs": (None if isinstance(epochs, str) else epochs, 1),
+        "batch": (batch, 2),
+        "workers": (workers, 1),
+        "size": (size, 8),
+    }
     for name, (value, smallest) in least.items():
         if value is not None and value < smallest:
             raise UserError(f"{name} must be at least {smallest}, got {value}")
@@ -424,8 +465,10 @@ def command(question: dict[str, Any], arms: list[str], plan: Plan, folder: Path)
         "--data",
         question["data"],
     ]
-    words += ["--model", question["model"], "--size", str(question["size"]), "--epochs", str(question["epochs"])]
+    words += ["--model", question["model"], "--size", str(question["size"])]
+    words += ["--epochs", "auto" if question["epochs_auto"] else str(question["epochs"])]
     words += ["--batch", str(question["batch"]), "--learning-rate", str(question["learning_rate"])]
+    words += ["--tune", str(question["tune"])] * bool(question["tune"])
     words += ["--optimiser", question["optimiser"], "--augmentation", question["augmentation"]]
     words += ["--start", question["start"], "--trunk", question["trunk"], "--margin", str(question["margin"])]
     words += ["--pairing", question["pairing"]]

@@ -39,6 +39,9 @@ class Question(TypedDict):
     classes: Annotated[list[str], Within(1)]
     split_varies: str
     trunk: NotRequired[Literal["trained", "frozen"]]
+    epochs_auto: NotRequired[bool]
+    tune: NotRequired[Annotated[int, Within(0, 100)]]
+    rates: NotRequired[dict[str, Annotated[float, Within(1e-9, 1e9)]] | None]  # by arm
     recipe: NotRequired[Positive]
     optimiser: NotRequired[Literal["muon", "adamw"]]
     matrix_rate: NotRequired[Above0 | None]
@@ -129,6 +132,13 @@ class Done(Run):
     val_top1_own_gate: NotRequired[Share]
     val_top1_mean_gate: NotRequired[Share]
     val_top1_other_gate: NotRequired[Share]
+
+
+class Tried(Run):
+    """trials/.../runs/ARM/seed-NNNN.json, of one that finished: no test image was looked at"""
+
+    val_log_loss: NoLess
+    curve: Annotated[list[Epoch], Within(1)]
 
 
 class Failed(Run):

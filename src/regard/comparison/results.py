@@ -20,7 +20,7 @@ from regard.comparison import learning
 from regard.comparison.answers import Answers
 from regard.comparison.arms import twin, twinned
 from regard.comparison.endpoints import Endpoints, churn, class_differences, endpoints
-from regard.comparison.plan import Contrast, Plan, contrasts, fixed
+from regard.comparison.plan import Contrast, Plan, contrasts, factors, fixed
 from regard.comparison.records import Cost, Done, Failed, Linear, Run, Stored
 from regard.errors import UserError
 from regard.files import slug, write_text
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # what a question asks that was stored before there was a choice
 BEFORE = {
     "trunk": "trained", "model_sha256": None, "widening_parameters": None, "pairing": "seeds", "recipe": 1,
-    "optimiser": "adamw", "matrix_rate": None, "augmentation": "crops",
+    "optimiser": "adamw", "matrix_rate": None, "augmentation": "crops", "epochs_auto": False, "tune": 0, "rates": None,
 }  # fmt: skip
 OPEN = 0.05  # a gate whose spreads over places and over images are all below this share of its mean did not open
 REPLACED = ("gate_images", "top1_own_gate", "top1_mean_gate", "top1_other_gate")
@@ -472,6 +472,16 @@ class Comparison:
                 notes.append(
                     f"Tried again: {run['arm']}, seed {run['seed']}: the worker process of its first try was killed by "
                     f"{name}; the second try{layout} finished."
+                )
+        if rates := self.question["rates"]:
+            said, tried = ", ".join(f"{arm} {rate:g}" for arm, rate in rates.items()), factors(self.question["tune"])
+            notes.append(
+                f"Tuned: learning rates times {said}; of {len(tried)} for every arm, that of the lowest log-loss on "
+                "validation images."
+            )
+            if edge := [arm for arm, rate in rates.items() if len(tried) > 2 and rate in (tried[0], tried[-1])]:
+                notes.append(
+                    f"Tuned to an end: {', '.join(edge)} may do better with a rate beyond those tried (--tune)."
                 )
         if self.missing:
             pairs = ", ".join(f"{arm} seed {seed}" for arm, seed in self.missing[:12])

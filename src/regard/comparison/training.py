@@ -47,6 +47,7 @@ def train(
     tell: Tell,
     keep: bool = False,
     layout: torch.memory_format | None = None,
+    images_at: Path | None = None,
 ) -> dict[str, Any]:
     """Train one arm with one seed, from its checkpoint if there is one, and return its record.
 
@@ -61,11 +62,15 @@ def train(
         tell: is given what happens, about once a second and at the end of every epoch.
         keep: also write the trained weights.
         layout: of weights and maps in memory; by default the faster of those that are safe.
+        images_at: the folder of the images, where that is not ``data`` in the folder.
+
+    Returns:
+        The record; of a trial, in whose question ``trial`` is set, one that knows nothing of the test images.
 
     Raises:
         FloatingPointError: the loss is no number any more.
     """
-    images = data.load(folder / "data")
+    images = data.load(images_at or folder / "data")
     split = images.split(seed)
     device = torch.device(question["device"])
     mean, std = question["normalisation"] or data.normalisation(images, split.train)
@@ -77,7 +82,9 @@ def train(
     prepare = _preparation(mean, std, device, layout)
     learning = _learning(model, question)
 
-    optimiser = Optimiser(model, question["learning_rate"], question["matrix_rate"], question["weight_decay"])
+    factor = (question.get("rates") or {}).get(arm, 1.0)
+    matrix_rate = question["matrix_rate"] and factor * question["matrix_rate"]
+    optimiser = Optimiser(model, factor * question["learning_rate"], matrix_rate, question["weight_decay"])
     steps = math.ceil(len(split.train) / question["batch"])
     total = steps * question["epochs"]
 
@@ -121,10 +128,23 @@ def train(
         if epoch + 1 < question["epochs"]:
             _save(checkpoint, model, optimiser, curve, state["resumed"])
 
+    learnt = {
+        "arm": arm,
+        "seed": seed,
+        "status": "done",
+        "reason": None,
+        "val_log_loss": _number(log_loss(val.logits, val.labels), "validation"),
+        "curve": curve,
+        "seconds": sum(epoch["seconds"] for epoch in curve),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "layout": str(layout).removeprefix("torch."),
+        "resumed": state["resumed"],
+        "environment": environment(),
+    }
+    if question.get("trial"):
+        return learnt
+
     test = _answers(model, images, split.test, question, prepare, device)
-    log_losses = {"log_loss": log_loss(test.logits, test.labels), "val_log_loss": log_loss(val.logits, val.labels)}
-    if not all(loss <= 1e15 for loss in log_losses.values()):
-        raise FloatingPointError("what the trained network says about the test images is no number")
     looks = not twinned(arm) and gates.has_gates(model)
     asked = _ask_gates(model, images, split, question, prepare, device) if looks else {}
     if keep:
@@ -134,26 +154,22 @@ def train(
             from regard.comparison import pictures  # only the first seed draws, and only it pays for the import
 
             pictures.write(folder, arm, model, images, split.test, prepare, question)
-    return {
-        "arm": arm,
-        "seed": seed,
-        "status": "done",
-        "reason": None,
+    return learnt | {
         "top1": float(right(test.logits, test.labels).mean()),
         "top5": float(right(test.logits, test.labels, among=5).mean()) if len(images.classes) >= 10 else None,
-        **log_losses,
+        "log_loss": _number(log_loss(test.logits, test.labels), "test"),
         "logits_sha256": answers.write(answers.path_of(folder, arm, seed), val, test),
         "test_images": len(split.test),
-        "curve": curve,
-        "seconds": sum(epoch["seconds"] for epoch in curve),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "weights_sha256": fingerprint(model),
-        "layout": str(layout).removeprefix("torch."),
         **({"branch_scale": scales} if scales else {}),
         **asked,
-        "resumed": state["resumed"],
-        "environment": environment(),
     }
+
+
+def _number(loss: float, of: str) -> float:
+    if not loss <= 1e15:
+        raise FloatingPointError(f"what the trained network says about the {of} images is no number")
+    return loss
 
 
 def build(question: dict[str, Any], arm: str, seed: int, example: Tensor | None = None) -> nn.Module:

@@ -369,9 +369,9 @@ def test_every_option_of_compare_reaches_it(capsys, monkeypatch, tmp_path):
     assert given == {
         "arms": ("se", "eca"), "data": "photos", "model": "resnet18", "seeds": [3, 5], "epochs": 4, "tune": 7,
         "size": 32, "batch": 9, "optimiser": "adamw", "augmentation": "none", "learning_rate": 0.5,
-        "at": ["layer1", "layer2"], "start": "identity", "trunk": "frozen", "margin": 0.02, "pretrained": True, "weights": Path("w.pt"),
-        "control": "wider", "out": Path("o"), "skip_broken": True, "keep": "all", "workers": 3, "device": "cpu",
-        "looks": [4, 6], "pairing": "none",
+        "at": ["layer1", "layer2"], "start": "identity", "trunk": "frozen", "margin": 0.02, "pretrained": True,
+        "weights": Path("w.pt"), "control": "wider", "out": Path("o"), "skip_broken": True, "keep": "all",
+        "workers": 3, "device": "cpu", "looks": [4, 6], "pairing": "none",
     }  # fmt: skip
     assert call(capsys, "compare", "se")[0] == 2
     for name, value in given.items():

@@ -8,6 +8,7 @@ import pytest
 import regard
 import tiny
 from regard.comparison import grid, prices, training, trials
+from regard.comparison.asked import question
 from regard.comparison.plan import factors
 from regard.comparison.results import Comparison
 from regard.errors import UserError
@@ -163,3 +164,13 @@ def test_from_the_question_to_the_report(tmp_path, photos, monkeypatch, capsys):
 def test_what_is_no_number(photos, tmp_path, wrong, words):
     with pytest.raises(UserError, match=words):
         regard.compare("se", **tiny.ASKED | {"data": photos, "seeds": 2, "out": tmp_path / "out"} | wrong)
+
+
+def test_twice_the_learning_rate_is_twice_for_both_optimisers():
+    words = {"epochs": 3, "batch": None, "size": None, "optimiser": None, "tune": 0, "augmentation": None, "at": "auto"}
+    words |= {"start": None, "trunk": "trained", "margin": 0.01, "pairing": None, "pretrained": False, "weights": None}
+    once, twice = (
+        question(data="fashion", model="small_resnet", device=None, learning_rate=rate, **words)
+        for rate in (None, 8e-3)
+    )
+    assert (twice["learning_rate"], twice["matrix_rate"]) == (2 * once["learning_rate"], 2 * once["matrix_rate"])

@@ -494,7 +494,7 @@ def compare(
         muon: for the kernels of the host's convolutions, and AdamW for everything else; adamw: for all. By default muon
         for the small host from scratch.
     learning_rate
-        Of AdamW at its height.
+        Of AdamW at its height; that of Muon moves with it.
     tune
         How many learning rates every arm is tried with, on validation images; 5, say. 0: one for all.
     augmentation

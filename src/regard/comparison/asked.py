@@ -24,7 +24,7 @@ RECIPE = 2  # raise it when the same question would train otherwise: older folde
 FEW = 3  # epochs up to which crops and mirror images only slow the training down
 OPTIMISERS = ("muon", "adamw")
 AUGMENTATIONS = ("none", "crops")
-MATRIX_RATE = 0.07  # of Muon
+MATRIX_RATE = 0.07  # of Muon, where AdamW has the default
 # learnt from the runs, or only said: a change of these is no other question
 UNASKED = ("widening", "widening_parameters", "rates", "broken", "classes")
 
@@ -59,6 +59,7 @@ def question(
     found = epochs == "auto"  # by `trials`
     chosen = None if epochs == "auto" else epochs or first_epochs(data, starting)
     optimiser = optimiser or ("muon" if small and not starting else "adamw")
+    height = _height(small, starting, trunk)
     return {
         "recipe": RECIPE,
         "data": as_text(str(Path(data))),  # photos and photos/ are the same
@@ -69,8 +70,9 @@ def question(
         "epochs_auto": found,
         "batch": batch or (96 if small else 128),
         "optimiser": optimiser,
-        "learning_rate": learning_rate or _height(small, starting, trunk),
-        "matrix_rate": MATRIX_RATE if optimiser == "muon" else None,
+        "learning_rate": learning_rate or height,
+        # where the one rate is doubled, so is the other
+        "matrix_rate": MATRIX_RATE * (learning_rate or height) / height if optimiser == "muon" else None,
         "tune": tune,
         "rates": None,  # what the learning rates of an arm are multiplied with, once that is tuned
         "augmentation": augmentation or augmentation_for(chosen),

@@ -98,8 +98,8 @@ def compare(
         batch: images in one step; 96 for the small host, else 128.
         optimiser: ``"muon"`` for the kernels of the host's convolutions, with AdamW for everything else, or
             ``"adamw"`` for all; the former for the small host from scratch, else the latter.
-        learning_rate: of AdamW at its height; 4e-3 for the small host, else 1e-3; from pretrained weights 3e-4, or 1e-2
-            with a frozen trunk.
+        learning_rate: of AdamW at its height, with which that of Muon moves; 4e-3 for the small host, else 1e-3; from
+            pretrained weights 3e-4, or 1e-2 with a frozen trunk.
         tune: how many learning rates every arm is tried with, each half of the next; the one with the lowest log-loss
             on validation images is taken. 0 leaves all arms the same. At most 15.
         augmentation: ``"crops"``: each image is cropped and mirrored at random; ``"none"``: it is taken as it is, which

@@ -13,7 +13,7 @@ import regard
 import tiny
 from regard import cli
 from regard.comparison import data, gates, hosts, prices, question, report, training
-from regard.comparison.results import OPEN, Comparison, opened
+from regard.comparison.results import OPEN, Comparison, opened, points
 from regard.errors import UserError
 from regard.files import slug
 from stored import _price, store
@@ -305,3 +305,14 @@ def test_the_page_says_first_whether_a_mechanism_uses_its_input(finished, monkey
     top = page.partition("How large are the differences?")[0]
     assert "Does se use its input? Yes: it is better than its twin" in top
     assert "Does cbam[squeeze=max] use its input? Nothing shows it: a twin" in top
+
+
+def test_the_report_says_whether_the_gates_look(finished):
+    page = " ".join((finished.folder / "report.html").read_text().split())
+    assert "Do the gates look?" in page
+    told = finished.gates["se"]
+    for word in ("mean_gate", "other_gate"):
+        assert f"<td>{report._typeset(points(-told[word]))}</td>" in page
+    (row,) = [row for row in report._gates(finished) if row["arm"] == "se"]
+    assert row["word"] == (finished.uses_input["se"] if finished.trained else "")
+    assert row["opened"] in ("yes", "no")

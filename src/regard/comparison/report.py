@@ -19,6 +19,7 @@ from PIL import Image
 
 from regard import drawing
 from regard.comparison import learning
+from regard.comparison.arms import twinned
 from regard.comparison.pictures import REASONS
 from regard.comparison.records import Shown
 from regard.comparison.results import UNTRAINED, Comparison, counted, interval, points
@@ -70,6 +71,8 @@ def write(comparison: Comparison) -> Path:
         scatter=_scatter(comparison),
         prices=_prices(comparison),
         curves=_curves(comparison),
+        gates=_gates(comparison),
+        costs=[(row["arm"], row["inference"], row["training step"]) for row in comparison.price_table()[1:]],
         endpoints=_endpoints(comparison),
         classes=_classes(comparison),
         galleries=[
@@ -132,6 +135,33 @@ def _difference(comparison: Comparison, verdict: Verdict) -> dict[str, Any]:
         "ahead": f"{verdict.wins} of {len(verdict.seeds)}" + (f", {verdict.ties} tied" if verdict.ties else ""),
         "p": _chance(verdict.p) if verdict.look or verdict.later else "",
     }
+
+
+def _gates(comparison: Comparison) -> list[dict[str, str]]:
+    """How each mechanism's gates started and opened, and what is lost without them; empty text where unknown."""
+    rows = []
+    for arm, told in comparison.gates.items():
+        if twinned(arm):
+            continue
+        twins = comparison.against(comparison.twins.get(arm, ""))
+        seen = {True: "yes", False: "no", None: ""}[told["opened"]]
+        lost = {
+            word: _typeset(points(-told[word])) if told[word] is not None else ""
+            for word in ("mean_gate", "other_gate")
+        }
+        rows.append(
+            {
+                "arm": arm,
+                "word": comparison.uses_input.get(arm, "") if comparison.trained else "",
+                "difference": _typeset(points(twins[0].mean)) if twins else "",
+                "interval": _typeset(interval(twins[0])) if twins else "",
+                "scale": f"{told['branch_scale']:.2f}" if told["branch_scale"] is not None else "",
+                "opened": seen,
+                **lost,
+                "images": f"{told['images']:,}",
+            }
+        )
+    return rows
 
 
 def _accuracy(comparison: Comparison, arm: str) -> dict[str, str]:

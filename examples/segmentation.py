@@ -173,6 +173,8 @@ def draw(models: dict[str, nn.Module], x: Tensor, truth: Tensor) -> Image.Image:
 
 
 TEXT = """
+*A short training: what follows says who was ahead after some minutes, not who would be ahead in the end.*
+
 Each image of Cluttered Fashion shows one item among pieces of other items. The task is the class of every second pixel
 along each side: one of ten items, or background, to which the pieces belong too. So a network must find the one whole
 item and tell what it is. The score is intersection over union, averaged over the eleven classes, on {test:,} test

@@ -181,6 +181,8 @@ def draw(models: dict[str, nn.Module], clips: Tensor, direction: Tensor) -> Imag
 
 
 TEXT = """
+*A short training: what follows says who was ahead after some minutes, not who would be ahead in the end.*
+
 Clips of {frames} frames of {side} x {side} pixels. One item of Fashion-MNIST moves straight on, {speed} pixels per
 frame, in one of {directions} directions: the direction is the class. A second item stands still, and a third is at
 another place in every frame. The picture wraps at its edges and all places are drawn from the whole of it, so every

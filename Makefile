@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test levels check format docs trust fuzz advice networks export speed whole pairs loop frontier examples stamps galleries notebook looking calibration proofs clean
+.PHONY: demo test levels check format docs trust fuzz advice networks export speed whole pairs loop frontier robustness evidence examples stamps galleries notebook looking calibration proofs clean
 
 # One finished stamp per set of requirements: an interrupted set-up is done again, a finished one is not.
 .venv/ready: pyproject.toml constraints.txt
@@ -77,6 +77,14 @@ speed: .venv/built
 # accuracy against processor seconds: ours, before, timm's loop, a linear model; a quarter of an hour
 frontier: .venv/built
 	$(BIN)/python benchmarks/frontier.py
+
+# does the answer of the demo survive what a doubter would try? half an hour
+robustness: .venv/built
+	$(BIN)/python benchmarks/robustness.py
+
+# does attention help? hours on two cores; what is finished is kept in runs/evidence
+evidence: .venv/built
+	$(BIN)/python benchmarks/evidence.py
 
 whole pairs loop: .venv/built
 	$(BIN)/python benchmarks/$(subst loop,training,$@).py

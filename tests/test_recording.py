@@ -1,5 +1,6 @@
 """Maps out of taps, and nothing left behind."""
 
+import copy
 import gc
 import weakref
 
@@ -224,3 +225,14 @@ def test_every_kind_of_hook_on_a_tap_is_called(name):
             sum(y.sum() for y in outputs).backward()
             handle.remove()
             assert any(seen is tap for seen in told), f"{label}: {way}"
+
+
+def test_a_copy_that_is_called_inside_the_block_is_seen():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.Sigmoid()))
+    regard.attach(net, "se", at="0", example=torch.randn(2, 3, 8, 8))
+    with regard.record(net) as maps:
+        copy.deepcopy(net)(torch.randn(2, 3, 8, 8))
+    assert [found.name for found in maps] == ["0.regard.se.gate"]
+    maps.clear()
+    copy.deepcopy(net)(torch.randn(2, 3, 8, 8))
+    assert maps == []

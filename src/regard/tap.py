@@ -46,6 +46,9 @@ class Reader:
         if self.here:
             self.tell(tap, value)
 
+    def __deepcopy__(self, memo: object) -> Reader:
+        return self  # whoever copies a network inside the block, as Ultralytics does, and calls the copy is seen
+
     @property
     def here(self) -> bool:
         return self.block in reading

@@ -44,7 +44,6 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "only more parameters": {"arms": ["se"], "control": "parameters"},
     "labels shuffled": {"data": RUNS / "shuffled", "size": 28, "epochs": 3},
-    "a planted effect": {"arms": ["se", "gc"], "data": RUNS / "told", "size": 28, "control": "constant", "epochs": 6},
 }  # fmt: skip
 
 
@@ -62,22 +61,6 @@ def shuffled(images: data.Images) -> None:
     """3,000 images under labels that were drawn anew."""
     random = np.random.default_rng(0)
     fill(RUNS / "shuffled", images.pixels[:3000, 0], random.permutation(images.labels[:3000]), len(images.classes))
-
-
-def told(images: data.Images) -> None:
-    """8,000 images in which looking must help: two items share a picture, one in red, one in green, and a small mark in
-    blue, above or below, tells which of them is meant. Whoever knows the mark wherever a map is weighed, gains.
-    """
-    random = np.random.default_rng(1)
-    count = 8000
-    first, second = (random.integers(0, len(images.pixels), count) for _ in range(2))
-    which = random.integers(0, 2, count)
-    pixels = np.zeros((count, 28, 28, 3), np.uint8)
-    pixels[..., 0], pixels[..., 1] = images.pixels[first, 0], images.pixels[second, 0]
-    for number, below in enumerate(which):
-        top = 22 if below else 1
-        pixels[number, top : top + 5, 11:16, 2] = 255
-    fill(RUNS / "told", pixels, images.labels[np.where(which == 0, first, second)], len(images.classes))
 
 
 def ask(case: str) -> dict[str, Any]:
@@ -153,8 +136,7 @@ Differences are in points of accuracy, with intervals that hold together with 95
 
 In "branches times 0.25" every branch of the network is multiplied by that constant, with and without attention. In
 "only more parameters" the plain network is widened until it has as many as SE adds. In "labels shuffled" 3,000 images
-have labels drawn anew, and nothing can be learnt. In "a planted effect" two items share a picture and a mark above or
-below tells which is meant, so that a network which weighs its maps by the whole image must gain.
+have labels drawn anew, and nothing can be learnt.
 
 ## None against none
 
@@ -193,7 +175,6 @@ def main() -> None:
     if not asked.page:
         images = data.prepare("fashion", RUNS / "images")
         shuffled(images)
-        told(images)
         for case in asked.only:
             if case == "null":
                 top1 = null()

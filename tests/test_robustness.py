@@ -53,12 +53,6 @@ def test_nothing_is_said_where_labels_were_shuffled():
     assert "Not trained long enough to tell" in found["headline"]
 
 
-def test_a_planted_effect_is_found_and_it_is_the_input():
-    found = FOUND["cases"]["a planted effect"]
-    assert words("a planted effect")["se"].startswith("better")
-    assert found["uses_input"]["se"] == "uses its input"
-
-
 @pytest.mark.parametrize("looks", ["planned", "peeked"])
 def test_none_against_none_is_hardly_ever_called_better_or_worse(looks):
     counts = FOUND["null"][looks]

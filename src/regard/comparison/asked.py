@@ -25,8 +25,8 @@ FEW = 3  # epochs up to which crops and mirror images only slow the training dow
 OPTIMISERS = ("muon", "adamw")
 AUGMENTATIONS = ("none", "crops")
 MATRIX_RATE = 0.07  # of Muon, where AdamW has the default
-# learnt from the runs, or only said: a change of these is no other question
-UNASKED = ("widening", "widening_parameters", "rates", "broken", "classes")
+# learnt from the runs, only said, or moving with what is asked: a change of these is no other question
+UNASKED = ("widening", "widening_parameters", "matrix_rate", "rates", "broken", "classes")
 
 
 def question(

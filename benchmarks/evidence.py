@@ -106,14 +106,20 @@ def ask(name: str) -> Comparison:
 
 
 def pack(folder: Path, packed: Path) -> None:
-    """Write the records of a comparison into one file."""
+    """Write the records of a comparison into one file, without what tells of the machine's folders and kernel."""
     held = {
-        path.relative_to(folder).as_posix(): json.loads(path.read_text())
+        path.relative_to(folder).as_posix(): _public(json.loads(path.read_text().replace(f"{ROOT}/", "")))
         for pattern in KEPT
         for path in sorted(folder.glob(pattern))
     }
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(content)}" for name, content in held.items())
     write_text(packed, f"{{\n{lines}\n}}\n")
+
+
+def _public(content: dict[str, Any]) -> dict[str, Any]:
+    if "system" in content.get("environment", {}):
+        content["environment"]["system"] = content["environment"]["system"].partition("-")[0]
+    return content
 
 
 def unpack(packed: Path, folder: Path) -> None:

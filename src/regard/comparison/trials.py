@@ -85,7 +85,8 @@ def rates(
     """
     losses: dict[str, dict[float, float]] = {arm: {} for arm in arms}
     for factor in factors(question["tune"]):
-        say(f"Trying {factor:g} times the learning rate of {', '.join(arms)} on validation images")
+        named = ", ".join(arms) if len(arms) <= 3 else f"{len(arms)} arms"
+        say(f"Trying {factor:g} times the learning rate of {named} on validation images")
         asked = question | {"rates": dict.fromkeys(arms, factor)}
         for (arm, _), run in _try(folder, asked, [(arm, seed) for arm in arms], go).items():
             if run["status"] == "done":

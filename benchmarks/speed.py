@@ -223,19 +223,24 @@ def _scaling(slopes: Sequence[Record]) -> str:
 def whole(found: dict[str, Any]) -> str:
     """Attention inside a network."""
     asked, machine = found["settings"], found["machine"]
-    rows = [["layout", "pass", "mechanism", "step time over the network without", "floor's share", "goal"]]
+    head = ["layout", "pass", "mechanism", "step time over the network without", "over timm's"]
+    rows = [[*head, "floor's share", "goal"]]
     for r in found["records"]:
         share, met = f"{100 * r['floor']:.1f} %", ""
         if r["goal"]:
             met = f"{r['goal']:.3f}, {'reached' if r['over'][1] <= r['goal'] else 'missed'}"
-        rows.append([r["layout"], r["pass"], r["name"], spread(r["over"]) + " busy" * r["noisy"], share, met])
+        theirs = spread(r["theirs"]) if r["theirs"] else ""
+        over = spread(r["over"]) + " busy" * r["noisy"]
+        rows.append([r["layout"], r["pass"], r["name"], over, theirs, share, met])
     return f"""\
 ## In a whole network
 
 Made by `make whole`: {asked["model"]}, batch {asked["batch"]}, {asked["side"]} px, {machine["threads"]} threads, one
 gate at the end of each residual branch; {asked["rounds"]} rounds in turns. The floor's share is what the gates' maps
 would cost at the speed of memory, over the step of the network without gates. timm's are its own modules at the same
-places. *Busy*: the step without gates varied by more than 10 %, too much to tell small differences.
+places, called by the block; ours are called by a hook on the layer before, whose input is held for as long. All
+networks share their convolutions: the places of weights in memory alone make networks differ. *Busy*: the step without
+gates varied by more than 10 %, too much to tell small differences.
 
 {_markdown(rows)}"""
 

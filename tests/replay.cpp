@@ -9,7 +9,7 @@
 
 using Kernel = void(const void *plan, void *const *pointers);
 extern "C" Kernel regard_affine, regard_agree, regard_convolve, regard_convolve_backward, regard_excite, regard_pick,
-    regard_reduce, regard_selfgate;
+    regard_recalibrate, regard_reduce, regard_selfgate;
 
 struct Known {
     const char *name;
@@ -18,7 +18,8 @@ struct Known {
     {"affine", regard_affine},   {"agree", regard_agree},
     {"convolve", regard_convolve}, {"convolve_backward", regard_convolve_backward},
     {"excite", regard_excite},   {"pick", regard_pick},
-    {"reduce", regard_reduce},   {"selfgate", regard_selfgate},
+    {"recalibrate", regard_recalibrate}, {"reduce", regard_reduce},
+    {"selfgate", regard_selfgate},
 };
 
 enum Kind { FLOAT, BFLOAT16, EXACT };

@@ -42,7 +42,7 @@ FLOORS = [
     "regard.mechanisms",
     "regard.mechanisms.*",
     "regard.ops",
-    "regard.ops.agreeing.cpu regard.ops.selfgating.cpu",
+    "regard.ops.agreeing.cpu regard.ops.selfgating.cpu regard.ops.recalibrating.cpu",
     "regard.ops.convolving.cpu regard.ops.squeezing.cpu regard.ops.squeezing.triton regard.ops.gating.cpu"
     " regard.ops.gating.triton regard.ops.exciting.cpu",
     "regard.ops.gradients",

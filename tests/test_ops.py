@@ -23,6 +23,7 @@ OPS = {
     "attend": ops.attending,
     "convolve": ops.convolving,
     "cross": ops.crossing,
+    "recalibrate": ops.recalibrating,
     "selfgate": ops.selfgating,
 }
 SLOTS = ("Formula", "Shape", "Gradient", "Keeps", "Traffic", "Impls", "Tolerance")
@@ -170,9 +171,10 @@ def test_the_public_op_is_the_dispatched_one(word, monkeypatch):
     monkeypatch.setattr(OPS[word], "reference", lambda *args: calls.append(args) or args)
     x, tap, layer = torch.ones(1, 2, 3, 3), Tap("element"), torch.nn.Linear(2, 2)
     others = {"squeeze": [(2, 3)], "gate": [x], "attend": [x, x], "convolve": [x], "cross": [x, x]}
-    others |= {"selfgate": [tap], "agree": [x, x, tap]}
+    others |= {"selfgate": [tap], "agree": [x, x, tap], "recalibrate": [tap]}
+    layers = {"down": layer, "up": layer} if word in ("excite", "recalibrate") else {}
     with ops.use_impl("reference"):
-        getattr(ops, word)(x, *others.get(word, ()), **({"down": layer, "up": layer} if word == "excite" else {}))
+        getattr(ops, word)(x, *others.get(word, ()), **layers)
     assert len(calls) == 1
 
 

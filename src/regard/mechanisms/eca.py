@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from regard import ops
@@ -78,7 +77,4 @@ class ECA(nn.Module):
         self.gate = Tap("channel")
 
     def forward(self, x: Tensor) -> Tensor:
-        joint = ops.Joint(x)
-        (s,) = joint.squeeze(tuple(range(2, x.dim())))
-        gate = torch.sigmoid(ops.convolve(s.flatten(1).unsqueeze(1), self.conv.weight)).view(s.shape)
-        return joint.gate(self.gate(gate))
+        return ops.recalibrate(x, self.gate, kernel=self.conv.weight)

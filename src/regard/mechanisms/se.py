@@ -76,7 +76,4 @@ class SE(nn.Module):
         self.gate = Tap("channel")
 
     def forward(self, x: Tensor) -> Tensor:
-        joint = ops.Joint(x)
-        (s,) = joint.squeeze(tuple(range(2, x.dim())))
-        gate = ops.excite(s.flatten(1), down=self.down, up=self.up)
-        return joint.gate(self.gate(gate.view(s.shape)))
+        return ops.recalibrate(x, self.gate, down=self.down, up=self.up)

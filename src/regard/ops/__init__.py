@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from regard.errors import UserError
 from regard.ops.agreeing import reference as _agreeing
 from regard.ops.attending import reference as _attending
 from regard.ops.convolving import reference as _convolving
@@ -12,17 +13,31 @@ from regard.ops.crossing import reference as _crossing
 from regard.ops.dispatch import Op, use_impl
 from regard.ops.exciting import reference as _exciting
 from regard.ops.gating import reference as _gating
+from regard.ops.recalibrating import reference as _recalibrating
 from regard.ops.selfgating import reference as _selfgating
 from regard.ops.squeezing import reference as _squeezing
 from regard.tap import Constant, Tap, hooked
 
-__all__ = ["Joint", "agree", "attend", "convolve", "cross", "excite", "gate", "selfgate", "squeeze", "use_impl"]
+__all__ = [
+    "Joint",
+    "agree",
+    "attend",
+    "convolve",
+    "cross",
+    "excite",
+    "gate",
+    "recalibrate",
+    "selfgate",
+    "squeeze",
+    "use_impl",
+]
 
 agreeing = Op("regard.ops.agreeing", _agreeing.run)
 attending = Op("regard.ops.attending", _attending.run)
 convolving = Op("regard.ops.convolving", _convolving.run)
 crossing = Op("regard.ops.crossing", _crossing.run)
 exciting = Op("regard.ops.exciting", _exciting.run)
+recalibrating = Op("regard.ops.recalibrating", _recalibrating.run)
 selfgating = Op("regard.ops.selfgating", _selfgating.run)
 squeezing = Op("regard.ops.squeezing", _squeezing.run)
 gating = Op("regard.ops.gating", _gating.run)
@@ -114,6 +129,53 @@ class Joint:
     def gate(self, *gates: Tensor, mean: bool = False, shift: Tensor | None = None) -> Tensor:
         """The result of `gate`."""
         return gating(self._x, gates, mean, shift)
+
+
+def recalibrate(
+    x: Tensor,
+    tap: Tap,
+    *,
+    down: nn.Linear | None = None,
+    up: nn.Linear | None = None,
+    kernel: Tensor | None = None,
+) -> Tensor:
+    """Weigh every channel of a map by what a few weights make of the channels' means.
+
+    Formula:   s = mean(x) over the pixels;  g = sigmoid(W2 relu(W1 s + b1) + b2), or sigmoid(kernel * s), a
+               convolution along the channels with zeros beyond the border;  y = x * g
+    Shape:     x, y: (B, C, *spatial);  s, g: (B, C);  W1: (C / r, C);  W2: (C, C / r);  kernel: (1, 1, odd)
+    Gradient:  of x, weights and biases, and of the tap's strength
+    Keeps:     x and small tensors
+    Traffic:   reads x twice and writes y; backward reads x and dy, then dy, and writes dx
+    Impls:     reference, cpu
+    Tolerance: float32 1e-5, bfloat16 5e-2, float16 1e-2, relative to the largest value
+
+    The same as a `Joint` that is squeezed, a gate made of the means by `excite` or `convolve`, and the map weighed by
+    it, in one call; where the tap is watched, on other devices, and where layers are hooked or no plain `nn.Linear`, it
+    is just that.
+
+    Args:
+        x: the map.
+        tap: shows the gate, (B, C, 1, ...), and fades it in.
+        down, up: the layers of a small network that sees all channels, or
+        kernel: the weights of a convolution along them.
+    """
+    if (kernel is None) == (down is None or up is None):
+        raise UserError("recalibrate: give down and up, or kernel")
+    plain = all(layer is None or (type(layer) is nn.Linear and not hooked(layer)) for layer in (down, up))
+    if x.is_cpu and plain and not tap.watched:
+        if down is None or up is None:
+            return recalibrating(x, kernel, None, None, None, None, *tap.applied)
+        return recalibrating(x, None, down.weight, down.bias, up.weight, up.bias, *tap.applied)
+    joint = Joint(x)
+    (s,) = joint.squeeze(tuple(range(2, x.dim())))
+    if kernel is not None:
+        gate = torch.sigmoid(convolve(s.flatten(1).unsqueeze(1), kernel))
+    else:
+        assert down is not None
+        assert up is not None
+        gate = excite(s.flatten(1), down=down, up=up)
+    return joint.gate(tap(gate.view(s.shape)))
 
 
 def selfgate(

@@ -62,16 +62,32 @@ class _Excite(Function):
             return _differentiate_reference(squeezed, down, down_bias, up, up_bias, dgate)
         needed, dtype = ctx.needs_input_grad, gate.dtype
         dgate, gate, down, up, *squeezed = (tensor.float() for tensor in (dgate, gate, down, up, *squeezed))
-        d = torch.ops.aten.sigmoid_backward(dgate, gate)
-        dup = d.t() @ activations.sum(0) if needed[2] else None
-        dup_bias = d.sum(0) * len(squeezed) if needed[3] else None
-        hidden = (d @ up).expand_as(activations)
-        hidden = torch.ops.aten.threshold_backward(hidden, activations, 0).flatten(0, 1)
-        ddown = hidden.t() @ torch.cat(squeezed) if needed[0] else None
-        ddown_bias = hidden.sum(0) if needed[1] else None
-        dsqueezed = (hidden @ down).chunk(len(squeezed)) if any(needed[4:]) else [None] * len(squeezed)
-        found = (ddown, ddown_bias, dup, dup_bias, *dsqueezed)
+        dsqueezed, *dweights = backward(dgate, gate, activations, squeezed, down, up, needed)
+        found = (*dweights, *(dsqueezed.chunk(len(squeezed)) if any(needed[4:]) else [None] * len(squeezed)))
         return found if dtype == torch.float32 else tuple(d if d is None else d.to(dtype) for d in found)
+
+
+def backward(
+    dgate: Tensor,
+    gate: Tensor,
+    activations: Tensor,
+    squeezed: Sequence[Tensor],
+    down: Tensor,
+    up: Tensor,
+    needed: Sequence[bool],
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of what was squeezed, one below the other, and of the weights and biases that are needed.
+
+    All in float32; `needed` stands for down, its bias, up, its bias.
+    """
+    d = torch.ops.aten.sigmoid_backward(dgate, gate)
+    dup = d.t() @ activations.sum(0) if needed[2] else None
+    dup_bias = d.sum(0) * len(squeezed) if needed[3] else None
+    hidden = (d @ up).expand_as(activations)
+    hidden = torch.ops.aten.threshold_backward(hidden, activations, 0).flatten(0, 1)
+    ddown = hidden.t() @ (squeezed[0] if len(squeezed) == 1 else torch.cat([*squeezed])) if needed[0] else None
+    ddown_bias = hidden.sum(0) if needed[1] else None
+    return hidden @ down, ddown, ddown_bias, dup, dup_bias
 
 
 def _differentiate_reference(
@@ -145,17 +161,23 @@ def _forward(
 def _plan(
     squeezed: Sequence[Tensor], down: Tensor, down_bias: Tensor | None, up_bias: Tensor | None, keep: bool = False
 ) -> interface.Excite:
+    biases = down_bias is not None, up_bias is not None
+    return plan(torch.get_num_threads(), len(squeezed), squeezed[0].shape, len(down), *biases, keep)
+
+
+def plan(
+    threads: int, inputs: int, shape: Sequence[int], hidden: int, down_bias: bool, up_bias: bool, keep: bool
+) -> interface.Excite:
     """Pointers are numbered in the order of the call: gate, what was squeezed, the weights that there are, and the
     activations where they are kept."""
-    hidden, channels = down.shape
-    plan = interface.Excite(torch.get_num_threads(), len(squeezed), len(squeezed[0]), channels, hidden)
+    plan = interface.Excite(threads, inputs, *shape, hidden)
     numbers = iter(range(1, 11))
     plan.gate = next(numbers)
-    for at in range(len(squeezed)):
+    for at in range(inputs):
         plan.squeezed[at] = next(numbers)
     plan.down = next(numbers)
-    plan.down_bias = None if down_bias is None else next(numbers)
+    plan.down_bias = next(numbers) if down_bias else None
     plan.up = next(numbers)
-    plan.up_bias = None if up_bias is None else next(numbers)
+    plan.up_bias = next(numbers) if up_bias else None
     plan.activations = next(numbers) if keep else None
     return plan

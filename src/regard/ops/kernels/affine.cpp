@@ -2,34 +2,13 @@
 //
 // The gate forward, the gradient of a map backward. Traffic: reads each map once, writes one. A result larger than the
 // caches is written past them.
-#include "map.h"
+#include "plans.h"
 
-struct Term {
-    int32_t factors, unused;
-    Operand factor[2];  // a product, of which at most one has numbers along the last axis
-};
 SHARED(Term)
-
-struct Maximum {
-    int32_t factors, unused;
-    const int32_t *place;  // of a maximum, counted from the start of its image; laid out like value
-    Operand value;         // what is added there, times the factors there
-    Operand factor[2];
-};
 SHARED(Maximum)
-
-struct Affine {
-    int32_t bfloat16, threads, factors, mean, terms, stream, weighted, picks;
-    Index size[4];
-    Map y, map, x;  // x.data may be null
-    Operand factor[3], weight, about;  // laid out alike
-    Term term[4];
-    Maximum pick[3];
-};
 SHARED(Affine)
 
 namespace {
-
 
 enum Other { NONE, SCALAR, VECTOR };
 

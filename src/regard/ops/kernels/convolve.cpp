@@ -2,16 +2,10 @@
 //
 // Traffic: reads each channel once, into a padded plane that stays in the caches; writes one channel. The planes are a
 // few of as many channels as the map has, so what counts is that no matrix of patches is built.
-#include "map.h"
+#include "plans.h"
 
 #include <vector>
 
-struct Convolve {
-    int32_t threads, channels, batch, unused;
-    Index height, width, rows, columns;  // of the map, of the kernel
-    const float *x, *weight, *dy;        // dense: (batch, channels, height, width), (channels, rows, columns), ...
-    float *y, *dx, *dweight;             // dweight: (batch, channels, rows, columns), to be added up
-};
 SHARED(Convolve)
 
 namespace {

@@ -132,7 +132,7 @@ def prepare_reduce(
     if not all(_laid(factor, axes) for factor in factors):
         return None
     key = tuple((r.dims, r.kinds, tuple(tuple(f.shape) for f in r.factors)) for r in requests)
-    plan, shapes = _plan_reduce.__wrapped__(
+    plan, shapes = plan_reduce(
         tuple(x.shape), x.stride(), axes, x.dtype == torch.bfloat16, None, key, torch.get_num_threads()
     )
     for request, count in zip(plan.request, counts, strict=False):
@@ -177,6 +177,11 @@ def cannot_reduce(x: Tensor, requests: Sequence[Request]) -> str | None:
     except Cannot as reason:
         return str(reason)
     return None
+
+
+def plan_reduce(*args: Any) -> tuple[interface.Reduce, list[list[int]]]:
+    """A plan of one's own, to be changed; see `_plan_reduce`."""
+    return _plan_reduce.__wrapped__(*args)
 
 
 @lru_cache(maxsize=4096)
@@ -289,7 +294,7 @@ def prepare_affine(
     if not all(_laid(small, axes) for small in smalls):
         return None
     shape, strides = tuple(x.shape), steps(x.shape, axes)
-    plan = _plan_affine.__wrapped__(
+    plan = plan_affine(
         shape,
         axes,
         x.stride(),
@@ -333,6 +338,11 @@ def cannot_weigh(x: Tensor, gates: Sequence[Tensor], mean: bool, shift: Tensor |
     except Cannot as reason:
         return str(reason)
     return None
+
+
+def plan_affine(*args: Any) -> interface.Affine:
+    """A plan of one's own; see `_plan_affine`."""
+    return _plan_affine.__wrapped__(*args)
 
 
 @lru_cache(maxsize=4096)

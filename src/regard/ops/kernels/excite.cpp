@@ -4,15 +4,8 @@
 #include <vector>
 
 #include "gate.h"
+#include "plans.h"
 
-struct Excite {
-    int32_t threads, inputs;
-    Index batch, channels, hidden;
-    float *gate;               // (batch, channels)
-    const float *squeezed[4];  // (batch, channels) each
-    const float *down, *down_bias, *up, *up_bias;
-    float *activations;        // (inputs, batch, hidden); may be null
-};
 SHARED(Excite)
 
 namespace {

@@ -81,6 +81,12 @@ class Agree(Structure):
     _fields_ += [(name, c_void_p) for name in ("means", "scales", "sums")]
 
 
+class Recalibrate(Structure):
+    _fields_ = [("threads", c_int32), ("fades", c_int32), ("excites", c_int32), ("unused", c_int32)]
+    _fields_ += [("numel", c_int64), ("strength", c_void_p), ("gate", c_void_p), ("applied", c_void_p)]
+    _fields_ += [("affine", Affine), ("reduce", Reduce), ("excite", Excite), ("convolve", Convolve)]
+
+
 class SelfGate(Structure):
     _fields_ = [(name, c_int32) for name in ("bfloat16", "threads", "last", "shuffle", "stream", "energetic")]
     _fields_ += [("fades", c_int32), ("unused", c_int32)]

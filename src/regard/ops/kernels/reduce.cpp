@@ -2,31 +2,11 @@
 //
 // Traffic: reads each map once, however many requests there are: they take turns on a tile that stays in the first
 // cache. Every number of a result is summed by one thread in one order, so that repeated calls agree to the bit.
-#include "map.h"
+#include "plans.h"
 
 enum Kinds { SUM = 1, MAX = 2, PLACE = 4, SQUARES = 8, MOMENTS = 16 };
 
-struct Request {
-    int32_t kinds;
-    int32_t factors;
-    Operand factor[3];
-    float *sum;      // or the mean, with MOMENTS
-    float *max;
-    int32_t *place;  // of the first maximum, counted from the start of its row of axis 0
-    float *squares;  // or the sum of squared deviations, with MOMENTS
-    Index stride[4]; // of the results; 0 along what is reduced
-    Index numel;
-    float count;     // divides the sum at the end
-    int32_t unused;
-};
 SHARED(Request)
-
-struct Reduce {
-    int32_t bfloat16, threads, requests, unused;
-    Index size[4];
-    Map x, other;  // other.data may be null
-    Request request[6];
-};
 SHARED(Reduce)
 
 namespace {

@@ -5,11 +5,13 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
-from robustness import CASES, PAGE, QUESTIONS, RESULTS, SEEDS, render
+from nearsighted import draw
+from robustness import CASES, PAGE, PLANTED, QUESTIONS, RESULTS, SEEDS, render
 
 FOUND = json.loads(RESULTS.read_text())
 DEMO = "as the demo asks it"
@@ -51,6 +53,26 @@ def test_nothing_is_said_where_labels_were_shuffled():
     found = FOUND["cases"]["labels shuffled"]
     assert not found["trained"]
     assert "Not trained long enough to tell" in found["headline"]
+
+
+def test_attention_is_found_where_it_must_help():
+    found = FOUND["cases"][PLANTED]
+    assert found["trained"]
+    for arm in ("se", "eca"):
+        verdicts = {v["against"]: v["word"] for v in found["verdicts"] if v["arm"] == arm}
+        assert verdicts == dict.fromkeys(("none", f"constant[{arm}]"), "better by more than the margin")
+        assert found["uses_input"][arm] == "uses its input"
+
+
+def test_the_planted_task_cannot_be_solved_from_what_lies_together():
+    # the classes of one half differ by frame and checks alone, and each of the two alone says nothing
+    images, labels = draw(4000, seed=1)
+    dark = images[:, 0, 0] < 110
+    columns = images[:, 8:24, 8:24].astype(float)
+    coarse = np.abs(np.diff(columns, axis=2)).mean((1, 2)) < 65
+    for known in (dark, coarse):
+        assert abs(np.corrcoef(known, labels % 2)[0, 1]) < 0.05
+    assert ((coarse ^ dark) == labels % 2).mean() > 0.9
 
 
 @pytest.mark.parametrize("looks", ["planned", "peeked"])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+import numpy as np
 from frontier import BEFORE, LINEAR, OURS, PAGE, RESULTS, ask, render
 
 from regard.comparison import hosts
@@ -27,7 +28,7 @@ def test_the_recipe_lies_above_the_linear_model_and_learns_more_with_time():
 
 def test_the_recipe_before_can_still_be_asked():
     class Images:
-        classes = ("a", "b")
+        classes, pixels = ("a", "b"), np.zeros((2, 1, 28, 28), np.uint8)
 
     asked = ask(2, Images, **BEFORE)
     assert (asked["matrix_rate"], asked["batch"], asked["augmentation"]) == (None, 128, "crops")

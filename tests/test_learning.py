@@ -28,10 +28,11 @@ def test_near_chance_is_below_the_margin_or_the_noise_of_the_test_images():
 
 
 def test_below_a_linear_model():
-    assert "81.0 %" in learning.below_linear([0.8, 0.82], 0.846)
-    assert "84.6 %" in learning.below_linear([0.8, 0.82], 0.846)
-    assert learning.below_linear([0.84, 0.86], 0.846) is None
-    assert learning.below_linear([], 0.846) is None
+    assert "81.0 %" in learning.below_linear([0.8, 0.82], 0.846, 2000)
+    assert "84.6 %" in learning.below_linear([0.8, 0.82], 0.846, 2000)
+    assert learning.below_linear([0.8, 0.82], 0.846, 100) is None  # of so few images that is three or four
+    assert learning.below_linear([0.84, 0.86], 0.846, 2000) is None
+    assert learning.below_linear([], 0.846, 2000) is None
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_still_climbing_is_a_mean_over_seeds_beyond_its_standard_error():
 
 
 def test_no_sentence_names_a_number_of_seeds():
-    said = [learning.near_chance([0.1], 0.2, 50, 0.01), learning.below_linear([0.1], 0.2),
+    said = [learning.near_chance([0.1], 0.2, 50, 0.01), learning.below_linear([0.1], 0.2, 1000),
             learning.still_climbing([[0.1, 0.5]], 0.01)]  # fmt: skip
     assert not [sentence for sentence in said if "seed" in sentence]
 

@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,18 @@ from regard.errors import UserError
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import calibration
+
+
+@contextmanager
+def visiting(most):
+    """Let so many members of a permutation test's set be visited, which is all that its time depends on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(permutation, "MOST", most)
+        patch.setattr(permutation.paired, "__defaults__", (most,))
+        patch.setattr(permutation.unpaired, "__defaults__", (most,))
+        patch.setattr(permutation.size, "__defaults__", (None, most))
+        yield
+
 
 ALPHAS = st.sampled_from([0.01, 0.05, 0.0625, 0.1, 0.25, 0.5]) | st.floats(0.001, 0.6)
 WORDS = [
@@ -81,6 +94,7 @@ ROWS = st.integers(0, 9).flatmap(
 
 @given(st.lists(ROWS, min_size=1, max_size=5), ALPHAS, st.sampled_from([0.0, 0.002, 0.01]))
 @settings(max_examples=40, deadline=None)
+@visiting(1 << 12)
 def test_words_intervals_and_p_never_contradict(rows, alpha, margin):
     verdicts = judge(scores_of(**{f"arm{i}": row for i, row in enumerate(rows)}), margin=margin, alpha=alpha)
     assert [v.arm for v in verdicts] == [f"arm{i}" for i in range(len(rows))]
@@ -222,7 +236,8 @@ def test_a_plan_stops_what_is_decided_and_what_will_hardly_be():
 
 @given(st.integers(0, 10**6), st.sampled_from(["seeds", "none"]), st.booleans())
 @example(82313, "none", True)  # one comparison is futile, and others bring its runs
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=8, deadline=None)
+@visiting(1 << 10)
 def test_an_interrupted_plan_goes_on_as_if_it_had_not_been(number, pairing, wider):
     """Runs come in any order and the process may die anywhere: what is asked depends on finished looks alone."""
     rng = np.random.default_rng(number)
@@ -245,12 +260,9 @@ def test_an_interrupted_plan_goes_on_as_if_it_had_not_been(number, pairing, wide
     assert all(v.state in ("decided", "futile", "ended") for v in judge(whole, plan, contrasts=asked))
 
 
-def test_the_calibration_follows_the_plan_as_the_verdicts_do(monkeypatch):
+@visiting(calibration.MOST)
+def test_the_calibration_follows_the_plan_as_the_verdicts_do():
     """What docs/calibration.md says was simulated is what `judge` and `runs_needed` do."""
-    monkeypatch.setattr(permutation, "MOST", calibration.MOST)
-    monkeypatch.setattr(permutation.paired, "__defaults__", (calibration.MOST,))
-    monkeypatch.setattr(permutation.unpaired, "__defaults__", (calibration.MOST,))
-    monkeypatch.setattr(permutation.size, "__defaults__", (None, calibration.MOST))
     words = set()
     for pairing, spread in (("seeds", 0.0064), ("none", 0.0064), ("none", 0.03)):
         plan = planned(LOOKS, 2, pairing)
@@ -319,6 +331,7 @@ def test_later_seeds_count_in_the_order_in_which_they_came():
     st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
+@visiting(1 << 12)
 def test_nothing_contradicts_itself_at_any_look_and_however_seeds_are_added(rows, pairing, looks, there, late):
     scores = scores_of(**{f"arm{i}": row for i, row in enumerate(rows)})
     scores = {
@@ -355,6 +368,7 @@ def test_a_late_arm_follows_its_own_plan():
     assert {arm: sum(other == arm for other, _ in runs) for arm in scores} == {"none": 12, "se": 8, "eca": 12}
 
 
+@visiting(1 << 12)
 def test_peeking_after_every_seed_holds_the_error_rate():
     """300 arms without an effect, 8 seeds planned, then a look at the verdict after every seed up to 24."""
     rng = np.random.default_rng(8)

@@ -140,6 +140,7 @@ def test_from_the_question_to_the_report(tmp_path, photos, monkeypatch, capsys):
     assert found.question["epochs"] >= 2
     assert found.question["rates"].keys() == {"none", "se", "constant[se]"}
     assert "Tuned: learning rates times none " in str(found)
+    assert any(note.startswith("Chosen on shared images: ") for note in found.notes())
     command = found.asked[0]["command"]
     assert "--epochs auto" in command
     assert "--tune 2" in command
@@ -158,6 +159,8 @@ def test_from_the_question_to_the_report(tmp_path, photos, monkeypatch, capsys):
     assert loaded.question["rates"] == more.question["rates"]
     loaded.question.update(tune=3, rates={"none": 1.0, "se": 2.0})
     assert "Tuned to an end: se may do better" in " ".join(loaded.notes())
+    loaded.question.update(split_varies="the validation part")
+    assert "Chosen on shared images" not in " ".join(loaded.notes())
 
 
 @pytest.mark.parametrize(("wrong", "words"), [({"epochs": "many"}, "'auto' or how many"), ({"tune": 16}, "at most 15")])

@@ -32,14 +32,18 @@ def near_chance(accuracies: Sequence[float], chance: float, test_images: int, ma
     )
 
 
-def below_linear(accuracies: Sequence[float], linear: float) -> str | None:
+def below_linear(accuracies: Sequence[float], linear: float, test_images: int) -> str | None:
     """What is wrong where the baseline is behind a linear model on the pixels.
+
+    Behind is what is missing by two standard errors of so many test images or more.
 
     Args:
         accuracies: of the baseline on the test images, one for each seed.
         linear: that of the linear model.
+        test_images: how many there are.
     """
-    if not accuracies or fmean(accuracies) >= linear:
+    noise = 2 * math.sqrt(linear * (1 - linear) / test_images)
+    if not accuracies or fmean(accuracies) > linear - noise:
         return None
     return (
         f"none is right on {_percent(fmean(accuracies))} of the test images, and a linear model on the pixels on"

@@ -237,8 +237,9 @@ class Comparison:
         curves = [[epoch["val_top1"] for epoch in run["curve"]] for run in self.done if run["arm"] == "none"]
         found = [learning.still_climbing(curves, margin, self.chance or 0.0)]
         if self.fitted:
-            chance = learning.near_chance(accuracies, self.fitted["chance"], self.fitted["test_images"], margin)
-            found = [chance or learning.below_linear(accuracies, self.fitted["top1"]), *found]
+            linear, chance, tested = (self.fitted[name] for name in ("top1", "chance", "test_images"))
+            nothing = learning.near_chance(accuracies, chance, tested, margin)
+            found = [nothing or learning.below_linear(accuracies, linear, tested), *found]
         return [sentence for sentence in found if sentence]
 
     @property
@@ -483,6 +484,11 @@ class Comparison:
                 notes.append(
                     f"Tuned to an end: {', '.join(edge)} may do better with a rate beyond those tried (--tune)."
                 )
+        if (rates or self.question["epochs_auto"]) and self.question["split_varies"] == "the whole split":
+            notes.append(
+                "Chosen on shared images: every seed draws its own test images, so the validation images that epochs "
+                "or learning rates were chosen on are test images of other seeds; give val/ and test/ to part them."
+            )
         if self.missing:
             pairs = ", ".join(f"{arm} seed {seed}" for arm, seed in self.missing[:12])
             rest = f" and {len(self.missing) - 12} more" if len(self.missing) > 12 else ""

@@ -167,6 +167,27 @@ def autocast(subject):
             assert error < 0.1, f"off by {error:.0%}"
 
 
+@promise("half precision, for small and for large values", where=same)
+def half_precision(subject):
+    """Squares and sums of a map neither overflow nor vanish: the answer is that of float64 on the same numbers."""
+    for dtype, allowed in ((torch.float16, 0.02), (torch.bfloat16, 0.1)):
+        module = subject.make().eval().to(dtype)
+        exact = copy.deepcopy(module).double()
+        for deviation in (1e-3, 1.0, 30.0):
+            (x,) = (deviation * x for x in subject.inputs(size=(56, 56) if deviation > 1 else (7, 13)))
+            x = x.to(dtype)
+            with torch.no_grad():
+                got, wanted = module(x).double(), exact(x.double())
+                with torch.autocast("cpu", dtype=dtype):
+                    mixed = copy.deepcopy(exact).float()(x)
+            assert got.isfinite().all(), f"{dtype}, values around {deviation}"
+            assert mixed.isfinite().all(), f"{dtype} under autocast, values around {deviation}"
+            # what grows with the square of large values is rounded before a softmax takes the largest
+            if deviation <= 1 or subject.known.attention != "self":
+                error = float((got - wanted).abs().max() / wanted.abs().max())
+                assert error <= allowed * (1 if deviation <= 1 else 2), f"{dtype}, values around {deviation}: {error}"
+
+
 @promise("gradients")
 def gradients(subject):
     for training in (True, False):

@@ -1,8 +1,14 @@
 """Normalisation as the mechanisms need it."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def wide(x: Tensor) -> Tensor:
+    """The same numbers in float32 at least: in half precision squares and sums of a map overflow or vanish."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class BatchNorm(_BatchNorm):

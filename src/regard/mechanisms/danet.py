@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from regard import ops
 from regard.conv import Pointwise
 from regard.errors import UserError
-from regard.norm import BatchNorm
+from regard.norm import BatchNorm, wide
 from regard.registry import Translation, register, wrong_axes
 from regard.tap import Tap
 
@@ -125,7 +125,8 @@ class DANetChannel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(2)
-        energy = flat @ flat.transpose(1, 2)
+        with torch.autocast(x.device.type, enabled=False):  # sums of squares, over all pixels
+            energy = wide(flat) @ wide(flat).transpose(1, 2)
         # softmax takes the row's maximum off by itself: only the sign is left of the authors' line
         weights = self.weights(torch.softmax(-energy if self.form == "code" else energy, dim=-1))
         y = (weights.to(flat.dtype) @ flat).reshape(x.shape)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from regard import ops
 from regard.errors import UserError
+from regard.norm import wide
 from regard.registry import Translation, register
 from regard.tap import Tap
 
@@ -76,10 +77,10 @@ class GCT(nn.Module):
         axes, joint = tuple(range(2, x.dim())), ops.Joint(x)
         if self.mode == "l2":
             (norm,) = joint.squeeze(axes, kinds=("lp",))
-            strength = self.alpha * (norm.flatten(1).square() + self.epsilon).sqrt()
+            strength = self.alpha * (wide(norm).flatten(1).square() + self.epsilon).sqrt()
             norm = (strength.square().mean(1, keepdim=True) + self.epsilon).sqrt()
         else:
-            strength = self.alpha * (x if self.after_relu else x.abs()).sum(axes)
+            strength = self.alpha * wide(x if self.after_relu else x.abs()).sum(axes)
             norm = strength.abs().mean(1, keepdim=True) + self.epsilon
         gate = 1 + torch.tanh(self.gamma * strength / norm + self.beta)
         return joint.gate(self.gate(gate.reshape(*gate.shape, *[1] * len(axes))))

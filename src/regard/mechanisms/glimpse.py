@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regard.errors import UserError
+from regard.norm import wide
 from regard.registry import Translation, register, wrong_axes
 from regard.tap import Tap
 
@@ -34,7 +35,7 @@ def look(x: Tensor, locations: Tensor, *, side: int, scales: int = 1, factor: in
     """
     batch = torch.arange(x.shape[0], device=x.device)[:, None, None]
     # half precision would miss pixels of a large image
-    places = locations.detach().to(torch.promote_types(locations.dtype, torch.float32))
+    places = wide(locations.detach())
     column, row = (
         (0.5 * ((places[:, axis] + 1) * length)).floor().long() for axis, length in ((0, x.shape[3]), (1, x.shape[2]))
     )

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from regard import ops
 from regard.conv import Pointwise
 from regard.errors import UserError
-from regard.norm import BatchNorm
+from regard.norm import BatchNorm, wide
 from regard.registry import Translation, register
 from regard.tap import Tap
 
@@ -224,8 +224,7 @@ def _sum_above(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
     Returns:
         (B, queries, M), in float32 at least.
     """
-    exact = torch.promote_types(v.dtype, torch.float32)
-    a, b, v = a.to(exact), b.to(exact), v.to(exact)
+    a, b, v = wide(a), wide(b), wide(v)
     middle = b.detach().mean(1, keepdim=True)  # far from zero, the two sums would be large and cancel
     descending, order = b.detach().transpose(1, 2).sort(dim=2, descending=True)
     counted = torch.searchsorted(-descending, a.detach().transpose(1, 2).contiguous())  # keys with b_j > -a_i

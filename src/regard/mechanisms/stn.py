@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regard.errors import UserError, near
+from regard.norm import wide
 from regard.registry import Translation, register
 from regard.tap import LAST, Tap
 
@@ -41,21 +42,21 @@ def sample(
         (B, C, \\*size), with the dtype of x.
     """
     # half precision is too coarse for coordinates: at the far side of a map it jumps by pixels
-    wide = torch.promote_types(x.dtype, torch.float32)
+    map = wide(x)
     sides = x.shape[2:] if size is None else size
     dims = len(sides)
     places = []
     for axis, length in enumerate(sides):
-        pixels = torch.arange(length, dtype=wide, device=x.device)
+        pixels = torch.arange(length, dtype=map.dtype, device=x.device)
         row = (2 * pixels + 1 - length) / (length - 1 if align_corners and length > 1 else length)
         places.append(row.reshape([-1 if other == axis else 1 for other in range(dims)]))
     places.reverse()
     # the sum of two rows is a plane; this is `affine_grid`, which cannot be exported with dynamic sides
-    rows = theta.to(wide).reshape(-1, dims, dims + 1, *[1] * dims)
+    rows = theta.to(map.dtype).reshape(-1, dims, dims + 1, *[1] * dims)
     planes = [
         sum((rows[:, i, j] * place for j, place in enumerate(places)), start=rows[:, i, dims]) for i in range(dims)
     ]
-    y = F.grid_sample(x.to(wide), torch.stack(planes, dim=-1), padding_mode=padding, align_corners=align_corners)
+    y = F.grid_sample(map, torch.stack(planes, dim=-1), padding_mode=padding, align_corners=align_corners)
     layout = LAST[x.dim()] if x.is_contiguous(memory_format=LAST[x.dim()]) else torch.contiguous_format
     return y.to(x.dtype).contiguous(memory_format=layout)
 

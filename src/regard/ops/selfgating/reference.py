@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from regard.norm import wide
+
 
 def run(
     x: Tensor,
@@ -20,6 +22,7 @@ def run(
     watch: Callable[[Tensor], Tensor] | None,
 ) -> Tensor:
     axes, channels = tuple(range(2, x.dim())), x.shape[1]
+    narrow, x = x.dtype, wide(x)
 
     def each(parameter: Tensor) -> Tensor:
         """One number for each channel."""
@@ -43,5 +46,5 @@ def run(
     elif strength is not None:
         moved = strength.to(gate.dtype)
         gate = 1 + moved * (gate - 1) if fades else moved * gate
-    y = x * gate.to(x.dtype)
+    y = (x * gate).to(narrow)
     return F.channel_shuffle(y, 2) if shuffle else y

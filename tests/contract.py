@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import io
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -165,6 +166,17 @@ def autocast(subject):
             assert y.dtype == dtype, f"{dtype} in, {y.dtype} out"
             error = (y.float() - wanted).norm() / wanted.norm().clamp(min=1e-6)
             assert error < 0.1, f"off by {error:.0%}"
+
+
+@promise("an empty batch passes", where=same)
+def empty(subject):
+    for training in (False, True):
+        module = subject.make().train(training)
+        (x,) = subject.inputs(batch=0)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of torch, on the deviation of nothing
+            y = module(x.requires_grad_())
+            y.sum().backward()
+        assert y.shape == x.shape
 
 
 @promise("half precision, for small and for large values", where=same)

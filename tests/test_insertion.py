@@ -822,8 +822,10 @@ class Pyramid(nn.Module):
 
 
 def test_repeated_sites():
-    with refused(r"'head' is called with differing shapes, \(2, 8, 32, 32\) and \(2, 8, 16, 16\)"):
-        regard.attach(Pyramid(), "se", at=["head"], example=X, repeated=True)
+    shared = nn.ReLU()
+    with refused(r"'1' is called with maps that no one mechanism serves, \(2, 8, 30, 30\) and \(2, 4, 28, 28\)"):
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), shared, nn.Conv2d(8, 4, 3), shared)
+        regard.attach(net, "se", at=["1"], example=X, repeated=True)
     model = Pyramid(sizes=(16, 16))
     assert regard.sites(model, ["head"], example=X)[0].calls == 2
     with refused("'head' is called 2 times.*repeated=True"):
@@ -835,6 +837,23 @@ def test_repeated_sites():
         logits(model)
     assert len(maps) == 2
     assert len(attached.sites) == 1
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in regard.names() if regard.info(name).place and not regard.info(name).beside]
+)
+def test_one_mechanism_for_every_level(name):
+    model = Pyramid()
+    with refused("'head' is called 2 times.*repeated=True"):
+        regard.attach(model, name, at=["head"], example=X)
+    before = logits(model)
+    options = {"frames": 2} if name == "tam" else {}
+    attached = regard.attach(model, name, at=["head"], example=X, repeated=True, **options)
+    assert all(map(torch.equal, logits(model), before))
+    sum(y.square().sum() for y in model(X)).backward()
+    assert all(parameter.grad is not None for parameter in attached.parameters())
+    attached.remove()
+    assert all(map(torch.equal, logits(model), before))
 
 
 def test_modules_that_are_never_called():

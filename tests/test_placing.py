@@ -46,12 +46,14 @@ def test_at_marks_its_sites_and_a_pattern_shows_those_that_no_word_finds(resnet)
 def test_every_module_with_the_reason_why_it_is_none():
     shared = nn.ReLU()
     pool = nn.MaxPool2d(2)
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), shared, nn.Conv2d(8, 8, 3), shared, nn.Sequential(pool), nn.Flatten())
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), shared, nn.Conv2d(8, 4, 3), shared, nn.Sequential(pool), nn.Flatten())
     places = {place.name: place for place in plan(net, X, at="0", every=True).places}
     assert list(places) == ["0", "1", "2", "4.0", "4", "5"]
     assert places["0"].reason == places["2"].reason == ""
     assert places["1"].calls == 2
-    assert places["1"].reason.startswith("called with differing shapes, (2, 8, 28, 28) and (2, 8, 30, 30)")
+    assert places["1"].reason.startswith(
+        "called with maps that no one mechanism serves, (2, 4, 28, 28) and (2, 8, 30, 30)"
+    )
     assert places["4"].reason == "its last child stands for it: 4.0"
     assert "no feature map" in places["5"].reason
     assert (places["5"].shape, places["5"].layout) == ((), None)

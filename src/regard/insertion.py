@@ -410,14 +410,15 @@ def attach(
         seed: of the mechanism's own generator; drawn from torch's global one otherwise, which is put back.
         label: name under which it is attached, the mechanism's name otherwise; several labels stack.
         layout: how the sites' outputs hold their maps, where the dry run cannot tell, see `sites`.
-        repeated: allow sites that one forward pass calls several times (with one shape).
+        repeated: allow sites that one forward pass calls several times, as a head that serves every level of a
+            pyramid: one mechanism for maps of any size.
         options: the mechanism's own, see ``info(name).options``.
 
     Returns:
         The attachment, which can be removed, saved and asked for its parameters.
 
     Raises:
-        UserError: see `sites`; or a site is called with differing shapes, or already has this label.
+        UserError: see `sites`; or a site is called with differing layouts or channels, or already has this label.
 
     Example:
         >>> import regard, torch
@@ -470,15 +471,18 @@ def attach(
                 f"{mechanism} was asked for with spatial_dims={options['spatial_dims']}, and the map at {site.name!r} "
                 f"has {axes} spatial axes: leave spatial_dims out"
             )
-        shapes = list(dict.fromkeys(output.shape for output in survey.outputs[site.name]))
+        outputs = survey.outputs[site.name]
         if auto and site.calls > 1 and not repeated:
             raise UserError(
                 f"every place for {mechanism} in this {type(model).__name__} is called several times in one pass, such "
                 f"as {site.name!r}, so that one mechanism would serve all: pass repeated=True if that is meant"
             )
-        if len(shapes) > 1:
-            listed = " and ".join(map(str, shapes[:3]))
-            raise UserError(f"site {site.name!r} is called with differing shapes, {listed}: choose a site inside it")
+        if len({output.kind for output in outputs}) > 1:
+            listed = " and ".join(map(str, list(dict.fromkeys(output.shape for output in outputs))[:3]))
+            raise UserError(
+                f"site {site.name!r} is called with maps that no one mechanism serves, {listed}: choose "
+                "a site inside it"
+            )
         if site.calls > 1 and not repeated:
             raise UserError(
                 f"site {site.name!r} is called {site.calls} times in one pass, so that one mechanism would serve all: "

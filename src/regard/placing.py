@@ -172,7 +172,8 @@ def _why_not(model: nn.Module, place: Place, survey: Survey) -> str:
         return str(error)
     if site.name != place.name:
         return f"its last child stands for it: {site.name}"
-    shapes = {output.map for output in survey.outputs[place.name]}
-    if len(shapes) > 1:
-        return f"called with differing shapes, {' and '.join(map(str, sorted(shapes)[:3]))}"
+    outputs = survey.outputs[place.name]
+    if len({output.kind for output in outputs}) > 1:
+        shapes = sorted({output.map for output in outputs})
+        return f"called with maps that no one mechanism serves, {' and '.join(map(str, shapes[:3]))}"
     return "one mechanism would serve all calls: say repeated=True" if place.calls > 1 else ""

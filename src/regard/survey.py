@@ -44,6 +44,11 @@ class Output:
         """(B, C, *spatial), empty where there is no map."""
         return self.layout.shape(self.shape) if self.layout else ()
 
+    @property
+    def kind(self) -> tuple[Layout | None, int, tuple[int, ...]]:
+        """What must be the same in every call that one mechanism serves: layout, axes and channels."""
+        return self.layout, len(self.shape), self.map[1:2]
+
 
 @dataclass
 class _Origin:

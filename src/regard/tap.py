@@ -188,7 +188,7 @@ class Constant(Tap):
     def forward(self, value: Tensor) -> Tensor:
         if self.value is None:
             return _uniform(self.kind, value.detach())
-        if self.value.numel() != value[0].numel():
+        if self.value.numel() != value.shape[1:].numel():
             raise UserError(
                 f"this constant was made for maps of {self.value.numel()} numbers an image, and got "
                 f"{tuple(value.shape[1:])}: give images of the size that it was made with"

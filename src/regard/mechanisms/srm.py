@@ -1,6 +1,7 @@
 """Style-based Recalibration Module (Lee et al. 2019): https://arxiv.org/abs/1903.10829"""
 
 from collections.abc import Mapping
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ class SRM(nn.Module):
         axes = tuple(range(2, x.dim()))
         joint = ops.Joint(x)
         mean, variance = joint.squeeze(axes, kinds=("avg", "var"))
-        count = x[0, 0].numel()
+        count = prod(x.shape[2:])
         spread = (variance * (count / max(count - 1, 1)) + 1e-5).sqrt()
         z = (torch.stack([mean.flatten(1), spread.flatten(1)], dim=2) * self.weight).sum(2)
         return joint.gate(self.gate(torch.sigmoid(self.norm(z)).view(mean.shape)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
@@ -97,7 +98,7 @@ def _call(
 ) -> Tensor:
     """The result, or the gradient of x, laid out as x."""
     fades, unbiased, epsilon = options
-    batch, channels, pixels = *x.shape[:2], x[0, 0].numel()
+    batch, channels, pixels = *x.shape[:2], prod(x.shape[2:])
     last = not x.is_contiguous()
     stream = cpu.past_the_cache(x, channels if last else pixels)
     plan = interface.Agree(x.dtype == torch.bfloat16, torch.get_num_threads(), stream, unbiased, epsilon, last, fades)

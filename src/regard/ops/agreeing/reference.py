@@ -1,6 +1,7 @@
 """The law of `agree`: plain torch, any device, dtype and rank."""
 
 from collections.abc import Callable
+from math import prod
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ def run(
     axes = tuple(range(3, grouped.dim()))
     t = (grouped * grouped.mean(axes, keepdim=True)).sum(2)
     axes = tuple(range(2, t.dim()))
-    correction = int(unbiased and t[0, 0].numel() > 1)
+    correction = int(unbiased and prod(t.shape[2:]) > 1)
     t = (t - t.mean(axes, keepdim=True)) / (t.std(axes, correction=correction, keepdim=True) + epsilon)
     weight, bias = (parameter.view(-1, *[1] * len(axes)) for parameter in (weight, bias))
     mask = torch.sigmoid(weight * t + bias)

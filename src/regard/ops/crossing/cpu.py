@@ -16,6 +16,8 @@ def why_not(query: Tensor, key: Tensor, value: Tensor, watch: Callable[[Tensor],
         return f"needs tensors on the CPU, got {query.device}"
     if not query.dtype == key.dtype == value.dtype:
         return f"needs one dtype, got {query.dtype}, {key.dtype} and {value.dtype}"
+    if not query.numel():
+        return "needs pixels"
     return None if watch is None else "the weights are watched"
 
 

@@ -1,6 +1,7 @@
 """The law of `selfgate`: plain torch, any device, dtype and rank."""
 
 from collections.abc import Callable
+from math import prod
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ def run(
     terms = []
     if energy is not None:
         d = (x - x.mean(axes, keepdim=True)).square()
-        variance = d.sum(axes, keepdim=True) / max(x[0, 0].numel() - 1, 1)
+        variance = d.sum(axes, keepdim=True) / max(prod(x.shape[2:]) - 1, 1)
         terms.append(d / (4 * (variance + energy)) + 0.5)
     if slope is not None:
         # not the function of `functional`, which refuses a single value

@@ -14,7 +14,9 @@ from torch import nn
 
 import regard
 import regard.meaning
+from regard import looking
 from regard.cli import main
+from regard.comparison import data
 from regard.looking import Subject, expand, open_subject
 
 
@@ -274,6 +276,44 @@ def test_strange_pictures_are_seen_as_they_are(tmp_path):
     assert ramp[0, 0, 0] < 10 < 120 < ramp[80, 80, 0] < 135
     array = regard.look(Subject(little(), "little", (32, 32)), [np.zeros((8, 8, 3), np.uint8)], checks=False)
     assert array.images == ["picture 1"]
+
+
+def test_deep_pictures_are_as_light_as_in_training(tmp_path):
+    """Of 12 bits in files of 16, the largest number of all files says how many bits are used, as in `compare`."""
+    random = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "scans" / name).mkdir(parents=True)
+        for number, top in enumerate((4096, 1500, 700, 4096, 3000, 2000)):
+            scan = random.integers(0, top, (40, 40)).astype(np.uint16)
+            Image.fromarray(scan).save(tmp_path / "scans" / name / f"{number}.tif")
+    trained = data.prepare(tmp_path / "scans", tmp_path / "data", size=40)
+    gallery = regard.look(Subject(little(), "little", (40, 40)), [tmp_path / "scans"], checks=False)
+    for file, picture in zip(sorted(trained.files), gallery.pictures, strict=True):
+        expected = trained.pixels[list(trained.files).index(file)].mean()
+        assert abs(np.asarray(picture).mean() - expected) < 2
+
+
+@pytest.mark.parametrize("kind", ["palette", "grey labels", "grey palette", "soft"])
+def test_labels_and_their_border(kind, tmp_path):
+    values = np.zeros((64, 64), np.uint8)
+    values[18:42, 18:42] = 120 if kind == "soft" else 255
+    values[20:40, 20:40] = {"palette": 15, "grey labels": 1, "grey palette": 255, "soft": 250}[kind]
+    if kind == "grey palette":
+        values[values < 255] = 0
+    mask = Image.fromarray(values)
+    if "palette" in kind:
+        mask = Image.fromarray(values, mode="P")
+        colours = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+        if kind == "palette":
+            colours[15], colours[255] = (192, 128, 128), (224, 224, 192)
+        mask.putpalette(colours.ravel().tolist())
+    mask.save(tmp_path / "a.png")
+    found = np.asarray(looking._object(tmp_path / "a.png")) > 0
+    expected = np.zeros((64, 64), bool)
+    expected[20:40, 20:40] = True
+    if kind == "grey palette":
+        expected = values > 0
+    assert (found == expected).all()
 
 
 def test_masks_of_ones_and_none(folder, tmp_path):

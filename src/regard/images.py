@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 from regard.files import regular
 
@@ -84,6 +85,37 @@ def reading(path: str | Path, *, pixels: int = PIXELS) -> Iterator[Image.Image]:
             if image.width * image.height > pixels:
                 raise Image.DecompressionBombError
             yield image
+
+
+def deep(image: Image.Image) -> bool:
+    """Whether it has whole numbers of more than 8 bits, of which only the largest says how many are used."""
+    return image.mode.startswith("I")
+
+
+def upright(image: Image.Image, peak: int | None = None) -> Image.Image:
+    """An image as it is meant to be seen, with 8 bits: turned as its header says, over white where it is transparent.
+
+    Args:
+        image: whose pixels may not be read yet.
+        peak: of a `deep` image, the largest number in the set that it belongs to, its own otherwise: white is the
+            largest that has as many bits.
+
+    Raises:
+        ValueError: it holds fractions or negative numbers, of no known range.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("its values are floating point, of no known range; save it with 8 or 16 bits")
+    if deep(image):
+        values = np.asarray(image)
+        if values.min() < 0:
+            raise ValueError("it has negative values; save it with 8 or 16 bits and no sign")
+        full = 2 ** max(1, int(values.max() if peak is None else peak).bit_length()) - 1
+        image = Image.fromarray(np.rint(values * (255 / full)).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 @cache

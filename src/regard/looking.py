@@ -8,6 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from regard.charts import Chart, Picture
 from regard.drawing import CAPTIONS, can_draw, data_uri, draw, grid, resize, rgb
 from regard.errors import UserError
 from regard.files import slug, whole, write_text
-from regard.images import below, formats, is_image, once, reading
+from regard.images import below, deep, formats, is_image, once, reading, upright
 from regard.meaning import FIGURES, Curves, Meaning, erase, judge, likeness, moved_by, randomised
 from regard.models import open_model
 from regard.named import Named
@@ -31,6 +32,7 @@ from regard.recording import Map, record, views
 from regard.saliency import METHODS, explain, find_layer
 
 PIXELS = 100_000_000  # of a picture, at most
+BORDER = 255  # a label that says neither object nor background
 MAPS = 6  # columns, unless more are asked for
 SIDE = 224
 CHECKED = 8  # pictures, when the network is run again and again
@@ -276,7 +278,8 @@ def look(
         every: whether all places are shown, or the last of each kind and resolution.
         checks: whether the network is run again to see if the maps mean anything: with its weights drawn anew, layer by
             layer, and without the places that they show; both on the first few pictures.
-        masks: a folder with a picture of the same name for each, white on the object.
+        masks: a folder with a picture of the same name for each: white on the object, or labels, of which 0 is no
+            object and 255 beside others is a border that counts as none.
         smooth: whether a map's values are blended or drawn as blocks.
         size: the longer side of a picture in the gallery.
         batch: pictures at a time.
@@ -351,15 +354,17 @@ def expand(words: Iterable[str | Path]) -> list[Path]:
     return once(found)
 
 
-def read(path: str | Path, *, pixels: int = PIXELS, longest: int | None = None) -> Image.Image:
+def read(path: str | Path, *, pixels: int = PIXELS, longest: int | None = None, peak: int | None = None) -> Image.Image:
     """A picture from a stranger's file, as RGB.
 
-    Of several frames the first is taken, what is transparent becomes white, and what has more than 8 bits is scaled.
+    Of several frames the first is taken, what is transparent becomes white, and what has more than 8 bits is scaled, as
+    `compare` does it with the images that it trains on.
 
     Args:
         path: of the file.
         pixels: more are refused, before anything is decoded.
         longest: its longer side at most, in pixels.
+        peak: see `regard.images.upright`.
 
     Raises:
         UserError: it is no picture, broken, or too large.
@@ -368,17 +373,11 @@ def read(path: str | Path, *, pixels: int = PIXELS, longest: int | None = None) 
         with reading(path, pixels=pixels) as image:
             if longest:
                 image.draft("RGB", (longest, longest))
-            picture = ImageOps.exif_transpose(image)
-            if picture.mode[0] in "IF":
-                picture = _scaled(picture)
-            if picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-            picture = picture.convert("RGB")
+            picture = upright(image, peak)
     except Image.DecompressionBombError:
         raise UserError(f"has more than {pixels:,} pixels: make it smaller first") from None
     except Exception as error:  # what a decoder raises for a broken file differs with every format
-        reason = getattr(error, "strerror", None) or type(error).__name__
+        reason = getattr(error, "strerror", None) or (str(error) if type(error) is ValueError else type(error).__name__)
         raise UserError(
             f"cannot be read as a picture ({reason}): it is broken, or none of {', '.join(formats())}"
         ) from error
@@ -387,26 +386,30 @@ def read(path: str | Path, *, pixels: int = PIXELS, longest: int | None = None) 
     return picture
 
 
-def _scaled(picture: Image.Image) -> Image.Image:
-    """Numbers of more than 8 bits as 8: 16 bits by their range, others by the picture's own."""
-    values = np.asarray(picture).astype(np.float64)
-    low, high = (0.0, 65535.0) if picture.mode.startswith("I;16") else (float(values.min()), float(values.max()))
-    unit = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    return Image.fromarray(np.rint(255 * unit).astype(np.uint8))
+def _peak(paths: Sequence[Path]) -> int | None:
+    """The largest number in those of the files that have more than 8 bits; None where none has."""
+    found = []
+    for path in paths:
+        with suppress(Exception), reading(path) as image:  # a broken one is told when it is read
+            if deep(image):
+                found.append(int(np.asarray(image).max()))
+    return max(found, default=None)
 
 
 def _read(paths: Sequence[Any]) -> tuple[list[str], list[Image.Image], list[str]]:
     names: list[str] = []
     pictures: list[Image.Image] = []
     notes: list[str] = []
-    for at, given in enumerate([paths] if isinstance(paths, str | Path) else paths):
+    paths = [paths] if isinstance(paths, str | Path) else list(paths)
+    peak = _peak(expand([given for given in paths if isinstance(given, str | Path)]))
+    for at, given in enumerate(paths):
         if not isinstance(given, str | Path):
             names.append(f"picture {at + 1}")
             pictures.append(rgb(given))
             continue
         for path in expand([given]):
             try:
-                pictures.append(read(path))
+                pictures.append(read(path, peak=peak))
                 names.append(path.name)
             except UserError as error:
                 notes.append(f"{path} was left out: it {error}.")
@@ -427,12 +430,30 @@ def _masks(folder: Path, names: Sequence[str]) -> list[Image.Image]:
     for name in names:
         path = found[Path(name).stem]
         try:
-            objects.append(read(path).convert("L"))
+            objects.append(_object(path))
         except UserError as error:
             raise UserError(f"the mask {path} {error}") from error
         if objects[-1].getextrema()[1] == 0:
             raise UserError(f"the mask {path} is black everywhere: an object is white, or 1")
     return objects
+
+
+def _object(path: Path) -> Image.Image:
+    """A mask, 255 on the object: of a picture the lighter half of its greys, of labels all but 0 and their border, 255.
+
+    Labels are the numbers of a palette with colours, or grey values of which none is light but 255.
+    """
+    grey = read(path).convert("L")  # also the sentences on what is broken
+    with reading(path) as file:
+        palette = np.asarray(file.getpalette() or [], np.uint8).reshape(-1, 3)
+        coloured = file.mode == "P" and bool((palette != palette[:, :1]).any())
+        values = np.asarray(ImageOps.exif_transpose(file)) if coloured else np.asarray(grey)
+    labels = (values > 0) & (values < BORDER)
+    if coloured or not ((values > BORDER // 2) & (values < BORDER)).any():
+        chosen = labels if labels.any() else values > 0
+    else:
+        chosen = values > values.max() / 2
+    return Image.fromarray(255 * chosen.astype(np.uint8))
 
 
 def _on_grid(masks: Sequence[Image.Image], size: tuple[int, int]) -> np.ndarray:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from regard.errors import UserError, near
-from regard.images import PIXELS, below, formats, is_image, once, reading, subfolders
+from regard.images import PIXELS, below, deep, formats, is_image, once, reading, subfolders, upright
 
 SIZES = {"fashion": 28, "cluttered": 56}  # the embedded sets, and the side of their images in pixels
 UNASSIGNED, TRAIN, VALIDATION, TEST = -1, 0, 1, 2
@@ -166,26 +166,14 @@ def _decode(path: Path, side: int, peak: int | None) -> np.ndarray | int:
     """
     with reading(path) as file:
         file.draft(None, (2 * side, 2 * side))  # JPEG decodes several times faster where it can skip detail
-        image: Image.Image = file
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode == "F":
-            raise ValueError("its values are floating point, of no known range; save it with 8 or 16 bits")
-        if image.mode.startswith("I"):
-            values = np.asarray(image)
-            if values.min() < 0:
-                raise ValueError("it has negative values; save it with 8 or 16 bits and no sign")
-            if peak is None:
-                return int(values.max())
-            full = 2 ** max(1, peak.bit_length()) - 1
-            image = Image.fromarray(np.rint(values * (255 / full)).astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = upright(file, peak)
+        if deep(file) and peak is None:
+            return int(np.asarray(file).max())
         width, height = image.size
         edge = min(width, height)
         left, top = (width - edge) / 2, (height - edge) / 2
         square = (left, top, left + edge, top + edge)
-        small = image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS, box=square)
+        small = image.resize((side, side), Image.Resampling.LANCZOS, box=square)
     return np.asarray(small).transpose(2, 0, 1)
 
 

@@ -5,11 +5,13 @@ import gc
 import weakref
 
 import pytest
+import timm
 import torch
 import torchvision
 from torch import nn
 from torch.nn.modules import module as everywhere
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 import regard
 from contract import ours
@@ -77,6 +79,23 @@ def test_learning_is_not_disturbed():
     model(images).sum().backward()
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter.grad, watched[name]), name
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("mechanism", ["se", "cbam", "non_local"])
+def test_recomputation_under_checkpointing_is_no_second_call(mechanism, reentrant):
+    block = nn.Sequential(nn.Conv2d(3, 16, 3), timm.layers.SEModule(16))
+    regard.attach(block, mechanism, at="0", example=torch.randn(2, 3, 8, 8), start="paper")
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    found = {}
+    for checkpointed in (False, True):
+        with regard.record(block) as maps:
+            y = checkpoint(block, x, use_reentrant=reentrant) if checkpointed else block(x)
+            y.square().sum().backward()
+        found[checkpointed] = {seen.name: seen.value for seen in maps}
+        assert len(maps) == len(found[checkpointed]) > 1
+    assert found[False].keys() == found[True].keys()
+    assert all(torch.equal(value, found[True][name]) for name, value in found[False].items())
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])

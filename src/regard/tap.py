@@ -43,7 +43,7 @@ class Reader:
         self.block, self.tell, self.queries = block, tell, queries
 
     def __call__(self, tap: Tap, args: tuple[Tensor, ...], value: Tensor) -> None:
-        if self.here:
+        if self.here and not recomputing():
             self.tell(tap, value)
 
     def __deepcopy__(self, memo: object) -> Reader:
@@ -52,6 +52,11 @@ class Reader:
     @property
     def here(self) -> bool:
         return self.block in reading
+
+
+def recomputing() -> bool:
+    """Whether this is a backward pass, which under checkpointing calls modules again: that is no second call."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def hooked(module: nn.Module) -> bool:

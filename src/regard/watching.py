@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from regard.layout import Layout
-from regard.tap import Query, Tap, reading
+from regard.tap import Query, Tap, reading, recomputing
 from regard.windows import Place, Windows
 
 Tell = Callable[[str, str, Tensor, Layout | None, bool], None]
@@ -114,7 +114,7 @@ class Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = _word(func)
-        if name in QUESTIONS or self not in reading:
+        if name in QUESTIONS or self not in reading or recomputing():
             return func(*args, **kwargs)
         if name == "scaled_dot_product_attention":
             self._attend(*args, **kwargs)

@@ -132,13 +132,15 @@ def unpack(packed: Path, folder: Path) -> None:
 
 
 def load() -> dict[str, Comparison]:
-    """Every table that has results."""
+    """Every table whose plan has ended; one that was interrupted waits for the rest."""
     found = {}
     for name in TABLES:
         if (RESULTS / f"{name}.json").exists():
             with tempfile.TemporaryDirectory() as place:
                 unpack(RESULTS / f"{name}.json", Path(place))
-                found[name] = Comparison.load(place)
+                comparison = Comparison.load(place)
+            if not comparison.missing:
+                found[name] = comparison
     return found
 
 

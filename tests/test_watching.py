@@ -280,3 +280,115 @@ def test_who_looks_is_told_apart():
     (spatial, *_) = [found for found in maps_of("gcresnet33ts", 64) if found.kind != "channel"]
     assert (spatial.kind, spatial.value.shape) == ("spatial", (1, 1, 16, 16))  # one view for all places
     assert torch.allclose(spatial.value.sum((2, 3)), torch.ones(1, 1))
+
+
+# --- the same attention in many spellings -----------------------------------------------------------------------------
+
+# weights a (B, heads, N, M), rows are the queries; values v (B, heads, M, D) -> (B, heads, N, D)
+PRODUCTS = {
+    "a @ v": lambda a, v: a @ v,
+    "matmul": lambda a, v: torch.matmul(a, v),
+    "bmm": lambda a, v: torch.bmm(a.flatten(0, 1), v.flatten(0, 1)).unflatten(0, a.shape[:2]),
+    "baddbmm": lambda a, v: torch.baddbmm(
+        torch.zeros((), dtype=a.dtype), a.flatten(0, 1), v.flatten(0, 1), beta=0
+    ).unflatten(0, a.shape[:2]),
+    "v^T @ a^T": lambda a, v: (v.transpose(-1, -2) @ a.transpose(-2, -1)).mT,
+    "v^T @ a.mT": lambda a, v: (v.mT @ a.mT).mT,
+    "permuted": lambda a, v: (v.permute(0, 1, 3, 2) @ a.permute(0, 1, 3, 2)).permute(0, 1, 3, 2),
+    "moved": lambda a, v: (v.swapaxes(2, 3) @ a.movedim(3, 2)).swapdims(-1, -2),
+    "there and back": lambda a, v: a.transpose(2, 3).transpose(2, 3).contiguous() @ v,
+    "einsum": lambda a, v: torch.einsum("bhnm,bhmd->bhnd", a, v),
+    "einsum, values first": lambda a, v: torch.einsum("bhmd, bhnm -> bhnd", v, a),
+    "einsum, channels first": lambda a, v: torch.einsum("bhnm,bhdm->bhdn", a, v.mT).mT,
+    "einsum, keys before queries": lambda a, v: torch.einsum("bhmn,bhmd->bhnd", a.mT, v),
+}  # fmt: skip
+SOFTMAXES = {
+    "softmax(-1)": lambda logits: logits.softmax(-1),
+    "softmax(3)": lambda logits: F.softmax(logits, dim=3),
+    "keys as rows": lambda logits: torch.softmax(logits.mT, 2).mT,
+    "in float32": lambda logits: logits.float().softmax(-1).to(logits.dtype),
+    "with dropout": lambda logits: F.dropout(logits.softmax(-1), 0.0),
+    "rebound": lambda logits: _rebound(logits),
+}
+
+
+def _rebound(a):
+    a = a - a.amax(-1, keepdim=True)
+    a = a.softmax(-1)
+    return a.clone()
+
+
+class Spelled(nn.Module):
+    def __init__(self, softmax, product, heads):
+        super().__init__()
+        self.softmax, self.product, self.heads = softmax, product, heads
+        self.patch, self.qkv = nn.Conv2d(3, 16, 4, 4), nn.Linear(16, 48)
+
+    def forward(self, image):
+        tokens = self.patch(image).flatten(2).mT
+        q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in self.qkv(tokens).chunk(3, -1))
+        a = self.softmax(q @ k.mT * q.shape[-1] ** -0.5)
+        self.true = a.detach()
+        return self.product(a, v).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("softmax", SOFTMAXES)
+@pytest.mark.parametrize(("heads", "dtype"), [(1, torch.float32), (2, torch.float64)])
+def test_weights_are_found_in_every_spelling(softmax, product, heads, dtype):
+    torch.manual_seed(0)
+    model = Spelled(SOFTMAXES[softmax], PRODUCTS[product], heads).eval().to(dtype)
+    image = torch.randn(2, 3, 16, 24, dtype=dtype)
+    with torch.no_grad(), regard.record(model) as maps:
+        model(image)
+    (found,) = of(maps, "token")
+    assert torch.equal(found.value.reshape(model.true.shape), model.true)
+    with torch.no_grad(), regard.record(model, queries=[(0.6, 0.2)]) as maps:
+        model(image)
+    (found,) = of(maps, "token")
+    assert torch.equal(found.value[:, :, 0].reshape(2, heads, 24), model.true[:, :, 2 * 6 + 1])
+
+
+GATINGS = {
+    "x * g": lambda x, g: x * g,
+    "g * x": lambda x, g: g * x,
+    "mul_": lambda x, g: x.clone().mul_(g),
+    "addcmul": lambda x, g: torch.addcmul(torch.zeros(()), x, g),
+    "expanded": lambda x, g: x * g.expand_as(x),
+    "as 1 + g": lambda x, g: x * (1 + (g - 1)),
+}
+SQUASHED = {
+    "sigmoid": lambda z: z.sigmoid(),
+    "viewed": lambda z: torch.sigmoid(z.flatten(1)).view(*z.shape),
+    "indexed": lambda z: torch.sigmoid(z).flatten(1)[:, :, None, None],
+    "hard": lambda z: F.hardsigmoid(z),
+    "clamped": lambda z: (z / 6 + 0.5).clamp(0, 1),
+}
+
+
+class Gated(nn.Module):
+    def __init__(self, squash, gate, first):
+        super().__init__()
+        self.squash, self.gate, self.first = squash, gate, first
+        self.conv, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 1)
+
+    def forward(self, x):
+        y = None if self.first else self.conv(x)
+        g = self.fc(x.mean((2, 3), keepdim=True))
+        g = self.squash(g)
+        self.true = g.detach().reshape(2, 8, 1, 1)
+        return self.gate(self.conv(x) if y is None else y, g)
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["map before gate", "gate before map"])
+@pytest.mark.parametrize("gate", GATINGS)
+@pytest.mark.parametrize("squash", SQUASHED)
+def test_gates_are_found_in_every_spelling(squash, gate, first):
+    for seed in range(3):  # a tensor that is gone leaves its place in memory to another
+        torch.manual_seed(seed)
+        model = Gated(SQUASHED[squash], GATINGS[gate], first)
+        with torch.no_grad(), regard.record(model) as maps:
+            model(torch.randn(2, 3, 9, 9))
+        (found,) = maps
+        assert found.kind == "channel"
+        assert torch.allclose(found.value.reshape(model.true.shape), model.true, atol=1e-6)

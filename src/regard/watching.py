@@ -29,12 +29,17 @@ Tell = Callable[[str, str, Tensor, Layout | None, bool], None]
 SQUASHES = {"sigmoid", "hardsigmoid", "softmax", "tanh", "relu6", "hardtanh", "clamp", "clip"}
 # what changes the form of a gate, or moves it by a number, and leaves it a gate
 FORMS = {
-    "view", "reshape", "expand", "expand_as", "unsqueeze", "squeeze", "permute", "transpose", "movedim", "flatten",
-    "unflatten", "contiguous", "clone", "to", "type_as", "float", "half", "bfloat16", "getitem", "chunk", "split",
-    "unbind", "interpolate", "dropout", "add", "radd", "sub", "rsub", "mul", "rmul", "div", "truediv", "mT", "T",
+    "view", "reshape", "expand", "expand_as", "unsqueeze", "squeeze", "flatten", "unflatten", "contiguous", "clone",
+    "to", "type_as", "float", "half", "bfloat16", "getitem", "chunk", "split", "unbind", "interpolate", "dropout",
+    "add", "radd", "sub", "rsub", "mul", "rmul", "div", "truediv",
+}  # fmt: skip
+# what changes the order of the axes alone
+TURNS = {
+    "permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "mT", "mH", "T", "H", "t", "adjoint",
 }  # fmt: skip
 PRODUCTS = {"mul", "rmul", "imul", "multiply"}
 MATRICES = {"matmul", "rmatmul", "bmm"}
+ADDED = {"baddbmm", "addbmm", "addmm"}  # to a first tensor
 # most of what is called: what a tensor is, no other tensor
 QUESTIONS = {
     "shape", "size", "dim", "ndim", "ndimension", "numel", "nelement", "len", "stride", "storage_offset", "dtype",
@@ -52,7 +57,7 @@ class _Mark:
     Attributes:
         by: ``"softmax"`` or ``"bound"``.
         dim: of a softmax, counted from the end.
-        roots: ids of the tensors it is an elementwise function of: x sigmoid(x) is an activation, no gate.
+        roots: numbers of the tensors it is an elementwise function of: x sigmoid(x) is an activation, no gate.
     """
 
     by: str
@@ -83,10 +88,11 @@ class Watch(TorchFunctionMode):
         asked = [query for query in queries or () if not isinstance(query, int)]
         self.windows = Windows() if asked and (kinds is None or "token" in kinds) else None
         self.marks: Any = WeakIdKeyDictionary()
+        self.numbers: Any = WeakIdKeyDictionary()  # of tensors: an id is given again once its tensor is gone
         self.shifted: Any = WeakIdKeyDictionary()  # tensor -> roots of what it is moved by a number from
         self.batch, self.sides = 0, (1, 1)  # of the pictures that came in
         self.maps: dict[tuple[int, int], int] = {}  # sides of every map that was made of them -> when, last
-        self.calls = 0
+        self.calls, self.count = 0, 0
 
     @property
     def here(self) -> bool:
@@ -122,10 +128,14 @@ class Watch(TorchFunctionMode):
             self._attend_heads(*args, **kwargs)
         elif name in PRODUCTS and len(args) > 1:
             self._multiply(args[0], args[1])
+        elif name == "addcmul" and len(args) > 2:
+            self._multiply(*args[1:3])
         elif name in MATRICES and len(args) > 1:
             self._weigh(args[0], args[1])
+        elif name in ADDED and len(args) > 2:
+            self._weigh(*args[1:3])
         elif name == "einsum" and len(args) == 3:
-            self._weigh_summed(args[1], args[2])
+            self._weigh_summed(*args)
         result = func(*args, **kwargs)
         if isinstance(result, Tensor) and result.dim() == 4:
             _, first, second, third = result.shape
@@ -136,6 +146,8 @@ class Watch(TorchFunctionMode):
                 self.windows.follow(name, func, args, kwargs, result)
         if name in SQUASHES:
             self._mark(name, args, kwargs, result)
+        elif name in TURNS and self.marks:
+            self._turn(func, args, kwargs, result)
         elif name in FORMS and self.marks:
             self._follow(name, args, result)
         elif name in ("add", "radd") and isinstance(result, Tensor):
@@ -145,7 +157,14 @@ class Watch(TorchFunctionMode):
     # --- which tensors are gates
 
     def _roots(self, tensor: Tensor) -> frozenset[int]:
-        return self.shifted.get(tensor, frozenset({id(tensor)}))
+        return self.shifted.get(tensor, frozenset({self._number(tensor)}))
+
+    def _number(self, tensor: Tensor) -> int:
+        """Which tensor this is, of all that were ever asked for."""
+        if tensor not in self.numbers:
+            self.count += 1
+            self.numbers[tensor] = self.count
+        return self.numbers[tensor]
 
     def _mark(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
         if not isinstance(result, Tensor) or not args or not isinstance(args[0], Tensor):
@@ -173,6 +192,18 @@ class Watch(TorchFunctionMode):
                 mark = _Mark(mark.by, _moved(name, mark.dim, given[0], tensor), mark.roots)
             self.marks[tensor] = mark
 
+    def _turn(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        mark = self.marks.get(args[0]) if args and isinstance(args[0], Tensor) else None
+        if mark is None or not isinstance(result, Tensor):
+            return
+        if mark.dim is not None:
+            # a tensor without memory, whose sides tell its axes apart
+            sides = range(2, 2 + args[0].dim())
+            with torch._C.DisableTorchFunction(), torch.no_grad():
+                turned = func(torch.empty(tuple(sides), device="meta"), *args[1:], **kwargs).shape
+            mark = _Mark(mark.by, turned.index(sides[mark.dim]) - result.dim(), mark.roots)
+        self.marks[result] = mark
+
     def _shift(self, args: Any, result: Tensor) -> None:
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
         if len(tensors) == 1:
@@ -189,7 +220,7 @@ class Watch(TorchFunctionMode):
         if left in self.marks and right in self.marks:  # a bounded activation may well be weighed
             gate, x = sorted((left, right), key=Tensor.numel)
         mark = self.marks.get(gate)
-        if mark is not None and gate.dim() <= x.dim() and id(x) not in mark.roots:
+        if mark is not None and gate.dim() <= x.dim() and self._number(x) not in mark.roots:
             kind = _kind(gate, x, mark)
             if kind:
                 self._tell(kind, _plain(gate, x))
@@ -206,14 +237,26 @@ class Watch(TorchFunctionMode):
             self._tell_weights(right.transpose(-1, -2))
         return None
 
-    def _weigh_summed(self, left: Any, right: Any) -> None:
-        """Einstein's sum, where its shapes leave no doubt."""
-        for weights, values in ((left, right), (right, left)):
+    def _weigh_summed(self, equation: Any, left: Any, right: Any) -> None:
+        """Einstein's sum: the axis of the softmax is summed over, and of the others one is that of the queries."""
+        if not isinstance(equation, str) or "->" not in equation or "." in equation:
+            return
+        factors, kept = equation.replace(" ", "").split("->")
+        first, second = factors.split(",")
+        for weights, ours, values, theirs in ((left, first, right, second), (right, second, left, first)):
             mark = self.marks.get(weights) if isinstance(weights, Tensor) else None
-            fits = mark and mark.by == "softmax" and mark.dim == -1 and weights.shape[:-2] == values.shape[:-2]
-            if fits and weights.shape[-1] == values.shape[-2] and weights.shape[-2] == values.shape[-2]:
-                return self._tell_weights(weights, values=values)
-        return None
+            if mark is None or mark.by != "softmax" or mark.dim is None or not isinstance(values, Tensor):
+                continue
+            key = ours[mark.dim]
+            queries = [letter for letter in ours if letter in kept and letter not in theirs]
+            content = [letter for letter in theirs if letter in kept and letter not in ours]
+            shared = [letter for letter in ours if letter in theirs and letter in kept]
+            if key not in theirs or key in kept or len(queries) != 1 or len(ours) != len(shared) + 2:
+                continue
+            flat = len(content) == 1 and len(theirs) == len(shared) + 2
+            held = _ordered(values, theirs, [*shared, key, *content]) if flat else None
+            self._tell_weights(_ordered(weights, ours, [*shared, *queries, key]), values=held)
+            return
 
     def _attend(
         self,
@@ -424,6 +467,14 @@ def _moved(name: str, dim: int | None, before: Tensor, after: Tensor) -> int | N
     if name == "unsqueeze" and before.shape[dim:] == after.shape[dim - 1 : -1] and after.shape[-1] == 1:
         return dim - 1
     return None
+
+
+def _ordered(tensor: Tensor, letters: str, wanted: Sequence[str]) -> Tensor:
+    """The axes in another order; the tensor itself where they lie so."""
+    if [*letters] == [*wanted]:
+        return tensor
+    with torch._C.DisableTorchFunction():
+        return tensor.permute([letters.index(letter) for letter in wanted])
 
 
 def _plain(gate: Tensor, x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from regard.errors import UserError
 from regard.files import write_text
 
 QUESTION = {"epochs": None, "augmentation": None, "margin": 0.01, "tune": 5, "rates": None}
+QUESTION |= {"classes": ["a", "b", "c", "d", "e"], "val_images": 400}
 
 
 class Going:
@@ -68,6 +69,13 @@ def test_what_never_ends_is_said(tmp_path):
     found = epochs(tmp_path, Going(lambda epochs: [n / epochs for n in range(epochs)]), say=said.append)
     assert found["epochs"] == 48
     assert "still rises" in said[-1]
+
+
+@pytest.mark.parametrize(("learns_after", "tried"), [(13, [4, 6, 9, 14]), (99, [4, 6, 9, 14, 21])])
+def test_a_network_at_chance_is_given_more_time_but_not_for_ever(tmp_path, learns_after, tried):
+    go = Going(lambda epochs: [0.9 if epochs > learns_after else 0.2] * epochs)
+    epochs(tmp_path, go)
+    assert [question["epochs"] for question, _ in go.asked] == tried
 
 
 def test_a_baseline_that_cannot_be_trained(tmp_path):
@@ -139,7 +147,7 @@ def test_from_the_question_to_the_report(tmp_path, photos, monkeypatch, capsys):
     assert found.question["epochs_auto"]
     assert found.question["epochs"] >= 2
     assert found.question["rates"].keys() == {"none", "se", "constant[se]"}
-    assert "Tuned: learning rates times none " in str(found)
+    assert "Tuned: the learning rate is multiplied by " in str(found)
     assert any(note.startswith("Chosen on shared images: ") for note in found.notes())
     command = found.asked[0]["command"]
     assert "--epochs auto" in command

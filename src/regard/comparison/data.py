@@ -410,7 +410,7 @@ def _broken_sentence(broken: Sequence[tuple[str, str]], total: int) -> str:
     shown = [f"{file!r} ({reason})" for file, reason in broken]
     return (
         f"{len(broken)} of {total} images cannot be read: {listed(shown)}; "
-        "mend or remove them, or leave them out with --skip-broken (skip_broken=True)."
+        "mend or remove them, or leave them out with skip_broken=True."
     )
 
 

@@ -27,7 +27,8 @@ def near_chance(accuracies: Sequence[float], chance: float, test_images: int, ma
     if not accuracies or fmean(accuracies) - chance >= max(margin, noise):
         return None
     return (
-        f"none is right on {_percent(fmean(accuracies))} of the test images, and whoever always names the largest class"
+        f"the network without attention, none, is right on {_percent(fmean(accuracies))} of the test images, and"
+        " whoever always names the largest class"
         f" on {_percent(chance)}, so nothing has been learnt: look at the labels, and {LONGER}."
     )
 
@@ -46,7 +47,8 @@ def below_linear(accuracies: Sequence[float], linear: float, test_images: int) -
     if not accuracies or fmean(accuracies) > linear - noise:
         return None
     return (
-        f"none is right on {_percent(fmean(accuracies))} of the test images, and a linear model on the pixels on"
+        f"the network without attention, none, is right on {_percent(fmean(accuracies))} of the test images, and a"
+        " linear model on the pixels on"
         f" {_percent(linear)}: {LONGER}."
     )
 

@@ -342,9 +342,10 @@ def _end(comparison: Comparison, runs: Sequence[Sequence[float]]) -> str:
     """Whether the curves of one arm, in percent, have ended, and by how much they rose at last."""
     shares = [[value / 100 for value in run] for run in runs]
     start = comparison.chance or 0.0
-    mean, _ = learning.rise(shares, start) or (0.0, 0.0)
+    mean, error = learning.rise(shares, start) or (0.0, 0.0)
     word = "ended" if learning.ended(shares, comparison.question["margin"], start) else "still climbing"
-    return _typeset(f"{word}: {points(mean)} points in the last quarter")
+    spread = f" (standard error {100 * error:.2f})" if error else ""
+    return _typeset(f"{word}: {points(mean)} points in the last quarter{spread}")
 
 
 def _endpoints(comparison: Comparison) -> list[dict[str, str]]:

@@ -49,7 +49,7 @@ SLOW = 1.2  # an arm whose inference takes this many times that of `none` is nam
 
 
 class Second(NamedTuple):
-    """The log-loss of an arm less that of `none`, in nats: mean over seeds, interval, corrected p, and in a word."""
+    """The log-loss of an arm less that of another, in nats: mean over seeds, interval, corrected p, and in a word."""
 
     mean: float
     low: float
@@ -369,6 +369,17 @@ class Comparison:
     @cached_property
     def log_loss_against_none(self) -> dict[str, Second]:
         """arm -> what the log-loss says of it beside `none`: the second endpoint, which no verdict is taken from."""
+        return {arm: second for (arm, against), second in self._log_loss_verdicts.items() if against == "none"}
+
+    @property
+    def log_loss_against_constant(self) -> dict[str, Second]:
+        """arm -> the same beside its constant twin."""
+        told, twins = self._log_loss_verdicts, self.twins
+        return {arm: told[arm, twins[arm]] for arm in twins if (arm, twins[arm]) in told}
+
+    @cached_property
+    def _log_loss_verdicts(self) -> dict[Contrast, Second]:
+        """By the plan of the accuracies, with an error rate of their own."""
         from regard.comparison.statistics import judge
 
         losses = self.log_loss
@@ -376,8 +387,10 @@ class Comparison:
         shares = {arm: {seed: 1 - loss / scale for seed, loss in runs.items()} for arm, runs in losses.items()}
         words: dict[str, Any] = {"better": "lower", "worse": "higher"}
         return {
-            v.arm: Second(-scale * v.mean, -scale * v.high, -scale * v.low, v.p, words.get(v.direction, "undecided"))
-            for v in judge(shares, margin=0.0)
+            (v.arm, v.against): Second(
+                -scale * v.mean, -scale * v.high, -scale * v.low, v.p, words.get(v.direction, "undecided")
+            )
+            for v in judge(shares, self.plan, contrasts=self.contrasts, **self._judging | {"margin": 0.0})
             if v.seeds
         }
 
@@ -408,8 +421,8 @@ class Comparison:
         family = counted(len(self.contrasts), "comparison")
         return (
             f"Planned before looking: a verdict at {when} seeds{more}{stop}. Arms are compared "
-            f"{how[self.plan.pairing]}. All intervals hold together with 95 %: the chance that any of {family} is "
-            f"called better or worse and is not, at any look, is 5 % at most."
+            f"{how[self.plan.pairing]}. All intervals of accuracy hold together with 95 %: the chance that any of "
+            f"{family} is called better or worse and is not, at any look, is 5 % at most. Each p is corrected for that."
         )
 
     @property
@@ -475,10 +488,11 @@ class Comparison:
                     f"{name}; the second try{layout} finished."
                 )
         if rates := self.question["rates"]:
-            said, tried = ", ".join(f"{arm} {rate:g}" for arm, rate in rates.items()), factors(self.question["tune"])
+            said = ", ".join(f"{rate:g} for {arm}" for arm, rate in rates.items())
+            tried = factors(self.question["tune"])
             notes.append(
-                f"Tuned: learning rates times {said}; of {len(tried)} for every arm, that of the lowest log-loss on "
-                "validation images."
+                f"Tuned: the learning rate is multiplied by {said}: of {len(tried)} tried for every arm, the one with "
+                "the lowest log-loss on validation images."
             )
             if edge := [arm for arm, rate in rates.items() if len(tried) > 2 and rate in (tried[0], tried[-1])]:
                 notes.append(
@@ -499,6 +513,12 @@ class Comparison:
         if added := self.added_in_words:
             notes.append(f"Added after looking: {added}; intervals and p-values allow for it.")
         notes += [f"Constant: {arm} {_said(word)}." for arm, word in self.uses_input.items()]
+        for (arm, against), second in self._log_loss_verdicts.items():
+            if second.word != "undecided" and not twinned(arm):
+                notes.append(
+                    f"Log-loss: {arm} has a {second.word} one than {against}, by {abs(second.mean):.3f} nats (lower is "
+                    "better); verdicts are about accuracy alone."
+                )
         for arm, told in self.gates.items():
             if twinned(arm):
                 continue
@@ -684,11 +704,11 @@ def opened(gates: Sequence[Mapping[str, Any]]) -> bool | None:
 def _said(word: str) -> str:
     """What of an arm against its twin, after the arm's name."""
     if word == "uses its input":
-        return "does better than its constant twin: it uses its input"
+        return "is right more often than its constant twin: it uses its input"
     return (
         "may use its input or not: more seeds are needed"
         if word == "undecided"
-        else f"against its constant twin: {word}"
+        else f"against its constant twin, in accuracy: {word}"
     )
 
 

@@ -23,6 +23,7 @@ from regard.errors import UserError
 from regard.schema import fault, read
 
 SEEDS = 2  # of `none`, whose curves say how many epochs it takes
+PATIENCE = 4  # times the epochs that are tried first, for a network that has learnt nothing yet
 LONGEST = 16  # times the epochs that are tried first
 MOST = 15  # learning rates of an arm
 Go = Callable[[Path, dict[str, Any], Sequence[grid.Run]], None]
@@ -63,7 +64,10 @@ def epochs(
         if not curves:
             raise UserError(f"none cannot be trained: {found[runs[0]]['reason']}")
         rises = fmean(learning.climb(curve, 0.0) for curve in curves)
-        if rises <= question["margin"]:
+        # what has not begun to learn is flat, too
+        reached, chance = [curve[-1] for curve in curves], 1 / len(question["classes"])
+        lost = learning.near_chance(reached, chance, question["val_images"], question["margin"])
+        if rises <= question["margin"] and not (lost and count < PATIENCE * first):
             break
     else:
         say(f"After {count} epochs none still rises by {100 * rises:.1f} points in the last quarter: they must do")

@@ -22,6 +22,7 @@ from regard.comparison.arms import CONSTANT, twinned
 from regard.comparison.plan import LOOKS
 from regard.comparison.results import Comparison, counted, interval, points
 from regard.files import write_text
+from regard.named import Named
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "evidence", ROOT / "docs" / "evidence.md"
@@ -171,10 +172,12 @@ def rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def in_short(comparisons: dict[str, Comparison]) -> str:
-    """What all tables say together, in sentences; an arm that stands in several tables counts once in each."""
+    """What all tables say together, in sentences; an arm that stands in several tables counts once, in the last."""
     if not comparisons:
         return "Nothing has been run yet: `make evidence`."
-    judged = [row for one in comparisons.values() if one.trained for row in rows(one) if row["none"]]
+    last = {row["arm"]: row for one in comparisons.values() if one.trained for row in rows(one) if row["none"]}
+    judged = list(last.values())
+    families = {Named.read(arm).name for arm in last}
     pairs = [row for row in judged if row["twin"]]
 
     def count(word: str) -> int:
@@ -185,7 +188,9 @@ def in_short(comparisons: dict[str, Comparison]) -> str:
     largest = max((row["none"].mean for row in judged), default=math.nan)
     least = min((row["none"].mean for row in judged), default=math.nan)
     return (
-        f"Of {counted(len(judged), 'mechanism')} that were judged on a small residual network trained from scratch, "
+        f"Of {counted(len(judged), 'variant')} of {counted(len(families), 'mechanism')} "
+        f"{'(' + ', '.join(sorted(families)) + ') ' if len(families) < 4 else ''}"
+        "that were judged on a small residual network trained from scratch, "
         f"{count('better')} did better than the network without, {count('worse')} did worse, for "
         f"{count('no difference')} there is no difference worth having, and {count('undecided')} are undecided; the "
         f"differences lie between {points(least)} and {points(largest)} points. Beside a constant in the place of its "

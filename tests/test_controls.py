@@ -303,8 +303,8 @@ def test_the_page_says_first_whether_a_mechanism_uses_its_input(finished, monkey
     monkeypatch.setattr(type(finished), "uses_input", words)
     page = re.sub(r"\s+", " ", report.write(finished).read_text())
     top = page.partition("How large are the differences?")[0]
-    assert "Does se use its input? Yes: it is better than its twin" in top
-    assert "Does cbam[squeeze=max] use its input? Nothing shows it: a twin" in top
+    assert "Does se use its input? Yes: it is right more often than its twin" in top
+    assert "Does cbam[squeeze=max] use its input? Its accuracy does not show it: a twin" in top
 
 
 def test_the_report_says_whether_the_gates_look(finished):

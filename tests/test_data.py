@@ -400,7 +400,7 @@ def spoil(folder: Path) -> dict[str, str]:
 def test_broken_files_stop_everything_or_are_left_out(photos, out):
     whole = data.prepare(photos, out / "whole", size=32)
     expected = spoil(photos)
-    with pytest.raises(UserError, match=r"^12 of 24 images cannot be read: .* and 7 more; .*--skip-broken") as error:
+    with pytest.raises(UserError, match=r"^12 of 24 images cannot be read: .* and 7 more; .*skip_broken=True") as error:
         data.prepare(photos, out, size=32)
     assert "'cat/bomb.ppm' (it has more than 179 megapixels)" in str(error.value)
     images = data.prepare(photos, out, size=32, skip_broken=True)
@@ -412,7 +412,7 @@ def test_broken_files_stop_everything_or_are_left_out(photos, out):
     assert images.files == whole.files
     assert images.fingerprint == whole.fingerprint
     assert (np.load(out / "images.npy") == whole.pixels).all()
-    with pytest.raises(UserError, match="--skip-broken"):  # also when the folder is prepared already
+    with pytest.raises(UserError, match="skip_broken=True"):  # also when the folder is prepared already
         data.prepare(photos, out, size=32)
 
 

@@ -92,20 +92,25 @@ def deep(image: Image.Image) -> bool:
     return image.mode.startswith("I")
 
 
-def upright(image: Image.Image, peak: int | None = None) -> Image.Image:
+def upright(image: Image.Image, peak: int | None = None, *, fractions: bool = False) -> Image.Image:
     """An image as it is meant to be seen, with 8 bits: turned as its header says, over white where it is transparent.
 
     Args:
         image: whose pixels may not be read yet.
         peak: of a `deep` image, the largest number in the set that it belongs to, its own otherwise: white is the
             largest that has as many bits.
+        fractions: whether numbers with fractions are taken, from the smallest, black, to the largest, white.
 
     Raises:
-        ValueError: it holds fractions or negative numbers, of no known range.
+        ValueError: it holds fractions that are not taken, or negative numbers, of no known range.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise ValueError("its values are floating point, of no known range; save it with 8 or 16 bits")
+        if not fractions:
+            raise ValueError("its values are floating point, of no known range; save it with 8 or 16 bits")
+        values = np.asarray(image)
+        low, high = values.min(), values.max()
+        image = Image.fromarray(np.rint((values - low) * (255 / max(high - low, 1e-30))).astype(np.uint8))
     if deep(image):
         values = np.asarray(image)
         if values.min() < 0:

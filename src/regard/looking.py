@@ -373,7 +373,7 @@ def read(path: str | Path, *, pixels: int = PIXELS, longest: int | None = None, 
         with reading(path, pixels=pixels) as image:
             if longest:
                 image.draft("RGB", (longest, longest))
-            picture = upright(image, peak)
+            picture = upright(image, peak, fractions=True)
     except Image.DecompressionBombError:
         raise UserError(f"has more than {pixels:,} pixels: make it smaller first") from None
     except Exception as error:  # what a decoder raises for a broken file differs with every format

@@ -86,7 +86,8 @@ class Polarized(nn.Module):
               With `start="identity"` the norm of a hidden layer of fewer than 16 units starts with biases of 2, so that
               few units start shut; of one or two units it would leave nothing but their order: there it scales and
               shifts alone, from weights of 0 and biases of 1.
-    Maps:     `gate`, channel, values in (0, 1); `mask`, spatial, values in (0, 1).
+    Maps:     `weights`, spatial, adds up to 1 over the pixels: what the channels' context is read from; `gate`,
+              channel, values in (0, 1); `mask`, spatial, values in (0, 1).
 
     Args:
         channels: C.
@@ -120,12 +121,14 @@ class Polarized(nn.Module):
             self.norm = LayerNorm(channels if form == "paper" else eighth)
         self.up = nn.Linear(eighth if narrow else half, channels, bias=form == "paper" or narrow)
         rest = 0.5 if arrangement == "parallel" else 1.0
+        self.weights = Tap("spatial", rest=None)
         self.gate = Tap("channel", rest=rest)
         self.mask = Tap("spatial", rest=rest)
 
     def weigh_channels(self, x: Tensor) -> Tensor:
-        chosen = self.channel_query(x).flatten(2).softmax(-1)
-        context = (self.channel_value(x).flatten(2) @ chosen.transpose(1, 2)).squeeze(2)
+        weights = self.channel_query(x).flatten(2).softmax(-1)
+        weights = self.weights(weights.view(x.shape[0], 1, *x.shape[2:])).flatten(2)
+        context = (self.channel_value(x).flatten(2) @ weights.transpose(1, 2)).squeeze(2)
         if self.form == "paper":
             logits = self.norm(self.up(context))
         elif self.arrangement == "sequential":

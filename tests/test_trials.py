@@ -142,6 +142,7 @@ def test_from_the_question_to_the_report(tmp_path, photos, monkeypatch, capsys):
     monkeypatch.setattr(prices, "SECONDS", 0.01)
     words = tiny.ASKED | {"data": photos, "seeds": 2, "out": tmp_path / "out", "margin": 0.2, "batch": 8}
     monkeypatch.setattr("regard.comparison.question.first_epochs", lambda *_: 2)
+    monkeypatch.setattr(trials, "PATIENCE", 1)  # so little data is not learnt from
     asked = {"epochs": "auto", "tune": 2, "control": "constant"}
     found = regard.compare("se", **words | asked)
     assert found.question["epochs_auto"]

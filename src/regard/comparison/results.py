@@ -561,6 +561,7 @@ class Comparison:
                 arm: {str(seed): one for seed, one in all_of.items()} for arm, all_of in self.calibration.items()
             },
             "log_loss_against_none": {arm: one._asdict() for arm, one in self.log_loss_against_none.items()},
+            "log_loss_against_constant": {arm: one._asdict() for arm, one in self.log_loss_against_constant.items()},
             "churn": self.churn,
             "by_class": self.by_class,
             "verdicts": [asdict(verdict) for verdict in self.verdicts],

@@ -379,6 +379,22 @@ def test_who_sends_slowly_is_dropped(served):
     assert httpx.get(served, trust_env=False).status_code == 200
 
 
+def test_two_visitors_send_the_same_picture(tmp_path, photo):
+    uploads = app.Uploads(remembered=2)
+    sent = {"a.png": saved(photo, "PNG"), "broken.png": b"nothing"}
+    for name, content in sent.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        first = uploads.take(path)
+        assert not path.exists()
+        assert uploads.take(path) == first
+    assert same(uploads.take(tmp_path / "a.png"), photo)
+    assert uploads.take(tmp_path / "broken.png").startswith("cannot be read as a picture")
+    (tmp_path / "b.png").write_bytes(saved(photo, "PNG"))
+    uploads.take(tmp_path / "b.png")
+    assert "No such file" in uploads.take(tmp_path / "a.png")  # only the last ones are remembered
+
+
 class Visit:
     """The page in a browser, with everything that it asked for and all that went wrong in it."""
 

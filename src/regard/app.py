@@ -257,21 +257,50 @@ CSS = """
 """
 
 
+class Uploads:
+    """The files that were sent, each deleted once it is read.
+
+    Equal files of several visitors are one file of the server: who comes second is given what the first was.
+    """
+
+    def __init__(self, remembered: int = 8) -> None:
+        self.remembered = remembered
+        self._lock = threading.Lock()
+        self._found: dict[Path, Image.Image | str] = {}
+
+    def take(self, path: Path) -> Image.Image | str:
+        """The picture in a file, or why it is none."""
+        with self._lock:
+            if path in self._found and not path.exists():
+                return self._found[path]
+            try:
+                found: Image.Image | str = read(path, pixels=PIXELS, longest=KEPT)
+            except UserError as error:
+                found = str(error)
+            finally:
+                path.unlink(missing_ok=True)
+            self._found.pop(path, None)
+            self._found[path] = found
+            for old in [*self._found][: -self.remembered]:
+                del self._found[old]
+            return found
+
+
 def build(networks: Networks) -> gr.Blocks:
     """The page, for `serve`."""
     names = list(networks.offered)
     listed = [AS_IT_IS, *mechanisms()]
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "always_last"}
 
+    uploads = Uploads()
+
     def take(given: str | None) -> tuple[Any, ...]:
         if given is None:
             return gr.skip(), gr.skip(), gr.skip()
-        try:
-            return None, read(given, pixels=PIXELS, longest=KEPT), _html([])
-        except UserError as error:
-            return None, gr.skip(), _html([], fault=f"This file {error}.")
-        finally:
-            Path(given).unlink(missing_ok=True)
+        picture = uploads.take(Path(given))
+        if isinstance(picture, str):
+            return None, gr.skip(), _html([], fault=f"This file {picture}.")
+        return None, picture, _html([])
 
     def mark(picture: Image.Image | None, row: float | None, column: float | None) -> tuple[Any, ...]:
         if picture is None:
@@ -364,7 +393,8 @@ def build(networks: Networks) -> gr.Blocks:
         with gr.Accordion("What the words and figures say", open=False):
             gr.Markdown(MEANINGS)
         upload.upload(take, [upload], [upload, kept, trouble], **quiet)
-        gr.on(
+        # one after the other: of several events that a page begins at once, gradio loses answers on a slow machine
+        last = gr.on(
             [kept.change, row.change, column.change],
             mark,
             [kept, row, column],
@@ -379,8 +409,8 @@ def build(networks: Networks) -> gr.Blocks:
             loud: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "network", "show_progress_on": [words]}
             # what was chosen before the choices changed is no error: `view` takes what is there instead
             loud |= quiet | {"show_progress": "minimal", "preprocess": False}
-            triggers = [kept.change, row.change, column.change, name.input, site.input, head.input]
-            gr.on(triggers, show, inputs, outputs, **loud)
+            last = last.then(show, inputs, outputs, **loud)
+            gr.on([name.input, site.input, head.input], show, inputs, outputs, **loud)
             mechanism.input(show_put_in, inputs, outputs, **loud)
     return page
 

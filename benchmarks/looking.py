@@ -72,7 +72,7 @@ def recording(model: nn.Module, x: Tensor, rounds: int) -> dict[str, Timing]:
 
 
 def explaining(model: nn.Module, x: Tensor, rounds: int) -> dict[str, Timing]:
-    layer, _ = find_layer(model, x)
+    layer = find_layer(model, x)
     theirs = captum.attr.LayerGradCam(model, model.get_submodule(layer))
     ours = regard.explain(model, x, 7, layer=layer, relu=False).value
     torch.testing.assert_close(ours, theirs.attribute(x, 7), rtol=1e-4, atol=1e-6)  # else no speed is claimed

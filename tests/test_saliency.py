@@ -1,8 +1,12 @@
 """Grad-CAM and its relatives: against formulas, captum and pytorch-grad-cam; the layer found; the model left alone."""
 
 import copy
+from collections import namedtuple
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import captum.attr
+import numpy as np
 import pytest
 import pytorch_grad_cam
 import timm
@@ -12,6 +16,8 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 import regard
+from regard.looking import Subject, see
+from regard.meaning import erase
 from regard.saliency import METHODS, box, find_layer, pixel, rollout
 
 THEIRS = {
@@ -119,9 +125,9 @@ def test_attached_mechanisms_are_part_of_the_network(images):
 
 
 def test_images_do_not_mix(resnet, images):
-    together = regard.explain(resnet, images, [1, 2, 3])
+    together = regard.explain(resnet, images, [1, 2, 3], relu=False)
     for at, number in enumerate((1, 2, 3)):
-        alone = regard.explain(resnet, images[at : at + 1], number)
+        alone = regard.explain(resnet, images[at : at + 1], number, relu=False)
         assert torch.allclose(together.value[at], alone.value[0], rtol=1e-3, atol=1e-6)
         assert together.scores[at] == pytest.approx(float(alone.scores[0]), rel=1e-4)
 
@@ -134,7 +140,7 @@ def test_the_model_is_as_it_was(images, surrounding):
     before = {name: value.clone() for name, value in net.state_dict().items()}
     state = torch.get_rng_state()
     with surrounding():
-        regard.explain(net, images, 1)
+        regard.explain(net, images, 1, relu=False)
         with pytest.raises(RuntimeError, match="on purpose"):
             regard.explain(net, images, lambda output: (_ for _ in ()).throw(RuntimeError("on purpose")))
     assert torch.equal(torch.get_rng_state(), state)
@@ -167,7 +173,8 @@ def test_what_cannot_be_explained_is_said(resnet, images):
         ({"target": 1000}, r"knows classes 0 to 999, got 1000"),
         ({"target": [1, 2]}, r"one for each of 3 images, got \[1, 2\]"),
         ({"target": lambda output: output}, r"returns one score for each image"),
-        ({"target": lambda output: torch.zeros(3)}, r"does not depend on the layer 'layer4'"),
+        ({"target": lambda output: torch.zeros(3)}, r"does not depend on the network's layers"),
+        ({"target": lambda output: torch.zeros(3), "layer": "layer4"}, r"does not depend on the layer 'layer4'"),
         ({"target": pixel(1, 2, 3)}, r"needs an output of \(B, classes, H, W\), got \(3, 1000\)"),
         ({"target": box(0)}, r"a box needs a detector"),
     ):
@@ -180,6 +187,150 @@ def test_what_cannot_be_explained_is_said(resnet, images):
         regard.explain(segmenter, images, 1)
 
 
+class Levels(nn.Module):
+    """A detector of one stage: three levels of one trunk, whose boxes come out in one row."""
+
+    def __init__(self, shared=False):
+        super().__init__()
+        self.trunk = nn.ModuleList(nn.Conv2d(3 if i == 0 else 8, 8, 3, 2, 1) for i in range(3))
+        heads = [nn.Sequential(nn.Conv2d(8, 6, 3, 1, 1), nn.ReLU(), nn.Conv2d(6, 4, 1)) for _ in range(3)]
+        self.heads = nn.ModuleList(heads[:1] * 3 if shared else heads)
+
+    def forward(self, x):
+        boxes = []
+        for layer, head in zip(self.trunk, self.heads, strict=True):
+            x = layer(x).tanh()
+            boxes.append(head(x).flatten(2))
+        return torch.cat(boxes, 2)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_levels_that_a_target_reads(shared):
+    torch.manual_seed(0)
+    net, x = Levels(shared), torch.randn(2, 3, 32, 32)
+    ends = [0, 256, 320, 336]
+    alone = []
+    for level, (first, last) in enumerate(pairwise(ends)):
+        found = regard.explain(net, x, lambda y, a=first, b=last: y[:, 1, a:b].sum(1), method="hirescam", relu=False)
+        assert found.name == f"heads.{0 if shared else level}.1"
+        assert found.value.shape[2:] == (16 >> level, 16 >> level)
+        # of a layer that sees one pixel at a time the map's sum is what is above its bias
+        bias = net.heads[level][2].bias[1] * (last - first)
+        assert torch.allclose(found.value.sum((1, 2, 3)), found.scores - bias, atol=1e-4)
+        alone.append(found.value)
+    both = regard.explain(net, x, lambda y: y[:, 1].sum(1), method="hirescam", relu=False)
+    assert both.name == ("heads.0.1" if shared else "heads.0.1 + heads.1.1 + heads.2.1")
+    assert both.value.shape == (2, 1, 16, 16)
+    assert torch.allclose(both.value.sum((1, 2, 3)), sum(value.sum((1, 2, 3)) for value in alone), rtol=1e-4)
+    again = regard.explain(net, x, lambda y: y[:, 1].sum(1), method="hirescam", layer=both.name, relu=False)
+    assert torch.allclose(again.value, both.value, atol=1e-6)
+
+
+class Frames(nn.Module):
+    """A trunk over the frames of clips, which stand in the place of the batch: clip by clip, or frame by frame."""
+
+    def __init__(self, turned):
+        super().__init__()
+        self.turned = turned
+        self.trunk = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, clips):
+        axes = clips.transpose(0, 1) if self.turned else clips
+        seen = self.trunk(axes.flatten(0, 1)).mean((2, 3)).unflatten(0, axes.shape[:2])
+        return self.head(seen.mean(0 if self.turned else 1))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("frames", [2, 4])
+def test_frames_in_the_place_of_the_batch(turned, frames):
+    torch.manual_seed(0)
+    net, clips = Frames(turned), torch.randn(2, frames, 3, 16, 16)
+    found = regard.explain(net, clips, [1, 2], relu=False)
+    assert found.value.shape == (2, 1, frames, 4, 4)
+    for at, number in enumerate((1, 2)):
+        alone = regard.explain(net, clips[at : at + 1], number, relu=False)
+        assert torch.allclose(alone.value[0], found.value[at], atol=1e-6)
+    with pytest.raises(regard.UserError, match=f"holds {2 * frames} maps for 2 images"):
+        regard.explain(net, clips, lambda y: y[:, 1].sum(), layer="trunk.0")  # a sum tells no clip from another
+
+
+def test_nothing_is_blank_in_silence(resnet, images):
+    with pytest.raises(regard.UserError, match="gradient of the target is 0 everywhere at the layer 'layer4'"):
+        regard.explain(resnet, images, lambda y: (1e6 * y).softmax(1)[:, 0], layer="layer4")
+    with pytest.raises(regard.UserError, match="gradient of the target is 0 everywhere, as far as"):
+        regard.explain(resnet, images, lambda y: (1e6 * y).softmax(1)[:, 0])
+    net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
+    net[0].weight.data, net[0].bias.data = torch.ones(1, 1, 1, 1), torch.zeros(1)
+    net[4].weight.data = torch.tensor([[1.0], [-1]])
+    x = torch.rand(2, 1, 4, 4)
+    with pytest.raises(regard.UserError, match=r"nothing speaks for the target .*relu=False"):
+        regard.explain(net, x, 1)
+    with pytest.warns(UserWarning, match="in the images 1 at '1' nothing speaks"):
+        assert regard.explain(net, x, [0, 1]).value[0].any()
+    assert regard.explain(net, x, 1, relu=False).value.any(3).all()
+
+
+def test_two_pictures_are_two():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk, self.head = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Linear(8, 2)
+
+        def forward(self, a, b):
+            return self.head(torch.cat([self.trunk(a).mean((2, 3)), self.trunk(b).mean((2, 3))], 1))
+
+    with pytest.raises(regard.UserError, match="reads several pictures in 'trunk'"):
+        regard.explain(Pair(), (torch.randn(1, 3, 8, 8), torch.randn(1, 3, 8, 8)), 1)
+
+
+@dataclass
+class Answer:
+    logits: torch.Tensor
+    states: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda y: {"out": y, "aux": y * 0},
+        lambda y: {"scores": y},
+        lambda y: (y, y.new_zeros(3)),
+        lambda y: [y],
+        lambda y: Answer(y, y[:, :2]),
+        lambda y: namedtuple("Named", "states logits")(y[:, :2], y),
+    ],
+)
+def test_where_the_scores_are(images, wrap):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            self.head = nn.Linear(4, 5)
+
+        def forward(self, x):
+            return wrap(self.head(self.net(x)))
+
+    torch.manual_seed(0)
+    model = Wrapped()
+    plain = nn.Sequential(model.net, model.head)
+    found, expected = (regard.explain(net, images, [1, 2, 3], relu=False) for net in (model, plain))
+    assert torch.equal(found.value, expected.value)
+    (figures,) = {type(erase(net, images, found.value).deletion) for net in (model, plain)}
+    assert figures is np.ndarray
+    subject = Subject(model, "one")
+    assert see(subject, images).classes == see(replace(subject, model=plain), images).classes
+
+
+def test_scores_that_cannot_be_told(images):
+    class Many(nn.Module):
+        def forward(self, x):
+            return {"a": x.mean((2, 3)), "b": x.mean((2, 3))}
+
+    with pytest.raises(regard.UserError, match="gives dict of a, b: pass a function"):
+        regard.explain(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), Many()), images, 1)
+
+
 def test_the_layer_is_remembered_until_the_network_changes(resnet, images, monkeypatch):
     import regard.saliency
 
@@ -188,13 +339,13 @@ def test_the_layer_is_remembered_until_the_network_changes(resnet, images, monke
         patch.setattr(regard.saliency, "dry_run", None)
         assert find_layer(resnet, images) == first
     net = torchvision.models.resnet18()
-    assert find_layer(net, images)[0] == "layer4"
+    assert find_layer(net, images) == "layer4"
     net.layer4 = nn.Identity()
     net.fc = nn.Linear(256, 5)
-    assert find_layer(net, images)[0] == "layer4"  # the identity passes layer3's map on
+    assert find_layer(net, images) == "layer4"  # the identity passes layer3's map on
     del net.layer4
     net.layer4 = nn.Conv2d(256, 256, 1)
-    assert find_layer(net, images)[0] == "layer4"
+    assert find_layer(net, images) == "layer4"
 
 
 def test_rollout_is_the_product_of_the_layers():
@@ -227,3 +378,13 @@ def test_a_network_that_writes_over_what_its_gradient_needs():
 
     with pytest.raises(regard.UserError, match="changes it in place"):
         regard.explain(Careless(), torch.randn(1, 3, 8, 8), 1, layer="conv")
+
+
+def test_a_classifier_of_zeros(images):
+    """Its reasons are blank, but the layer that it reads is found."""
+    net = torchvision.models.resnet18(num_classes=3)
+    for parameter in net.fc.parameters():
+        nn.init.zeros_(parameter)
+    assert find_layer(net, images) == "layer4"
+    with pytest.raises(regard.UserError, match="gradient of the target is 0 everywhere at the layer 'layer4'"):
+        regard.explain(net, images)

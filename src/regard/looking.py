@@ -29,7 +29,7 @@ from regard.meaning import FIGURES, Curves, Meaning, erase, judge, likeness, mov
 from regard.models import open_model
 from regard.named import Named
 from regard.recording import Map, record, views
-from regard.saliency import METHODS, explain, find_layer
+from regard.saliency import METHODS, class_scores, evidence, find_layer
 
 PIXELS = 100_000_000  # of a picture, at most
 BORDER = 255  # a label that says neither object nor background
@@ -525,8 +525,9 @@ def see(subject: Subject, images: Tensor, query: tuple[float, float] = (0.5, 0.5
     with torch.inference_mode(), borrowed(subject.model) as twin, record(twin, queries=[query]) as maps:
         output = twin(images)
     classes: list[tuple[int, float | None]] = [(0, None)] * len(images)
-    if isinstance(output, Tensor) and output.dim() == 2:
-        shares = output.float().softmax(1).max(1)
+    scores = class_scores(output)
+    if scores is not None:
+        shares = scores.float().softmax(1).max(1)
         classes = list(zip(shares.indices.tolist(), shares.values.tolist(), strict=True))
     kept, hidden = [], []
     for found in views(maps, query):
@@ -625,11 +626,11 @@ def _layer(model: nn.Module, images: Tensor, layer: str, notes: list[str]) -> st
             f"the network cannot be run on pictures of {tuple(images.shape[1:])} ({brief(error)}): give it pictures of "
             "another size, or another network"
         ) from error
-    if not (isinstance(output, Tensor) and output.dim() == 2):
+    if class_scores(output) is None:
         notes.append("The network gives no classes, so nothing is said about what spoke for them.")
         return None
     try:
-        return find_layer(model, images, layer)[0]
+        return find_layer(model, images, layer)
     except UserError:
         if layer != "auto":
             raise
@@ -652,7 +653,7 @@ def _maps(
         found.take(see(subject, part, asked.query))
         if layer is not None:
             of = target[at : at + asked.batch] if isinstance(target, Sequence) else target
-            value = explain(subject.model, part, of, method=asked.method, layer=layer).value
+            value = evidence(subject.model, part, of, method=asked.method, layer=layer).value
             found.add(Map(layer, asked.method, value.float().cpu()))
         tell(at + len(part))
     return found

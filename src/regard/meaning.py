@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from regard.borrowing import borrowed, call, same_randomness
 from regard.drawing import array
 from regard.errors import UserError
-from regard.saliency import Target, explain, find_layer
+from regard.saliency import Target, evidence, explain, logits_of
 
 STEPS = 20  # of insertion and deletion
 
@@ -326,7 +326,7 @@ def erase(
         blurred = F.avg_pool2d(padded, size, stride=1)
     curves = []
     with torch.inference_mode(), borrowed(model) as twin:
-        full = torch.cat([twin(part).float().softmax(1) for part in images.split(batch)])
+        full = torch.cat([logits_of(twin(part)).float().softmax(1) for part in images.split(batch)])
         classes = full.argmax(1) if target is None else torch.as_tensor(target, device=full.device).expand(len(full))
         chosen = classes.unsqueeze(1)
         first = full.gather(1, chosen)
@@ -336,7 +336,7 @@ def erase(
                 for step in range(steps + 1):
                     early = (ranks < round(step / steps * ranks.shape[1])).view(len(images), 1, *sides)
                     parts = torch.where(early, there, away).split(batch)
-                    scores = torch.cat([twin(part).float().softmax(1) for part in parts])
+                    scores = torch.cat([logits_of(twin(part)).float().softmax(1) for part in parts])
                     shares.append((scores.gather(1, chosen) / first).squeeze(1))
                 curves.append(torch.stack(shares, 1).cpu().numpy())
     return Curves(curves[0], curves[1], np.stack(curves[2:]) if chance is None else chance)
@@ -385,11 +385,10 @@ def stays(
     Returns:
         Median rank correlation with the map of the trained network, by the last layer that was drawn anew.
     """
-    layer, _ = find_layer(model, images, layer)
     trained = explain(model, images, target, layer=layer, **options)
     classes = trained.classes if target is None else target
     found = {}
     for name, copy in randomised(model, images[:1]):
-        maps = explain(copy, images, classes, layer=layer, **options).value
+        maps = evidence(copy, images, classes, layer=trained.name, **options).value
         found[name] = likeness(trained.value, maps)
     return found

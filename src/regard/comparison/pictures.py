@@ -17,7 +17,7 @@ from regard.drawing import can_draw
 from regard.errors import UserError
 from regard.files import slug, whole
 from regard.recording import Map, record, views
-from regard.saliency import explain
+from regard.saliency import evidence
 from regard.tap import taps
 
 COUNT = 8
@@ -45,7 +45,7 @@ def write(
         predictions = model(x).argmax(1)
     seen = [found for found in views(maps, CENTRE) if can_draw(found) and len(found.value) == len(x)]
     with suppress(UserError):  # no layer gives a map, and then there is none to explain
-        why = explain(model, x)
+        why = evidence(model, x, None)
         seen.append(Map(why.name, REASONS, why.value))
     if not seen:
         return

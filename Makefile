@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test levels check format docs trust fuzz advice networks export speed whole pairs loop frontier robustness evidence examples stamps galleries notebook looking calibration proofs clean
+.PHONY: demo test levels check format docs trust tools fuzz advice networks export speed whole pairs loop frontier robustness evidence examples stamps galleries notebook looking calibration proofs clean
 
 # One finished stamp per set of requirements: an interrupted set-up is done again, a finished one is not.
 .venv/ready: pyproject.toml constraints.txt
@@ -51,6 +51,12 @@ docs: .venv/built
 trust: .venv/built
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .venv/peers --no-deps fightingcv-attention==1.0.0 einops
 	PYTHONPATH=tests $(BIN)/python -m trust
+
+# what becomes of attention under other people's tools, the table in docs/frameworks.md; some are installed for it alone
+tools: .venv/built
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .venv/peers --no-deps peft accelerate transformers \
+		tokenizers huggingface_hub regex
+	PYTHONPATH=.venv/peers:tests $(BIN)/python -m tools
 
 # random use of what is public, damaged files, interruptions: what came of it is a part of docs/trust.md
 fuzz: .venv/built

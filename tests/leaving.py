@@ -259,8 +259,8 @@ the largest deviation from plain PyTorch, relative to the largest value.
 {legend}
 
 `torch.jit.trace`, which PyTorch deprecates, takes networks with mechanisms too, and what it gives runs at other sizes.
-Its own check may say of CBAM that graphs differ between invocations, though the outputs agree: pass
-`check_trace=False`, and compare them yourself.
+`torch.jit.script` is not supported: trace, compile or export. What becomes of attention under other tools:
+[frameworks.md](frameworks.md#tools-that-rebuild-wrap-or-trace-a-network).
 
 | mechanism | {" | ".join(CHECKS)} |
 |---|{"---|" * len(CHECKS)}

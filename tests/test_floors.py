@@ -37,7 +37,7 @@ FLOORS = [
     "regard.insertion regard.recording regard.timing regard.diagram regard.implementations regard.charts",
     "regard.site",
     "regard.survey regard.watching",
-    "regard.windows",
+    "regard.windows regard.batches",
     "regard.borrowing",
     "regard.mechanisms",
     "regard.mechanisms.*",

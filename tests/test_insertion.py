@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -266,6 +267,7 @@ def test_a_sequential_stands_for_its_last_child():
     assert not torch.equal(changed, before)
     # once, not twice
     nested[0][1][1]._forward_hooks.clear()
+    nested._forward_pre_hooks.clear()  # which would put it back
     assert torch.equal(logits(nested), before)
 
 
@@ -627,19 +629,59 @@ def test_weights_average_with_the_host():
     assert all(torch.equal(parameter, torch.ones_like(parameter)) for parameter in mean.parameters())
 
 
-def test_orphans_after_synchronising_norms():
-    model = small()
-    attached = regard.attach(model, "se", example=X)
-    assert attached.orphans == {}
-    converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    (after,) = regard.attached(converted)
-    assert sorted(after.orphans) == sorted(after.sites)
-    assert "never called" in after.orphans["layer1.0.bn2"]
-    assert "orphans" in repr(after)
-    with refused("hook is gone.*attach before converting"):
-        after.save("never.safetensors")
-    after.remove()
-    assert regard.attached(converted) == []
+def test_norms_that_are_synchronised_or_frozen_keep_their_attention(tmp_path):
+    for convert in (nn.SyncBatchNorm.convert_sync_batchnorm, timm.layers.freeze_batch_norm_2d):
+        model = small().eval()
+        regard.attach(model, "se", example=X, start="paper")
+        expected, plain = logits(model), logits(small().eval())
+        converted = convert(model).eval()
+        assert torch.allclose(logits(converted), expected, atol=1e-5)
+        assert not torch.allclose(expected, plain, atol=1e-3)
+        (after,) = regard.attached(converted)
+        assert after.orphans == {}
+        after.save(tmp_path / "se.safetensors")
+        after.remove()
+        assert regard.attached(converted) == []
+        assert torch.allclose(logits(converted), plain, atol=1e-5)
+        assert not any(module._forward_pre_hooks or module._forward_hooks for module in converted.modules())
+
+
+def test_a_block_that_is_wrapped_keeps_its_attention():
+    class Wrapper(nn.Module):
+        def __init__(self, inside):
+            super().__init__()
+            self.inside = inside
+
+        def forward(self, x):
+            return self.inside(x)
+
+    model = small().eval()
+    regard.attach(model, "se", example=X, start="paper")
+    expected = logits(model)
+    model.layer1 = Wrapper(model.layer1)
+    assert torch.equal(logits(model), expected)
+    for one in regard.attached(model):  # in the wrapper, and beside it
+        one.remove()
+    assert torch.equal(logits(model), logits(small().eval()))
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.Conv2d, nn.ReLU])
+def test_the_class_of_a_layer_is_its_own_again(kind):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    at = next(name for name, module in net.named_children() if type(module) is kind)
+    attached = regard.attach(net, "se", at=at, example=X, start="paper")
+    site = net[int(at)]
+    assert isinstance(site, kind)
+    assert type(site) is not kind, "what folds layers by their class would drop the attention"
+    assert repr(site).startswith(kind.__name__ + "(")
+    expected = net(X)
+    for again in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert type(again[int(at)]) is type(site)
+        assert torch.equal(again(X), expected)
+        regard.attached(again)[0].remove()
+        assert type(again[int(at)]) is kind
+    attached.remove()
+    assert type(site) is kind
 
 
 def test_orphans_after_replacing_a_module(tmp_path):
@@ -647,8 +689,7 @@ def test_orphans_after_replacing_a_module(tmp_path):
     attached = regard.attach(model, "se", example=X)
     model.layer1[0].bn2 = nn.BatchNorm2d(64)
     model.layer4 = nn.Identity()
-    assert attached.orphans.keys() == {"layer1.0.bn2", "layer4.0.bn2"}
-    assert "mechanism is gone" in attached.orphans["layer1.0.bn2"]
+    assert attached.orphans.keys() == {"layer4.0.bn2"}, "a new norm is given what the old one had"
     assert "site is gone" in attached.orphans["layer4.0.bn2"]
     (after,) = regard.attached(model)
     assert after.orphans == attached.orphans
@@ -656,6 +697,17 @@ def test_orphans_after_replacing_a_module(tmp_path):
         attached.save(tmp_path / "se.safetensors")
     attached.remove()
     assert not any(isinstance(module, Inserted) for module in model.modules())
+
+
+def test_a_site_that_is_gone_is_told_once():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU()))
+    regard.attach(net, "se", at=["0", "1.1"], example=X)
+    net[1] = nn.Conv2d(8, 8, 3)
+    with pytest.warns(UserWarning, match=r"attention at '1.1' is gone"):
+        net(X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net(X)
 
 
 # --- saving and loading ----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
 from scipy.stats import spearmanr
@@ -9,6 +10,7 @@ from torch import nn
 
 import regard
 from regard.meaning import erase, judge, likeness, moved_by, randomised, stays
+from regard.registry import example_inputs
 
 GENERATOR = np.random.default_rng(0)
 
@@ -187,3 +189,31 @@ def test_what_does_not_fit_is_said():
         judge(np.ones((3, 4, 4)), random=np.ones((4, 4, 4)))
     with pytest.raises(regard.UserError, match="NaN or infinity"):
         judge(np.full((1, 4, 4), np.nan))
+
+
+@pytest.mark.parametrize("name", [name for name in regard.names() if regard.info(name).place])
+def test_all_numbers_of_a_mechanism_are_drawn_anew(name):
+    """Also bare parameters, and what was measured, or the check would compare a map partly with itself."""
+    torch.manual_seed(0)
+    known = regard.info(name)
+    mechanism = regard.create(name, 16)
+    inputs = example_inputs(known, 16)
+    for parameter in mechanism.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    before = {key: value.clone() for key, value in mechanism.state_dict().items() if value.is_floating_point()}
+    last = next((copy for _, copy in reversed([*randomised(mechanism, tuple(inputs))])), None)
+    after = mechanism.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items()), "only a copy is changed"
+    if last is not None:
+        kept = [key for key, value in last.named_parameters() if torch.equal(value, before[key])]
+        assert kept == []
+        assert all(value.isfinite().all() for value in last.state_dict().values())
+    assert (last is not None) == bool(before)
+
+
+def test_the_bare_parameters_of_a_network_are_drawn_anew():
+    net = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2)
+    *_, (_, copy) = randomised(net, torch.randn(1, 3, 32, 32))
+    same = [name for name, value in copy.named_parameters() if torch.equal(value, net.get_parameter(name))]
+    assert [name for name in same if "norm" not in name and "bias" not in name] == []
+    assert copy(torch.randn(1, 3, 32, 32)).isfinite().all()

@@ -17,7 +17,7 @@ def test_the_notebook_runs(capsys, monkeypatch, tmp_path):
     for cell in cells:
         exec("".join(cell["source"]), names)
     said = capsys.readouterr().out
-    assert "No attention was found in this network" in said
+    assert "No attention that could be recognised was found in this network" in said
     assert "espresso" in names["gallery"].views[0].classes[1]
     assert "the same to the bit: True" in said
     assert "flat: says nothing" in said

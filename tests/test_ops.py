@@ -170,7 +170,8 @@ def test_the_public_op_is_the_dispatched_one(word, monkeypatch):
     calls = []
     monkeypatch.setattr(OPS[word], "reference", lambda *args: calls.append(args) or args)
     x, tap, layer = torch.ones(1, 2, 3, 3), Tap("element"), torch.nn.Linear(2, 2)
-    others = {"squeeze": [(2, 3)], "gate": [x], "attend": [x, x], "convolve": [x], "cross": [x, x]}
+    conv = torch.nn.Conv2d(2, 1, 3, padding=1, bias=False)
+    others = {"squeeze": [(2, 3)], "gate": [x], "attend": [x, x], "convolve": [conv], "cross": [x, x]}
     others |= {"selfgate": [tap], "agree": [x, x, tap], "recalibrate": [tap]}
     layers = {"down": layer, "up": layer} if word in ("excite", "recalibrate") else {}
     with ops.use_impl("reference"):

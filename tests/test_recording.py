@@ -20,6 +20,16 @@ from regard.tap import Tap, fade_in, taps
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
+def test_copies_in_threads_are_refused():
+    model = nn.DataParallel(regard.create("se", 16))
+    with regard.record(model) as maps:  # on a CPU it is the model itself
+        model(torch.randn(2, 16, 4, 4))
+    assert len(maps) == 1
+    model.device_ids = [0, 1]
+    with pytest.raises(regard.UserError, match=r"record model\.module"), regard.record(model):
+        pass
+
+
 def network(mechanism="cbam", **options):
     torch.manual_seed(0)
     model = torchvision.models.resnet18(weights=None).eval()

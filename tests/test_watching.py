@@ -349,6 +349,100 @@ def test_weights_are_found_in_every_spelling(softmax, product, heads, dtype):
     assert torch.equal(found.value[:, :, 0].reshape(2, heads, 24), model.true[:, :, 2 * 6 + 1])
 
 
+# tokens (B, N, 3 C) and heads -> weights (B, heads, N, N) as they were, and what came of the values, any order
+def _scaled(q, k):
+    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+
+
+def _heads_first(t, heads):
+    q, k, v = (x.unflatten(2, (heads, -1)).permute(2, 0, 1, 3) for x in t.chunk(3, -1))
+    a = _scaled(q, k)
+    return a.transpose(0, 1), a @ v
+
+
+def _heads_first_by_letters(t, heads):
+    q, k, v = (x.unflatten(2, (heads, -1)).permute(2, 0, 1, 3) for x in t.chunk(3, -1))
+    a = torch.softmax(torch.einsum("hbnd,hbmd->hbnm", q, k) / q.shape[-1] ** 0.5, -1)
+    return a.transpose(0, 1), torch.einsum("hbnm,hbmd->hbnd", a, v)
+
+
+def _heads_first_in_one(t, heads):
+    q, k, v = (x.unflatten(2, (heads, -1)).permute(2, 0, 1, 3).reshape(-1, x.shape[1], 4) for x in t.chunk(3, -1))
+    a = _scaled(q, k)
+    return a.unflatten(0, (heads, -1)).transpose(0, 1), torch.bmm(a, v)
+
+
+def _images_first_in_one(t, heads):
+    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2).flatten(0, 1) for x in t.chunk(3, -1))
+    a = _scaled(q, k)
+    return a.unflatten(0, (-1, heads)), torch.bmm(a, v)
+
+
+def _tokens_first(t, heads):  # as torch.nn.MultiheadAttention does it
+    n, b, _ = (t := t.transpose(0, 1)).shape
+    q, k, v = (x.contiguous().view(n, b * heads, 4).transpose(0, 1) for x in t.chunk(3, -1))
+    a = _scaled(q, k)
+    return a.view(b, heads, n, n), (a @ v).transpose(0, 1).reshape(n, b, -1).transpose(0, 1)
+
+
+def _parts_first(t, heads):  # as timm does it
+    q, k, v = t.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    a = _scaled(q, k)
+    return a, a @ v
+
+
+def _parts_and_heads_first(t, heads):
+    qkv = t.unflatten(2, (3, heads, -1)).permute(2, 3, 0, 1, 4)
+    q, k, v = qkv[0], qkv[1], qkv[2]
+    a = _scaled(q, k)
+    return a.movedim(1, 0), a @ v
+
+
+def _fused_heads_first(t, heads):
+    q, k, v = (x.unflatten(2, (heads, -1)).permute(2, 0, 1, 3) for x in t.chunk(3, -1))
+    return _scaled(q, k).transpose(0, 1), F.scaled_dot_product_attention(q, k, v)
+
+
+def _turned_twice(t, heads):
+    q, k, v = (x.unflatten(2, (heads, -1)).permute(2, 0, 1, 3).transpose(0, 1) for x in t.chunk(3, -1))
+    a = _scaled(q, k)
+    return a, a @ v
+
+
+ORDERS = [
+    _heads_first, _heads_first_by_letters, _heads_first_in_one, _images_first_in_one, _tokens_first, _parts_first,
+    _parts_and_heads_first, _fused_heads_first, _turned_twice,
+]  # fmt: skip
+
+
+class Ordered(nn.Module):
+    def __init__(self, order, heads):
+        super().__init__()
+        self.order, self.heads = order, heads
+        self.patch, self.qkv = nn.Conv2d(3, 4 * heads, 4, 4), nn.Linear(4 * heads, 12 * heads)
+
+    def forward(self, image):
+        weights, values = self.order(self.qkv(self.patch(image).flatten(2).mT), self.heads)
+        self.true = weights.detach()
+        return values
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("images", "heads"), [(1, 2), (2, 1), (2, 2), (2, 3), (3, 2), (3, 3), (4, 2)])
+def test_whose_weights_they_are_is_told_in_every_order(order, images, heads):
+    torch.manual_seed(0)
+    model = Ordered(order, heads).eval()
+    image = torch.randn(images, 3, 16, 24)
+    with torch.no_grad(), regard.record(model) as maps:
+        model(image)
+    found = of(maps, "token")[-1]
+    assert torch.allclose(found.value.reshape(model.true.shape), model.true, atol=1e-6)
+    assert found.layout.grid == (4, 6)
+    with torch.no_grad(), regard.record(model, queries=[(0.6, 0.2)]) as maps:
+        model(image)
+    assert torch.allclose(of(maps, "token")[-1].value[:, :, 0], model.true[:, :, 2 * 6 + 1], atol=1e-6)
+
+
 GATINGS = {
     "x * g": lambda x, g: x * g,
     "g * x": lambda x, g: g * x,
@@ -392,3 +486,55 @@ def test_gates_are_found_in_every_spelling(squash, gate, first):
         (found,) = maps
         assert found.kind == "channel"
         assert torch.allclose(found.value.reshape(model.true.shape), model.true, atol=1e-6)
+
+
+# --- gates where the channels are last --------------------------------------------------------------------------------
+
+GATED = {  # a map (B, *places, C) and a layer of as many channels -> its gate
+    "channel": lambda x, layer: torch.sigmoid(layer(x.mean(tuple(range(1, x.dim() - 1)), keepdim=True))),
+    "channel, flat": lambda x, layer: torch.sigmoid(layer(x.mean(tuple(range(1, x.dim() - 1))))).view(
+        len(x), *[1] * (x.dim() - 2), -1
+    ),
+    "spatial": lambda x, layer: torch.sigmoid(layer(x)[..., :1]),
+    "spatial, mean": lambda x, layer: torch.sigmoid(layer(x).mean(-1, keepdim=True)),
+    "element": lambda x, layer: F.hardsigmoid(layer(x)),
+}
+
+
+class Last(nn.Module):
+    def __init__(self, gate, layout, channels):
+        super().__init__()
+        self.gate, self.layout = gate, layout
+        self.conv, self.layer = nn.Conv2d(3, channels, 4, 4), nn.Linear(channels, channels)
+
+    def forward(self, image):
+        x = self.conv(image).permute(0, 2, 3, 1)
+        sides = x.shape[1:3]
+        if self.layout != "channels_last":
+            x = x.flatten(1, 2)
+        if self.layout == "behind a class token":
+            x = torch.cat([x.mean(1, keepdim=True), x], 1)
+        gate = self.gate(x, self.layer)
+        shown = (
+            gate
+            if gate.dim() < 3 or gate.shape[1] == 1
+            else gate[:, -sides[0] * sides[1] :].reshape(len(x), *sides, -1)
+        )
+        self.true = shown.reshape(len(x), -1, shown.shape[-1]).mT.detach()
+        return x * gate
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "tokens", "behind a class token"])
+@pytest.mark.parametrize("gate", GATED)
+@pytest.mark.parametrize(("channels", "sides"), [(8, (32, 32)), (8, (16, 24)), (24, (16, 24)), (64, (32, 32))])
+def test_gates_where_the_channels_are_last(layout, gate, channels, sides):
+    torch.manual_seed(0)
+    model = Last(GATED[gate], layout, channels).eval()
+    with torch.no_grad(), regard.record(model) as maps:
+        model(torch.randn(2, 3, *sides))
+    (found,) = maps
+    kind = gate.partition(",")[0]
+    assert found.kind == kind
+    places = (1, 1) if kind == "channel" else (sides[0] // 4, sides[1] // 4)
+    assert found.value.shape == (2, 1 if kind == "spatial" else channels, *places)
+    assert torch.equal(found.value.flatten(2), model.true)

@@ -189,7 +189,10 @@ def view(
             sites += [(f"reasons ({method})", method) for method in METHODS]
         keys = [key for _, key in sites]
         if not keys:
-            raise UserError("No attention was found in this network, and it gives no classes: there is nothing to see.")
+            raise UserError(
+                "No attention that could be recognised was found in this network, and it gives no classes: there is "
+                "nothing to see."
+            )
         if site is None or site not in keys:
             own = [key for key in maps if mechanism != AS_IT_IS and f"regard.{mechanism}" in key]
             site = (own or list(maps) or keys)[-1 if maps else 0]
@@ -209,7 +212,10 @@ def view(
     if share is not None:
         words.append(f"Taken for {subject.called(number)}, {100 * share:.{1 if share < 0.01 else 0}f} %.")
     if not maps:
-        words.append("No attention was found in this network: there are only the reasons for its decision.")
+        words.append(
+            "No attention that could be recognised was found in this network: there are only the reasons for its "
+            "decision."
+        )
     words.append(caption(found, found.kind if site in maps else site, head))
     if found.kind not in ("token", "criss-cross"):
         words.append("The cross changes nothing here: this is no view from one place.")

@@ -703,6 +703,8 @@ def look(
     weights: Path | None = None,
     pretrained: bool = False,
     size: int | None = None,
+    mean: str | None = None,
+    std: str | None = None,
     target: int | None = None,
     method: Literal["grad-cam", "grad-cam++", "hirescam", "layercam"] = "grad-cam",
     layer: str = "auto",
@@ -739,6 +741,8 @@ def look(
         timm's pretrained weights.
     size
         Side of the pictures in pixels; the network's own if not said.
+    mean, std
+        By which each channel is normalised, as shares of 1: 0.5,0.5,0.5; the network's own if not said.
     target
         Show what spoke for this class, instead of the one that each picture is taken for.
     method
@@ -774,6 +778,7 @@ def look(
     from regard.looking import expand, open_subjects
     from regard.looking import look as looked
 
+    normalised = _shares("--mean", mean), _shares("--std", std)
     paths = expand(images)
     place = _place(query)
     subjects = open_subjects(network, own=model, weights=weights, pretrained=pretrained, size=size)
@@ -795,6 +800,8 @@ def look(
             checks=not quick,
             masks=masks,
             smooth=not blocks,
+            mean=normalised[0],
+            std=normalised[1],
             progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
         )
     with _writing(out / "gallery.html"):
@@ -910,6 +917,15 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"cannot write to {path} ({error.strerror}): name another place") from error
+
+
+def _shares(option: str, text: str | None) -> list[float] | None:
+    from regard.errors import UserError
+
+    try:
+        return None if text is None else [float(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} is one number for each channel, such as 0.5,0.5,0.5, got {text!r}") from None
 
 
 def _place(text: str) -> tuple[float, float]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from threading import get_ident
@@ -82,6 +83,7 @@ class Inserted(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.__dict__["__module__"] = nn.__name__  # torch.fx calls what is torch's as one node, and traces the rest
         self.records: dict[str, dict[str, Any]] = {}
         # by label and call, what went into the convolution that it stands beside; replicas and twins share this
         self.entering: dict[tuple[str, int], Tensor] = {}
@@ -120,6 +122,108 @@ class _Keep:
 
     def __call__(self, convolution: nn.Module, args: tuple[Tensor, ...]) -> None:
         self.inserted.entering[self.label, _call()] = args[0]
+
+
+@cache
+def _attended(kind: Any) -> Any:
+    """The class of a torch layer at which attention stands: the same in all, but for who asks for the class itself.
+
+    What folds a norm into a convolution, as torch.fx and the quantisers do, finds its layers by their exact class, and
+    would drop what hangs on them.
+    """
+
+    def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        made: Any = object.__reduce_ex__(self, protocol)
+        return _unpickled, (kind,), *made[2:]
+
+    body = {"__module__": kind.__module__, "__reduce_ex__": reduce, "_get_name": lambda self: kind.__name__}
+    found = type(kind.__name__, (kind,), body)
+    found.__qualname__ = f"{kind.__name__} with attention of regard: fold layers first, then attach"
+    return found
+
+
+def _unpickled(kind: Any) -> nn.Module:
+    attended: Any = _attended(kind)
+    made: nn.Module = attended.__new__(attended)
+    return made
+
+
+def _mark(site: nn.Module) -> None:
+    kind = type(site)
+    if kind.__module__.startswith("torch.nn.modules.") and kind is getattr(nn, kind.__name__, None):
+        site.__class__ = _attended(kind)
+
+
+def _unmark(site: nn.Module) -> None:
+    base = type(site).__bases__[0]
+    if type(site).__dict__.get("__reduce_ex__") and type(site) is _attended(base):
+        site.__class__ = base
+
+
+class _Guard:
+    """A hook of the host: puts a mechanism back whose site was rebuilt since, as by the conversions of batch norms."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, Inserted] = {}
+
+    def __call__(self, host: nn.Module, args: Any) -> None:
+        if not is_compiling():
+            for name in self.mend(host):
+                del self.places[name]
+                warnings.warn(
+                    f"the attention at {name!r} is gone, with the module it stood at: the network computes without it; "
+                    "attach again, or remove() what is left",
+                    stacklevel=4,
+                )
+
+    def mend(self, host: nn.Module) -> list[str]:
+        """Put back what can be, and name the sites that are gone."""
+        lost = [name for name in self.places if not _in_place(_at(host, name))]
+        return [name for name in lost if not self._put_back(host, name, self.places[name])]
+
+    def _put_back(self, host: nn.Module, name: str, inserted: Inserted) -> bool:
+        for own, module in host.named_modules():
+            if module._modules.get(CHILD) is inserted and _in_place(module):  # under another name: it was wrapped
+                self.places[own] = self.places.pop(name)
+                return True
+        site = _at(host, name)
+        if site is not None and inserted.records:
+            _hook(site, inserted)
+        return site is not None or not inserted.records
+
+
+def _at(host: nn.Module, name: str) -> nn.Module | None:
+    module: nn.Module | None = host
+    for part in name.split("."):
+        module = None if module is None else module._modules.get(part)
+    return module
+
+
+def _in_place(site: nn.Module | None) -> bool:
+    return site is not None and CHILD in site._modules and bool(_hooks(site))
+
+
+def _hook(site: nn.Module, inserted: Inserted) -> None:
+    site.add_module(CHILD, inserted)
+    site.register_forward_hook(_send_through)
+    _mark(site)
+
+
+def _guard(host: nn.Module) -> _Guard:
+    """The host's, made where it has none."""
+    for hook in host._forward_pre_hooks.values():
+        if isinstance(hook, _Guard):
+            return hook
+    guard = _Guard()
+    host.register_forward_pre_hook(guard)
+    return guard
+
+
+def _mend(model: nn.Module) -> None:
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, _Guard):
+                hook.mend(module)
 
 
 class Attached:
@@ -166,13 +270,18 @@ class Attached:
 
     @property
     def orphans(self) -> dict[str, str]:
+        _mend(self.model)
         everywhere = dict(self.model.named_modules())
+        graph = getattr(self.model, "graph", None)  # of torch.fx, which calls what is attached to a block by itself
+        traced = {node.target for node in getattr(graph, "nodes", ()) if node.op == "call_module"}
         reasons = {}
         for site in self.sites:
             if site not in everywhere:
                 reasons[site] = "the site is gone"
             elif f"{site}.{CHILD}.{self.label}" not in everywhere:
                 reasons[site] = "the mechanism is gone: the module at the site was rebuilt"
+            elif f"{site}.{CHILD}" in traced:
+                continue
             elif not _hooks(everywhere[site]):
                 reasons[site] = "the hook is gone: the module at the site was rebuilt, the mechanism is never called"
             elif site in self._record["beside"]:
@@ -322,6 +431,12 @@ class Attached:
             inserted = everywhere.get(f"{site}.{CHILD}")
             if isinstance(inserted, Inserted) and self.label in inserted.records:
                 _take_out(everywhere, site, inserted, self.label)
+        for module in everywhere.values():
+            for key, hook in list(module._forward_pre_hooks.items()):
+                if isinstance(hook, _Guard):
+                    hook.places = {name: held for name, held in hook.places.items() if held.records}
+                    if not hook.places:
+                        del module._forward_pre_hooks[key]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the added weights alone, with what is needed to attach them again, as one safetensors file.
@@ -338,6 +453,7 @@ class Attached:
         if self.orphans:
             site, reason = next(iter(self.orphans.items()))
             raise UserError(f"cannot save {self.label!r}: at {site!r} {reason}; attach before converting or fusing")
+        self._refuse_rebuilt()
         tensors = {name: tensor.detach().clone().contiguous() for name, tensor in self.state_dict().items()}
         if any(is_sharded(tensor) for tensor in tensors.values()):
             raise UserError(
@@ -354,6 +470,18 @@ class Attached:
                 save_file(tensors, temporary, metadata={"format": "pt", "regard": json.dumps(header)})
         except (OSError, SafetensorError) as error:
             raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+
+    def _refuse_rebuilt(self) -> None:
+        """Of mechanisms that a tool gave other weights, no file could be loaded again."""
+        for site, fresh in _build(self._record, {"": 2}, 0).items():
+            wanted, here = list(fresh.state_dict()), list(self.modules[site].state_dict())
+            if set(wanted) != set(here):
+                other = next(name for name in (*here, *wanted) if (name in here) != (name in wanted))
+                raise UserError(
+                    f"cannot save {self.label!r}: at {site!r} another tool holds its weights in its own way ({other!r} "
+                    f"is {'new' if other in here else 'gone'}); first undo pruning, parametrisations and quantisation, "
+                    "or merge adapters, or keep the network's whole state dict"
+                )
 
     def __repr__(self) -> str:
         if not self.modules:
@@ -521,6 +649,7 @@ def attached(model: nn.Module) -> list[Attached]:
         >>> regard.attached(torch.nn.Linear(2, 2))
         []
     """
+    _mend(model)
     found: dict[tuple[str, str], Attached] = {}
     for name, module in model.named_modules():
         if isinstance(module, Inserted):
@@ -725,9 +854,9 @@ def _insert(model: nn.Module, label: str, record: dict[str, Any], built: Mapping
     for name, mechanism in built.items():
         site = modules[name]
         if not hasattr(site, CHILD):
-            site.add_module(CHILD, Inserted().train(site.training))
-            site.register_forward_hook(_send_through)
+            _hook(site, Inserted().train(site.training))
         inserted: Any = getattr(site, CHILD)
+        _guard(model).places[name] = inserted
         tensor = _reference_tensor(site, model)
         if tensor is not None:
             mechanism.to(device=tensor.device, dtype=tensor.dtype)
@@ -855,6 +984,7 @@ def _take_out(everywhere: Mapping[str, nn.Module], site: str, inserted: Inserted
         del module._modules[CHILD]
         for key in _hooks(module):
             del module._forward_hooks[key]
+        _unmark(module)
 
 
 def _kernels(modules: Mapping[str, nn.Module], survey: Survey) -> str:

@@ -25,7 +25,7 @@ from regard.drawing import CAPTIONS, can_draw, data_uri, draw, grid, resize, rgb
 from regard.errors import UserError
 from regard.files import slug, whole, write_text
 from regard.images import below, deep, formats, is_image, once, reading, upright
-from regard.meaning import FIGURES, Curves, Meaning, erase, judge, likeness, moved_by, randomised
+from regard.meaning import FIGURES, Curves, Meaning, can_be_drawn, erase, judge, likeness, moved_by, randomised
 from regard.models import open_model
 from regard.named import Named
 from regard.recording import Map, record, views
@@ -60,6 +60,9 @@ class Subject:
         classes: their names; empty where they have none.
         random: whether its weights are known to be.
         note: what a reader must know of it.
+        square: whether it is shown the middle square of a picture alone, as `compare` does it; else the whole picture,
+            squeezed.
+        peak: the largest number in the pictures of more than 8 bits a value that it was trained on, if it was.
     """
 
     model: nn.Module
@@ -71,6 +74,8 @@ class Subject:
     classes: Sequence[str] = ()
     random: bool = False
     note: str = ""
+    square: bool = False
+    peak: int | None = None
 
     @classmethod
     def of(cls, model: nn.Module, name: str | None = None, sides: tuple[int, ...] | None = None) -> Subject:
@@ -92,7 +97,8 @@ class Subject:
         return cls(model, name or type(model).__name__, (height, width), channels, mean, deviation, classes)
 
     def prepare(self, pictures: Iterable[Image.Image]) -> Tensor:
-        """(B, channels, height, width) of RGB pictures of any size, which are squeezed to this one."""
+        """(B, channels, height, width) of RGB pictures of any size, which are brought to this one."""
+        pictures = map(self.framed, pictures)
         height, width = self.size
         mode = "L" if self.channels == 1 else "RGB"
         resized = [p.convert(mode).resize((width, height), Image.Resampling.BICUBIC) for p in pictures]
@@ -100,6 +106,26 @@ class Subject:
         pixels = pixels.unsqueeze(1) if self.channels == 1 else pixels.movedim(-1, 1)
         mean, deviation = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (self.mean, self.deviation))
         return (pixels - mean) / deviation
+
+    def framed(self, picture: Image.Image) -> Image.Image:
+        """What the network is shown of a picture, not yet scaled."""
+        if not self.square:
+            return picture
+        edge = min(picture.size)
+        left, top = ((side - edge) // 2 for side in picture.size)
+        return picture.crop((left, top, left + edge, top + edge))
+
+    @property
+    def prepared(self) -> str:
+        """How its pictures are prepared, in words."""
+        height, width = self.size
+        share = "their middle squares, scaled" if self.square else "whole, squeezed"
+        grey = ", in grey" if self.channels == 1 else ""
+        numbers = [", ".join(f"{value:.3g}" for value in values) for values in (self.mean, self.deviation)]
+        return (
+            f"Pictures are shown to the network {share} to {height} x {width} pixels{grey}, less each channel's mean "
+            f"({numbers[0]}) and over its deviation ({numbers[1]})."
+        )
 
     def called(self, number: int) -> str:
         """A class in words."""
@@ -263,6 +289,9 @@ def look(
     masks: str | Path | None = None,
     smooth: bool = True,
     size: int = 160,
+    input_size: int | tuple[int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     batch: int = 8,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Gallery:
@@ -282,6 +311,8 @@ def look(
             object and 255 beside others is a border that counts as none.
         smooth: whether a map's values are blended or drawn as blocks.
         size: the longer side of a picture in the gallery.
+        input_size, mean, std: height and width of what the network is shown, and the mean and standard deviation of
+            each channel, as shares of 1, by which it is normalised, where they are others than `Subject.of` takes.
         batch: pictures at a time.
         progress: called with what is done, how much of it, and of how much.
 
@@ -294,7 +325,8 @@ def look(
     if not all(0 <= at <= 1 for at in query):
         raise UserError(f"query is (row, column) as shares of the sides, from 0 to 1, got {query!r}")
     subjects = [one if isinstance(one, Subject) else Subject.of(one) for one in given]
-    names, pictures, notes = _read(paths)
+    subjects = [_prepared(one, input_size, mean, std) for one in subjects]
+    names, pictures, notes = _read(paths, max((one.peak for one in subjects if one.peak), default=None))
     objects = None if masks is None else _masks(Path(masks), names)
     asked = _Asked(target, method, layer, query, head, every, checks, smooth, size, batch)
     shown = []
@@ -306,6 +338,24 @@ def look(
 
         shown.append(_view(subject, pictures, objects, asked, tell))
     return Gallery(names, [resize(picture, size) for picture in pictures], shown, notes)
+
+
+def _prepared(
+    subject: Subject,
+    size: int | tuple[int, int] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Subject:
+    """The network with other pictures than those it is known by."""
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and len(values) != subject.channels:
+            raise UserError(f"{name} is one number for each of {subject.channels} channels, got {list(values)}")
+    if std is not None and min(std) <= 0:
+        raise UserError(f"std is above 0, got {list(std)}")
+    sides = (size, size) if isinstance(size, int) else size
+    if sides is not None and not (len(sides) == 2 and all(type(side) is int and 1 <= side <= 4096 for side in sides)):
+        raise UserError(f"input_size is a height and a width from 1 to 4096, got {size!r}")
+    return replace(subject, size=sides or subject.size, mean=mean or subject.mean, deviation=std or subject.deviation)
 
 
 @dataclass(frozen=True)
@@ -396,12 +446,12 @@ def _peak(paths: Sequence[Path]) -> int | None:
     return max(found, default=None)
 
 
-def _read(paths: Sequence[Any]) -> tuple[list[str], list[Image.Image], list[str]]:
+def _read(paths: Sequence[Any], peak: int | None = None) -> tuple[list[str], list[Image.Image], list[str]]:
     names: list[str] = []
     pictures: list[Image.Image] = []
     notes: list[str] = []
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
-    peak = _peak(expand([given for given in paths if isinstance(given, str | Path)]))
+    peak = peak or _peak(expand([given for given in paths if isinstance(given, str | Path)]))
     for at, given in enumerate(paths):
         if not isinstance(given, str | Path):
             names.append(f"picture {at + 1}")
@@ -548,7 +598,10 @@ def _view(
     """One network on every picture."""
     notes = ["The network's weights are random: pass --weights FILE or --pretrained."] if subject.random else []
     notes += [subject.note] if subject.note else []
+    notes.append(subject.prepared)
     images = subject.prepare(pictures)
+    pictures = [subject.framed(picture) for picture in pictures]
+    masks = None if masks is None else [subject.framed(mask) for mask in masks]
     weights = next((one for one in subject.model.parameters() if one.is_floating_point()), images)
     images = images.to(weights.device, weights.dtype)
     where = _layer(subject.model, images, asked.layer, notes)
@@ -608,7 +661,7 @@ def _view(
         columns.append(column)
     if not any(column.kind not in METHODS for column in columns) and not found.hidden:
         only = "there are only the reasons for its decisions" if columns else "there is nothing to show"
-        notes.append(f"No attention was found in this network: {only}.")
+        notes.append(f"No attention that could be recognised was found in this network: {only}.")
     words = [
         "" if score is None else f"{subject.called(number)}, {100 * score:.{1 if score < 0.01 else 0}f} %"
         for number, score in found.classes
@@ -672,7 +725,7 @@ def _drawn_anew(
     """How like their maps with random weights the maps are, from no layer drawn anew to all; and the last of these."""
     likenesses = {key: [1.0] for key in values}
     last: dict[Key, np.ndarray] = {}
-    layers = sum(hasattr(module, "reset_parameters") for module in subject.model.modules())
+    layers = sum(map(can_be_drawn, subject.model.modules()))
     stages = sorted({round(layers * stage / STAGES) for stage in range(1, STAGES + 1)} - {0})
     for number, (_, copy) in enumerate(randomised(subject.model, images[:1]), start=1):
         if number not in stages:
@@ -930,4 +983,6 @@ def _compared(path: Path, own: str | None) -> Subject:
         f"classes alone: {', '.join(question['classes'][:12])}{', ...' if len(question['classes']) > 12 else ''}."
     )
     name = f"{arm} in {question['model']}"
-    return Subject(model, name, (side, side), channels, mean, deviation, question["classes"], note=note)
+    return Subject(
+        model, name, (side, side), channels, mean, deviation, question["classes"], False, note, True, images.peak
+    )

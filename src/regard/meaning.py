@@ -362,16 +362,40 @@ def randomised(model: nn.Module, example: Any, *, seed: int = 0) -> Iterator[tup
     order: list[str] = []
     with torch.no_grad(), borrowed(copy) as twin:
         for name, module in twin.named_modules():
-            if hasattr(module, "reset_parameters"):
+            if can_be_drawn(module):
                 module.register_forward_hook(lambda *_, name=name: order.append(name))
         call(twin, example)
-    unseen = [name for name in modules if hasattr(modules[name], "reset_parameters") and name not in order]
+    unseen = [name for name in modules if can_be_drawn(modules[name]) and name not in order]
     with same_randomness():
         torch.manual_seed(seed)
         for name in (*dict.fromkeys(reversed(order)), *unseen):  # ops may read a layer's weights without calling it
             with torch.no_grad():
-                modules[name].reset_parameters()
+                _draw_anew(modules[name])
             yield name, copy
+
+
+def can_be_drawn(module: nn.Module) -> bool:
+    """Whether a module has weights, or numbers that were measured, of its own."""
+    return hasattr(module, "reset_parameters") or next(_own(module), None) is not None
+
+
+def _own(module: nn.Module) -> Iterator[Tensor]:
+    kept = (tensor for name, tensor in module._buffers.items() if name not in module._non_persistent_buffers_set)
+    for tensor in (*module._parameters.values(), *kept):
+        if tensor is not None and tensor.is_floating_point() and tensor.numel() and bool(tensor.isfinite().all()):
+            yield tensor
+
+
+def _draw_anew(module: Any) -> None:
+    """As the module starts, where it can; what does not start by itself, from its own mean and deviation."""
+    if hasattr(module, "reset_parameters"):
+        module.reset_parameters()
+        return
+    for tensor in _own(module):
+        mean, deviation = tensor.float().mean(), tensor.float().std(correction=0)
+        if deviation == 0:  # such as a gate's one number
+            deviation = 0.1 * mean.abs() if mean else torch.ones_like(mean)
+        tensor.copy_(torch.randn(tensor.shape, device=tensor.device) * deviation + mean)
 
 
 def stays(

@@ -79,8 +79,8 @@ def record(
         A list that grows by one `Map` for each tap, gate or product and call, in the order of the calls.
 
     Raises:
-        UserError: the model is compiled or TorchScript (torch would ignore the hooks), a place lies beside the
-            picture, or the model has no taps and `every` is False.
+        UserError: the model is compiled or TorchScript (torch would ignore the hooks) or spread over several devices
+            by `torch.nn.DataParallel`, a place lies beside the picture, or the model has no taps and `every` is False.
 
     Example:
         >>> import regard, torch
@@ -91,6 +91,8 @@ def record(
         ('gate', torch.Size([2, 16, 1, 1]))
     """
     refuse_unseen(model)
+    if any(isinstance(module, nn.DataParallel) and len(module.device_ids) > 1 for module in model.modules()):
+        raise UserError("DataParallel runs copies of the model in threads, which are not recorded: record model.module")
     for query in queries or ():
         if not isinstance(query, int) and not all(0 <= float(at) <= 1 for at in query):
             raise UserError(f"a place is (row, column) as shares of the sides, from 0 to 1, got {query!r}")

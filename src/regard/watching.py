@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from threading import get_ident
 from typing import Any
@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack,
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from regard.batches import TURNS, Batches
 from regard.layout import Layout
 from regard.tap import Query, Tap, reading, recomputing
 from regard.windows import Place, Windows
@@ -33,10 +34,7 @@ FORMS = {
     "to", "type_as", "float", "half", "bfloat16", "getitem", "chunk", "split", "unbind", "interpolate", "dropout",
     "add", "radd", "sub", "rsub", "mul", "rmul", "div", "truediv",
 }  # fmt: skip
-# what changes the order of the axes alone
-TURNS = {
-    "permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "mT", "mH", "T", "H", "t", "adjoint",
-}  # fmt: skip
+SUMMED = FORMS | {"mean", "sum", "amax", "max"}
 PRODUCTS = {"mul", "rmul", "imul", "multiply"}
 MATRICES = {"matmul", "rmatmul", "bmm"}
 ADDED = {"baddbmm", "addbmm", "addmm"}  # to a first tensor
@@ -58,11 +56,13 @@ class _Mark:
         by: ``"softmax"`` or ``"bound"``.
         dim: of a softmax, counted from the end.
         roots: numbers of the tensors it is an elementwise function of: x sigmoid(x) is an activation, no gate.
+        last: whether a layer made it that works on the last axis, which is that of the channels then.
     """
 
     by: str
     dim: int | None
     roots: frozenset[int]
+    last: bool = False
 
 
 class Watch(TorchFunctionMode):
@@ -86,9 +86,11 @@ class Watch(TorchFunctionMode):
         self.thread = get_ident()
         # windows have a picture only where a place in it is asked for
         asked = [query for query in queries or () if not isinstance(query, int)]
+        self.batches: Batches | None = None
         self.windows = Windows() if asked and (kinds is None or "token" in kinds) else None
         self.marks: Any = WeakIdKeyDictionary()
         self.numbers: Any = WeakIdKeyDictionary()  # of tensors: an id is given again once its tensor is gone
+        self.linear: Any = WeakIdKeyDictionary()  # the results of layers that work on the last of several axes
         self.shifted: Any = WeakIdKeyDictionary()  # tensor -> roots of what it is moved by a number from
         self.batch, self.sides = 0, (1, 1)  # of the pictures that came in
         self.maps: dict[tuple[int, int], int] = {}  # sides of every map that was made of them -> when, last
@@ -106,6 +108,7 @@ class Watch(TorchFunctionMode):
             picture = next((t for t in _tensors(inputs) if t.dim() == 4), None)
             if picture is not None:
                 self.batch, self.sides = len(picture), (picture.shape[2], picture.shape[3])
+                self.batches = Batches(self.batch) if self.kinds is None or "token" in self.kinds else None
         self.stack.append(name)
 
     def leave(self) -> None:
@@ -144,6 +147,15 @@ class Watch(TorchFunctionMode):
         if self.windows:
             with torch._C.DisableTorchFunction():
                 self.windows.follow(name, func, args, kwargs, result)
+        if self.batches:
+            with torch._C.DisableTorchFunction():
+                self.batches.follow(name, func, args, kwargs, result)
+        if isinstance(result, Tensor) and result.dim() > 2:
+            made = args[0] if args else None
+            if name == "linear" or (
+                name in SUMMED and isinstance(made, Tensor) and made in self.linear and made.dim() == result.dim()
+            ):
+                self.linear[result] = True
         if name in SQUASHES:
             self._mark(name, args, kwargs, result)
         elif name in TURNS and self.marks:
@@ -176,7 +188,8 @@ class Watch(TorchFunctionMode):
         if name == "softmax":
             dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)
             dim = dim - result.dim() if dim is not None and dim >= 0 else dim
-        self.marks[result] = _Mark("softmax" if name == "softmax" else "bound", dim, self._roots(args[0]))
+        by, last = "softmax" if name == "softmax" else "bound", args[0] in self.linear
+        self.marks[result] = _Mark(by, dim, self._roots(args[0]), last)
 
     def _follow(self, name: str, args: Any, result: Any) -> None:
         given = [arg for arg in args if isinstance(arg, Tensor)]
@@ -189,7 +202,7 @@ class Watch(TorchFunctionMode):
         for tensor in _tensors(result):
             mark = marks[0]
             if mark.by == "softmax" and tensor.dim() != given[0].dim() and name not in ("dropout",):
-                mark = _Mark(mark.by, _moved(name, mark.dim, given[0], tensor), mark.roots)
+                mark = replace(mark, dim=_moved(name, mark.dim, given[0], tensor))
             self.marks[tensor] = mark
 
     def _turn(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
@@ -201,7 +214,7 @@ class Watch(TorchFunctionMode):
             sides = range(2, 2 + args[0].dim())
             with torch._C.DisableTorchFunction(), torch.no_grad():
                 turned = func(torch.empty(tuple(sides), device="meta"), *args[1:], **kwargs).shape
-            mark = _Mark(mark.by, turned.index(sides[mark.dim]) - result.dim(), mark.roots)
+            mark = replace(mark, dim=turned.index(sides[mark.dim]) - result.dim())
         self.marks[result] = mark
 
     def _shift(self, args: Any, result: Tensor) -> None:
@@ -221,9 +234,35 @@ class Watch(TorchFunctionMode):
             gate, x = sorted((left, right), key=Tensor.numel)
         mark = self.marks.get(gate)
         if mark is not None and gate.dim() <= x.dim() and self._number(x) not in mark.roots:
+            with torch._C.DisableTorchFunction(), torch.no_grad():
+                gate, x = self._channels_first(_plain(gate, x), x, mark)
             kind = _kind(gate, x, mark)
             if kind:
-                self._tell(kind, _plain(gate, x))
+                self._tell(kind, gate)
+
+    def _channels_first(self, gate: Tensor, x: Tensor, mark: _Mark) -> tuple[Tensor, Tensor]:
+        """A gate and its map with the channels before the pixels, of whatever layout they are.
+
+        Told by which sides are a picture's. Where two of them could be: what a layer on the last axis made gates
+        channels that lie there, and no gate is one of columns alone.
+        """
+        last = mark.last or not any(side > 1 for side in gate.shape[1:-1])
+        if x.dim() == 4 and mark.by == "bound":
+            here, there = self._alike(x.shape[2:]), self._alike(x.shape[1:3])
+            if (there and (last or not here)) or (mark.last and not here):
+                return gate.movedim(-1, 1), x.movedim(-1, 1)
+        elif x.dim() == 3 and mark.by == "bound":
+            layout = self._grid(x.shape[1])
+            if layout and (last or not self._grid(x.shape[2])):
+                pixels = Layout("tokens", 0, layout.grid)
+                gate, x = (t if t.shape[1] == 1 else t[:, layout.prefix :] for t in (gate, x))
+                return (gate.movedim(-1, 1).unsqueeze(-1) if gate.shape[1] == 1 else pixels.map(gate)), pixels.map(x)
+        return gate, x
+
+    def _alike(self, sides: Sequence[int]) -> bool:
+        """Whether these are the picture's, smaller in one proportion."""
+        (height, width), (rows, columns) = self.sides, sides
+        return rows > 1 and columns > 1 and abs(rows * width - columns * height) <= max(height, width)
 
     def _weigh(self, left: Any, right: Any) -> None:
         """A product of weights and values; of which the queries are the rows, or the columns."""
@@ -251,6 +290,9 @@ class Watch(TorchFunctionMode):
             queries = [letter for letter in ours if letter in kept and letter not in theirs]
             content = [letter for letter in theirs if letter in kept and letter not in ours]
             shared = [letter for letter in ours if letter in theirs and letter in kept]
+            place = self.batches.of(weights) if self.batches else None
+            if place and ours[place.axis] in shared:  # the images first
+                shared.sort(key=lambda letter: letter != ours[place.axis])
             if key not in theirs or key in kept or len(queries) != 1 or len(ours) != len(shared) + 2:
                 continue
             flat = len(content) == 1 and len(theirs) == len(shared) + 2
@@ -279,6 +321,11 @@ class Watch(TorchFunctionMode):
             if enable_gqa:
                 key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
             factor = query.shape[-1] ** -0.5 if scale is None else scale
+            held = [self.batches.first(tensor) if self.batches else tensor for tensor in (query, key, value)]
+            if any(tensor is None for tensor in held):
+                self._tell("token", (query @ key.mT * factor).softmax(-1))
+                return
+            query, key, value = held  # type: ignore[assignment]
 
             def weights(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
                 logits = query @ key.transpose(-1, -2) * factor
@@ -340,6 +387,13 @@ class Watch(TorchFunctionMode):
         if self.kinds is not None and "token" not in self.kinds:
             return
         with torch._C.DisableTorchFunction():
+            if self.batches:
+                held = self.batches.first(weights)
+                if held is None:  # whose weights they are cannot be told
+                    self._tell("token", weights)
+                    return
+                if held is not weights:
+                    weights, values = held, None if values is None else self.batches.first(values)
             square = values is not None and weights.shape == (*values.shape[:-1], values.shape[-2])
             if values is not None and square and self._tell_windows(values, lambda place: place.token(weights)):
                 return
@@ -490,7 +544,6 @@ def _kind(gate: Tensor, x: Tensor, mark: _Mark) -> str:
     """What a gate speaks of when it multiplies a map; empty where that is no attention to a map."""
     if x.dim() < 3 or gate.numel() == 1:
         return ""
-    gate = _plain(gate, x)
     whole = tuple(side == full for side, full in zip(gate.shape, x.shape, strict=True))
     if any(side not in (1, full) for side, full in zip(gate.shape, x.shape, strict=True)):
         return ""

@@ -70,6 +70,7 @@ class Images:
         masks: bool (N, S, S), true on the object, or None where that is not known.
         broken: (file, reason) of every file that could not be read and was left out.
         fingerprint: sha256 of pixels, labels, parts and classes.
+        peak: the largest number in files of more than 8 bits a value, by which they were scaled; None without such.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Images:
     masks: np.ndarray | None = field(repr=False)
     broken: tuple[tuple[str, str], ...] = field(repr=False)
     fingerprint: str
+    peak: int | None = None
 
     def split(self, seed: int) -> Split:
         """Cut the images into parts, each class by the same shares; a pure function of the images and `seed`.
@@ -198,6 +200,7 @@ def load(folder: Path, *, sure: bool = False) -> Images:
         else None,
         broken=tuple((file, reason) for file, reason in meta["broken"]),
         fingerprint=meta["fingerprint"],
+        peak=meta.get("peak"),
     )
     if sure and _fingerprint(images.classes, images.pixels, images.labels, images.parts) != images.fingerprint:
         raise UserError(
@@ -374,7 +377,7 @@ def _write_decoded(
     with whole(folder / "images.npy") as path:
         pixels = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
         _allocate(path)
-        reasons, left = decode_all([file.path for file in files], pixels, progress, skip_broken=skip_broken)
+        reasons, left, peak = decode_all([file.path for file in files], pixels, progress, skip_broken=skip_broken)
         broken = [(files[row].name, reason) for row, reason in sorted(reasons.items())]
         kept = [row for row in range(len(files)) if row not in reasons]
         if not kept or left:
@@ -388,7 +391,7 @@ def _write_decoded(
             _shorten(path, len(kept))
     names = [files[row].name for row in kept]
     labels, parts = ([getattr(files[row], what) for row in kept] for what in ("label", "part"))
-    _finish(folder, key, classes, names, labels, parts, broken=broken)
+    _finish(folder, key, classes, names, labels, parts, broken=broken, peak=peak)
 
 
 def _check_counts(classes: Sequence[str], labels: np.ndarray, parts: np.ndarray, broken: int = 0) -> None:
@@ -475,6 +478,7 @@ def _finish(
     *,
     masks: np.ndarray | None = None,
     broken: Sequence[tuple[str, str]] = (),
+    peak: int | None = None,
 ) -> None:
     """Write what belongs to the finished `images.npy`, `meta.json` last."""
     labels, parts = np.asarray(labels, np.int64), np.asarray(parts, np.int8)
@@ -488,6 +492,7 @@ def _finish(
         "classes": classes,
         "files": files,
         "broken": broken,
+        "peak": peak,
         "fingerprint": _fingerprint(classes, pixels, labels, parts),
         "key": key,
     }

@@ -120,9 +120,10 @@ def _part_folders(root: Path) -> list[tuple[Path, int]]:
 
 def decode_all(
     paths: list[Path], pixels: np.ndarray, progress: Callable[[int, int], None] | None, *, skip_broken: bool = True
-) -> tuple[dict[int, str], list[int]]:
-    """Decode every file into its row of `pixels`; returns row -> reason of those that cannot be read, and the rows that
-    were left: with a broken file that is not skipped, nothing is decoded a second time."""
+) -> tuple[dict[int, str], list[int], int | None]:
+    """Decode every file into its row of `pixels`; returns row -> reason of those that cannot be read, the rows that
+    were left (with a broken file that is not skipped, nothing is decoded a second time), and the largest number in
+    files of more than 8 bits a value, None without such files."""
     steps, side = itertools.count(1), pixels.shape[-1]
     peaks: dict[int, int] = {}
     reasons: dict[int, str] = {}
@@ -153,9 +154,9 @@ def decode_all(
         decode(range(len(paths)))
         deep = list(peaks)
         if reasons and not skip_broken:
-            return reasons, deep
+            return reasons, deep, None
         decode(deep)  # more than 8 bits: again, now that the largest value of them all is known
-    return reasons, []
+    return reasons, [], max(peaks.values(), default=None)
 
 
 def _decode(path: Path, side: int, peak: int | None) -> np.ndarray | int:

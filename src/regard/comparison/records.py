@@ -195,6 +195,7 @@ class Meta(TypedDict):
     classes: Annotated[list[str], Within(1)]
     files: list[str]
     broken: list[tuple[str, str]]
+    peak: NotRequired[Annotated[int, Within(1, 2**32)] | None]
     fingerprint: str
     key: dict[str, Any]
 

@@ -158,7 +158,7 @@ class CBAM(nn.Module):
 
     def weigh_pixels(self, joint: ops.Joint, gates: Sequence[Tensor]) -> Tensor:
         squeezed = joint.squeeze((1,), kinds=("max", "avg"), gates=gates)
-        logits = self.norm(ops.convolve(torch.cat(squeezed, dim=1), self.conv.weight))
+        logits = self.norm(ops.convolve(torch.cat(squeezed, dim=1), self.conv))
         return self.mask(torch.sigmoid(logits))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -77,4 +77,4 @@ class ECA(nn.Module):
         self.gate = Tap("channel")
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.recalibrate(x, self.gate, kernel=self.conv.weight)
+        return ops.recalibrate(x, self.gate, conv=self.conv)

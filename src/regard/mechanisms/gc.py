@@ -1,7 +1,7 @@
 """Global Context (Cao et al. 2019): https://arxiv.org/abs/1904.11492"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -133,10 +133,7 @@ class GC(nn.Module):
         if self.query is None:
             (pooled,) = joint.squeeze(axes)
         else:
-            # a 1x1 convolution, and a product of pixels and weights, as sums of the map times a factor
-            query = self.query.weight.view(1, -1, *[1] * len(axes))
-            (logits,) = joint.squeeze((1,), kinds=("sum",), gates=(query,))
-            logits = logits + self.query.bias
+            logits = self._logits(x, joint)
             weights = self.weights(logits.flatten(2).softmax(-1).view(logits.shape))
             (pooled,) = joint.squeeze(axes, kinds=("sum",), gates=(weights,))
         context = pooled.flatten(1)
@@ -147,6 +144,15 @@ class GC(nn.Module):
         if self.add is not None:
             shift = self.add(context).view(pooled.shape)
         return joint.gate(*gates, shift=shift)
+
+    def _logits(self, x: Tensor, joint: ops.Joint) -> Tensor:
+        assert self.query is not None
+        if not ops.plain(self.query):
+            return cast(Tensor, self.query(x))
+        # a 1x1 convolution, as the sum of the map times a factor
+        query = self.query.weight.view(1, -1, *[1] * (x.dim() - 2))
+        (logits,) = joint.squeeze((1,), kinds=("sum",), gates=(query,))
+        return logits + self.query.bias
 
 
 def _network(channels: int, width: int) -> nn.Sequential:

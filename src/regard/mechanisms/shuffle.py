@@ -84,6 +84,8 @@ class Shuffle(nn.Module):
         self.blend = Blend()
 
     def forward(self, x: Tensor) -> Tensor:
+        if not ops.plain(self.norm):
+            return self.blend(x, self._weigh(x))
         none = x.new_zeros(len(self.channel_weight))
         y = ops.selfgate(
             x,
@@ -95,6 +97,16 @@ class Shuffle(nn.Module):
             shuffle=True,
         )
         return self.blend(x, y)
+
+    def _weigh(self, x: Tensor) -> Tensor:
+        """The same, the norm being called."""
+        a, b = x.unflatten(1, (self.groups, -1)).flatten(0, 1).chunk(2, dim=1)
+        wide = lambda weight: weight.view(1, -1, *[1] * (x.dim() - 2))  # noqa: E731
+        mean = a.mean(tuple(range(2, x.dim())), keepdim=True)
+        channel = (wide(self.channel_weight) * mean + wide(self.channel_bias)).expand_as(a)
+        pixel = wide(self.pixel_weight) * self.norm(b) + wide(self.pixel_bias)
+        gate = torch.sigmoid(torch.cat([channel, pixel], dim=1)).unflatten(0, (-1, self.groups)).flatten(1, 2)
+        return (x * self.gate(gate)).unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
 
     def extra_repr(self) -> str:
         return f"groups={self.groups}"

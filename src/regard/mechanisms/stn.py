@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import is_autocast_available
 from torch.nn import functional as F
 
 from regard.errors import UserError, near
@@ -108,6 +110,11 @@ def _tutorial(channels: int) -> nn.Sequential:
         nn.Conv2d(8, 10, 5), nn.MaxPool2d(2), nn.ReLU(),
         nn.Flatten(), nn.Linear(10 * 3 * 3, 32), nn.ReLU(),
     )  # fmt: skip
+
+
+def _full_precision(x: Tensor) -> AbstractContextManager[Any]:
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext()
 
 
 def _start_exactly(module: nn.Module) -> None:
@@ -239,9 +246,9 @@ class STN(nn.Module):
                 f"stn: the localisation network gives {features.shape[1]} numbers for each image of "
                 f"{tuple(x.shape[1:])}, and hidden says {self.head.in_features}: pass hidden={features.shape[1]}"
             )
-        # the bias is added in full precision: near the identity, bfloat16 frames would jump by pixels
-        theta = F.linear(features, self.head.weight).to(x.dtype) + self.head.bias
-        return self.frame(theta.reshape(-1, *self.unit.shape[1:]))
+        with _full_precision(x):  # near the identity, bfloat16 frames would jump by pixels
+            theta = self.head(features.to(self.unit.dtype))
+        return self.frame(theta.to(x.dtype).reshape(-1, *self.unit.shape[1:]))
 
     def forward(self, x: Tensor) -> Tensor:
         axes = self.unit.shape[1]

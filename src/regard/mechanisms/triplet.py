@@ -1,7 +1,6 @@
 """Triplet Attention (Misra et al. 2021): https://arxiv.org/abs/2010.03045"""
 
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -89,12 +88,12 @@ class Triplet(nn.Module):
         return joint.gate(*gates, mean=True)
 
     def _weigh(self, pair: tuple[Tensor, Tensor], axis: int, conv: nn.Module, norm: nn.Module) -> Tensor:
-        squeezed, weight = torch.stack([z.squeeze(axis) for z in pair], dim=1), cast(Tensor, conv.weight)
+        squeezed = torch.stack([z.squeeze(axis) for z in pair], dim=1)
         if axis == 3:  # rows by channels, as the authors turn it
             return (
-                torch.sigmoid(norm(ops.convolve(squeezed.transpose(2, 3), weight)))
+                torch.sigmoid(norm(ops.convolve(squeezed.transpose(2, 3), conv)))
                 .squeeze(1)
                 .transpose(1, 2)
                 .unsqueeze(3)
             )
-        return torch.sigmoid(norm(ops.convolve(squeezed, weight))).squeeze(1).unsqueeze(axis)
+        return torch.sigmoid(norm(ops.convolve(squeezed, conv))).squeeze(1).unsqueeze(axis)

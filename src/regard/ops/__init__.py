@@ -1,10 +1,12 @@
 """The ops that carry the mechanisms. Each has a plain implementation that is the law; see `dispatch`."""
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from regard.conv import Pointwise
 from regard.errors import UserError
 from regard.ops.agreeing import reference as _agreeing
 from regard.ops.attending import reference as _attending
@@ -31,6 +33,8 @@ __all__ = [
     "squeeze",
     "use_impl",
 ]
+
+PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GroupNorm, Pointwise)  # layers whose weights ops may read
 
 agreeing = Op("regard.ops.agreeing", _agreeing.run)
 attending = Op("regard.ops.attending", _attending.run)
@@ -131,13 +135,21 @@ class Joint:
         return gating(self._x, gates, mean, shift)
 
 
+def plain(layer: nn.Module) -> bool:
+    """Whether a layer does nothing but what its class does, so that an op may read its weights instead of calling it.
+
+    Hooks, pruning, parametrisations, adapters, quantisation and what loads weights for each call make the difference.
+    """
+    return type(layer) in PLAIN and not hooked(layer)
+
+
 def recalibrate(
     x: Tensor,
     tap: Tap,
     *,
     down: nn.Linear | None = None,
     up: nn.Linear | None = None,
-    kernel: Tensor | None = None,
+    conv: nn.Module | None = None,
 ) -> Tensor:
     """Weigh every channel of a map by what a few weights make of the channels' means.
 
@@ -151,26 +163,26 @@ def recalibrate(
     Tolerance: float32 1e-5, bfloat16 5e-2, float16 1e-2, relative to the largest value
 
     The same as a `Joint` that is squeezed, a gate made of the means by `excite` or `convolve`, and the map weighed by
-    it, in one call; where the tap is watched, on other devices, and where layers are hooked or no plain `nn.Linear`, it
-    is just that.
+    it, in one call; where the tap is watched, on other devices, and where layers are not `plain`, it is just that.
 
     Args:
         x: the map.
         tap: shows the gate, (B, C, 1, ...), and fades it in.
         down, up: the layers of a small network that sees all channels, or
-        kernel: the weights of a convolution along them.
+        conv: an `nn.Conv1d` along them, of one kernel as wide as wanted.
     """
-    if (kernel is None) == (down is None or up is None):
-        raise UserError("recalibrate: give down and up, or kernel")
-    plain = all(layer is None or (type(layer) is nn.Linear and not hooked(layer)) for layer in (down, up))
-    if x.is_cpu and plain and not tap.watched:
-        if down is None or up is None:
-            return recalibrating(x, kernel, None, None, None, None, *tap.applied)
+    if (conv is None) == (down is None or up is None):
+        raise UserError("recalibrate: give down and up, or conv")
+    if x.is_cpu and not tap.watched and all(layer is None or plain(layer) for layer in (down, up, conv)):
+        if conv is not None:
+            return recalibrating(x, conv.weight, None, None, None, None, *tap.applied)
+        assert down is not None
+        assert up is not None
         return recalibrating(x, None, down.weight, down.bias, up.weight, up.bias, *tap.applied)
     joint = Joint(x)
     (s,) = joint.squeeze(tuple(range(2, x.dim())))
-    if kernel is not None:
-        gate = torch.sigmoid(convolve(s.flatten(1).unsqueeze(1), kernel))
+    if conv is not None:
+        gate = torch.sigmoid(convolve(s.flatten(1).unsqueeze(1), conv))
     else:
         assert down is not None
         assert up is not None
@@ -229,13 +241,13 @@ def excite(*squeezed: Tensor, down: nn.Linear, up: nn.Linear) -> Tensor:
     Impls:     reference, cpu
     Tolerance: float32 1e-5, bfloat16 3e-2, float16 4e-3, relative to the largest value
 
-    Layers that are hooked, parametrised or no plain `nn.Linear` are called as they are.
+    Layers that are not `plain` are called as they are.
 
     Args:
         squeezed: one or more, such as averages and maxima.
         down, up: the layers.
     """
-    if all(type(layer) is nn.Linear and not hooked(layer) for layer in (down, up)):
+    if plain(down) and plain(up):
         return exciting(squeezed, down.weight, down.bias, up.weight, up.bias)
     if len(squeezed) == 1:
         return torch.sigmoid(up(torch.relu(down(squeezed[0]))))
@@ -340,7 +352,7 @@ def cross(query: Tensor, key: Tensor, value: Tensor, *, watch: Callable[[Tensor]
     return crossing(query, key, value, watch)
 
 
-def convolve(x: Tensor, weight: Tensor) -> Tensor:
+def convolve(x: Tensor, conv: nn.Module) -> Tensor:
     """Look at a few maps through one wide kernel: a convolution with one result, as large as the maps.
 
     Formula:   y = sum over channels and offsets of weight * x, with zeros beyond the border
@@ -354,8 +366,10 @@ def convolve(x: Tensor, weight: Tensor) -> Tensor:
     A mask is drawn by such a kernel from two maps; torch's convolution, made for many channels, takes several times as
     long for it as everything else that the gate does.
 
+    A layer that is not `plain` is called as it is.
+
     Args:
         x: the maps.
-        weight: the kernel.
+        conv: `nn.Conv1d`, `nn.Conv2d` or `nn.Conv3d` with these weights, no bias, and a padding that keeps the sides.
     """
-    return convolving(x, weight)
+    return convolving(x, cast(Tensor, conv.weight)) if plain(conv) else cast(Tensor, conv(x))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 KINDS = ("avg", "sum", "max", "var", "lp", "lse")
 
@@ -23,8 +24,9 @@ def _squeeze(x: Tensor, dims: tuple[int, ...], kind: str) -> Tensor:
     if kind == "sum":
         return x.sum(dims, keepdim=True)
     if kind == "max":
-        if not (x.requires_grad and torch.is_grad_enabled()):
-            return x.amax(dims, keepdim=True)  # the same values, several times as fast
+        # the same values, several times as fast; a trace is compared with one that was made without gradients
+        if is_tracing() or not (x.requires_grad and torch.is_grad_enabled()):
+            return x.amax(dims, keepdim=True)
         # one axis after the other, the last one first: among equal maxima the first in memory order gets the whole
         # gradient, as in max pooling; `amax` would share it among them
         for dim in sorted(dims, reverse=True):

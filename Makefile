@@ -55,7 +55,7 @@ trust: .venv/built
 # what becomes of attention under other people's tools, the table in docs/frameworks.md; some are installed for it alone
 tools: .venv/built
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .venv/peers --no-deps peft accelerate transformers \
-		tokenizers huggingface_hub regex
+		tokenizers huggingface_hub regex torchao
 	PYTHONPATH=.venv/peers:tests $(BIN)/python -m tools
 
 # random use of what is public, damaged files, interruptions: what came of it is a part of docs/trust.md

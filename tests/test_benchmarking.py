@@ -304,6 +304,7 @@ def test_what_is_missing_is_named_with_its_command(monkeypatch, here):
 # ---- the process, the command
 
 
+@pytest.mark.slow
 def test_a_benchmark_in_a_process_of_its_own(tmp_path):
     said = []
     names = ["eca[kernel_size=3]", "gate:spatial"]

@@ -7,9 +7,14 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
-from evidence import PAGE, TABLES, load, pack, render, rows, unpack
+from evidence import PAGE, ROOT, TABLES, load, pack, render, rows, unpack
 
 FOUND = load()
+
+
+def test_the_readme_says_what_the_page_says():
+    headline = next(line for line in PAGE.read_text().splitlines() if line.startswith("**"))
+    assert headline.strip("*") in (ROOT / "README.md").read_text()
 
 
 def test_the_page_is_made_from_the_results():

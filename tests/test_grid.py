@@ -88,6 +88,7 @@ def test_a_killed_worker_costs_no_run_and_one_that_is_killed_twice_its_run_alone
         assert record["weights_sha256"] == whole["weights_sha256"]
 
 
+@pytest.mark.slow
 def test_a_fault_is_tried_again_from_the_start_in_another_layout(asked, place):
     """What a fault leaves behind may be damaged, and the layout may be its cause."""
     question = asked[1] | {"epochs": 4, "model": "small_resnet[width=8]"}

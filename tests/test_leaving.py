@@ -29,7 +29,10 @@ def test_every_mechanism_was_asked_everything(name):
 
 
 @pytest.mark.parametrize("name", ["se", pytest.param("danet_position", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("column", ["export", "onnx", "bf16", "channels_last", "deterministic"])
+@pytest.mark.parametrize(
+    "column",
+    ["onnx", *(pytest.param(c, marks=pytest.mark.slow) for c in ("export", "bf16", "channels_last", "deterministic"))],
+)
 def test_a_sample_is_found_again(name, column):
     answer = leaving.ask(name, column)
     assert not isinstance(answer, str), answer

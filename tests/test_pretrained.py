@@ -85,6 +85,7 @@ def test_the_example_counts_what_it_says(example, model, photos, monkeypatch):
     assert regard.attached(model) == []
 
 
+@pytest.mark.slow
 def test_its_reasons_are_captums_and_the_network_needs_them(model, photos):
     from captum.attr import LayerGradCam
 

@@ -488,6 +488,41 @@ def test_gates_are_found_in_every_spelling(squash, gate, first):
         assert torch.allclose(found.value.reshape(model.true.shape), model.true, atol=1e-6)
 
 
+JOINED = {
+    "sum": (lambda a, b: a + b, "channel"),
+    "half the sum": (lambda a, b: 0.5 * (a + b), "channel"),
+    "product": (lambda a, b: a * b, "channel"),
+    "maximum": (lambda a, b: torch.maximum(a, b), "channel"),
+    "the larger": (lambda a, b: torch.max(a, b), "channel"),
+    "of channels and pixels": (lambda a, b: a + b.mean(1, keepdim=True).sigmoid(), "element"),
+}
+
+
+class Joined(nn.Module):
+    def __init__(self, join, wide):
+        super().__init__()
+        self.join, self.wide = join, wide
+        self.conv, self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        x = self.conv(x)
+        s = x.mean((2, 3), keepdim=True)
+        gate = self.join(self.a(s).sigmoid(), self.b(x) if self.wide else self.b(s).sigmoid())
+        self.true = gate.detach()
+        return x * gate
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_gates_made_of_two(name):
+    join, kind = JOINED[name]
+    model = Joined(join, kind == "element").eval()
+    with torch.no_grad(), regard.record(model) as maps:
+        model(torch.randn(2, 3, 9, 11))
+    found = maps[-1]
+    assert found.kind == kind
+    assert torch.equal(found.value, model.true)
+
+
 # --- gates where the channels are last --------------------------------------------------------------------------------
 
 GATED = {  # a map (B, *places, C) and a layer of as many channels -> its gate

@@ -175,6 +175,14 @@ def onnx(net, x):
     return lambda x: torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
 
 
+@tool("torchao's `quantize_` (int8 weights)", needs="torchao")
+def quantised_weights(net, x):
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    quantize_(net, Int8WeightOnlyConfig())
+    return net
+
+
 @tool("`accelerate.cpu_offload`", needs="accelerate")
 def offloaded(net, x):
     from accelerate import cpu_offload

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,9 @@ TURNS = {
 }  # fmt: skip
 # what takes a tensor apart along its axes, or adds axes of one
 PARTS = {"getitem", "unbind", "chunk", "split", "tensor_split", "select", "narrow", "squeeze", "unsqueeze"}
+
+
+JOINED = {"cat", "concat", "concatenate", "stack", "einsum"}  # take tensors in a list
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,15 @@ class Batches:
         """See one function of torch at work, as `regard.windows.Windows.follow` does."""
         if not (self._moved or name in TURNS):
             return  # most calls of most networks
+        first = args[0] if args else None
+        turned = name in TURNS and isinstance(first, Tensor) and not isinstance(first, nn.Parameter)
+        if not (turned or any(isinstance(arg, Tensor) and arg in self._moved for arg in args) or name in JOINED):
+            return
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
-        if name in ("cat", "stack", "einsum") and args:
+        if name in JOINED:
             tensors += [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
         known = [tensor for tensor in tensors if tensor in self._moved]
-        if not known and (name not in TURNS or not tensors or isinstance(tensors[0], nn.Parameter)):
+        if not known and not turned:
             return
         main = max(tensors, key=lambda tensor: (tensor.numel(), tensor.dim()))
         if known and main not in self._moved:
@@ -104,6 +111,12 @@ class Batches:
     ) -> Place | None:
         if name in REGROUPINGS - PARTS:
             return self._regrouped(main.shape, place, result.shape)
+        if not kwargs and name in ("transpose", "permute"):  # the most, and in every layer of a transformer
+            axes = args[1:] if isinstance(args[1], int) else args[1]
+            axes = [axis % main.dim() for axis in axes]
+            if name == "permute":
+                return replace(place, axis=axes.index(place.axis))
+            return replace(place, axis=dict(zip(axes, axes[::-1], strict=True)).get(place.axis, place.axis))
         if name in TURNS or name in PARTS:
             # a tensor without memory, in which the side of the images is like no other
             sides = list(main.shape)
@@ -121,7 +134,7 @@ class Batches:
             axis = _lettered(args, main, place.axis)
             return None if axis is None else Place(axis, place.before, place.after)
         same = result.dim() == main.dim() and result.shape[place.axis] == main.shape[place.axis]
-        return place if same and name not in ("cat", "stack") else None
+        return place if same and name not in JOINED else None
 
     def _regrouped(self, before: torch.Size, place: Place, after: torch.Size) -> Place | None:
         stride = place.after * math.prod(before[place.axis + 1 :])  # from one image to the next, in numbers

@@ -364,7 +364,10 @@ class _Pass:
             torch.set_grad_enabled(True)
             self.scores, self.classes = _score(output, target)
             if self.scores.requires_grad:
-                found = self._differentiate(self.scores.sum())
+                apart = self.scores.dim() and any(len(kept) != len(self.scores) for kept in self.kept.values())
+                found = torch.autograd.grad(
+                    self.scores.sum(), [*self.kept.values()], allow_unused=True, retain_graph=bool(apart)
+                )
                 self.gradients = dict(zip(self.kept, found, strict=True))
             self.pictures = len(self.scores) if self.scores.dim() else next(iter(_pictures_in(example)), None)
             if self.scores.dim() and len(self.scores) > 1:
@@ -383,9 +386,6 @@ class _Pass:
             return first.clone()  # what follows may write over it
 
         return keep
-
-    def _differentiate(self, score: Tensor) -> Sequence[Tensor | None]:
-        return torch.autograd.grad(score, [*self.kept.values()], allow_unused=True, retain_graph=True)
 
     def _sort(self, key: Key) -> None:
         """Of a layer that holds several maps for each picture, the numbers (pictures, frames) of theirs, as far as the

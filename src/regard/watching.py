@@ -34,6 +34,8 @@ FORMS = {
     "to", "type_as", "float", "half", "bfloat16", "getitem", "chunk", "split", "unbind", "interpolate", "dropout",
     "add", "radd", "sub", "rsub", "mul", "rmul", "div", "truediv",
 }  # fmt: skip
+# what makes one gate of two
+JOINS = {"add", "radd", "iadd", "mul", "rmul", "imul", "maximum", "minimum", "max", "min"}
 SUMMED = FORMS | {"mean", "sum", "amax", "max"}
 PRODUCTS = {"mul", "rmul", "imul", "multiply"}
 MATRICES = {"matmul", "rmatmul", "bmm"}
@@ -160,7 +162,7 @@ class Watch(TorchFunctionMode):
             self._mark(name, args, kwargs, result)
         elif name in TURNS and self.marks:
             self._turn(func, args, kwargs, result)
-        elif name in FORMS and self.marks:
+        elif (name in FORMS or name in JOINS) and self.marks:
             self._follow(name, args, result)
         elif name in ("add", "radd") and isinstance(result, Tensor):
             self._shift(args, result)
@@ -194,6 +196,12 @@ class Watch(TorchFunctionMode):
     def _follow(self, name: str, args: Any, result: Any) -> None:
         given = [arg for arg in args if isinstance(arg, Tensor)]
         marks = [self.marks[tensor] for tensor in given if tensor in self.marks]
+        if name in JOINS and len(marks) == len(given) == 2 and all(mark.by == "bound" for mark in marks):
+            roots = frozenset().union(*(mark.roots for mark in marks))
+            self.marks[result] = _Mark("bound", None, roots, any(mark.last for mark in marks))
+            return
+        if name not in FORMS:
+            return
         # with another tensor it is a gate no more, but for expand_as
         if len(marks) != 1 or (len(given) > 1 and name != "expand_as"):
             if name in ("add", "radd") and isinstance(result, Tensor):

@@ -280,6 +280,7 @@ def test_auto_stops_what_is_decided_and_goes_on_with_what_is_not(photos, tmp_pat
     assert "Added after looking: 2 seeds (10, 11)" in str(more)
 
 
+@pytest.mark.slow
 def test_a_plan_that_was_killed_goes_on_with_the_same_runs(photos, tmp_path, monkeypatch):
     options = {"data": photos, "seeds": "auto", "looks": [2, 3], "pairing": "none"}
     whole = compare(["se", "eca"], out=tmp_path / "whole", **options)
@@ -505,6 +506,7 @@ def test_a_frozen_trunk_is_said_in_text_report_and_command(photos, tmp_path, mon
     assert cli._run(shlex.split(comparison.asked[0]["command"])[1:], debug=True) == 0
 
 
+@pytest.mark.slow
 def test_grey_images_in_a_timm_model_from_weights(tmp_path):
     torch.save(hosts.build("test_resnet", 4, 1, seed=3).state_dict(), tmp_path / "w.pt")
     question = {"model": "test_resnet", "weights": tmp_path / "w.pt", "size": 32, "batch": 512}

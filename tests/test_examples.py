@@ -15,14 +15,6 @@ DOCS = ROOT / "docs" / "examples"
 SECONDS = 90  # of processor time, so that a slow machine fails nothing; a quick one needs about 8
 
 EVERY = [path for path in sorted((ROOT / "examples").glob("*.py")) if path.stem != "common"]
-SLOW = {
-    "solar_cells",
-    "stn",
-    "segmentation",
-    "video",
-    "glimpse",
-    "pretrained",
-}  # the other says sooner whether examples still run
 UNTRAINED = {"pretrained"}
 
 
@@ -35,9 +27,8 @@ def published(name):
     return {path: path.stat().st_mtime_ns for path in DOCS.glob(f"{name}.*")}
 
 
-@pytest.mark.parametrize(
-    "script", [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in SLOW), id=path.stem) for path in EVERY]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("script", EVERY, ids=lambda path: path.stem)
 def test_a_quick_try_makes_a_page_and_leaves_that_in_the_docs_alone(script):
     page, figure = QUICK / f"{script.stem}.md", QUICK / f"{script.stem}.webp"
     page.unlink(missing_ok=True)

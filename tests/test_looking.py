@@ -396,6 +396,7 @@ def test_what_cannot_be_laid_on_the_picture_is_named(folder):
     assert "No attention that could" not in notes
 
 
+@pytest.mark.slow
 def test_other_precisions(folder):
     gallery = regard.look(little().bfloat16(), [folder / "coffee.png"])
     assert [column.kind for column in gallery.views[0].columns] == ["channel", "spatial", "grad-cam"]
@@ -428,3 +429,22 @@ def test_networks_that_cannot_be_looked_into(folder):
     (view,) = regard.look(Subject(flat, "flat", (32, 32)), picture).views
     assert any("No layer gives a map" in note for note in view.notes)
     assert any("there is nothing to show" in note for note in view.notes)
+
+
+def test_what_was_seen_and_passed_over_is_named(folder):
+    """One number for a whole image weighs neither channels nor places."""
+
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, 2, 1)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return y * torch.sigmoid(x.mean((1, 2, 3), keepdim=True))
+
+    model = nn.Sequential(Odd(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    (view,) = regard.look(Subject(model, "odd", (32, 32)), [folder], checks=False).views
+    notes = " ".join(view.notes)
+    assert "No attention that could be recognised" in notes
+    assert "What is multiplied at 0 was seen" in notes

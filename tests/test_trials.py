@@ -137,6 +137,7 @@ def test_rates_move_both_optimisers(tmp_path, photos, monkeypatch):
     assert seen == [(4e-3, 0.07, 0.05), (2e-3, 0.035, 0.05)]
 
 
+@pytest.mark.slow
 def test_from_the_question_to_the_report(tmp_path, photos, monkeypatch, capsys):
     tiny.train_here(monkeypatch)
     monkeypatch.setattr(prices, "SECONDS", 0.01)

@@ -524,11 +524,13 @@ class Seen:
             positions there is one query. All on the CPU.
         classes: of each picture, the number of the class that it is taken for and its share; None without classes.
         hidden: names of what cannot be laid on the picture: tokens of unknown places, channels that look at others.
+        dropped: see `regard.recording.Maps`.
     """
 
     maps: list[Map]
     classes: list[tuple[int, float | None]]
     hidden: list[str]
+    dropped: list[str]
 
 
 class _Found:
@@ -538,13 +540,14 @@ class _Found:
         self.maps: dict[Key, list[Map]] = {}
         self.classes: list[tuple[int, float | None]] = []
         self.hidden: list[str] = []
+        self.dropped: list[str] = []
 
     def add(self, found: Map, call: int = 0) -> None:
         self.maps.setdefault((found.name, found.kind, call), []).append(found)
 
     def take(self, seen: Seen) -> None:
         self.classes += seen.classes
-        self.hidden = seen.hidden
+        self.hidden, self.dropped = seen.hidden, seen.dropped
         calls: dict[tuple[str, str], int] = {}
         for found in seen.maps:
             call = calls[found.name, found.kind] = calls.get((found.name, found.kind), -1) + 1
@@ -585,7 +588,7 @@ def see(subject: Subject, images: Tensor, query: tuple[float, float] = (0.5, 0.5
             kept.append(found)
         else:
             hidden.append(found.name)
-    return Seen(kept, classes, list(dict.fromkeys(hidden)))
+    return Seen(kept, classes, list(dict.fromkeys(hidden)), list(maps.dropped))
 
 
 def _view(
@@ -662,6 +665,9 @@ def _view(
     if not any(column.kind not in METHODS for column in columns) and not found.hidden:
         only = "there are only the reasons for its decisions" if columns else "there is nothing to show"
         notes.append(f"No attention that could be recognised was found in this network: {only}.")
+        if found.dropped:
+            some = ", ".join(found.dropped[:3]) + (", ..." if len(found.dropped) > 3 else "")
+            notes.append(f"What is multiplied at {some} was seen, and is attention of no kind that is known here.")
     words = [
         "" if score is None else f"{subject.called(number)}, {100 * score:.{1 if score < 0.01 else 0}f} %"
         for number, score in found.classes

@@ -53,7 +53,11 @@ class Positions:
 
     def varies(self, axis: int) -> bool:
         core = self.core
-        return core.shape[axis] > 1 and bool((core != core.narrow(axis, 0, 1)).any())
+        if core.shape[axis] < 2:
+            return False
+        first = core.narrow(axis, 0, 1)
+        # mostly the second entry tells it already
+        return bool((core.narrow(axis, 1, 1) != first).any()) or bool((core != first).any())
 
     def picture(self, axis: int) -> tuple[int, tuple[int, ...]] | None:
         """How many numbers lead that belong to no pixel, and the sides of the picture behind them.

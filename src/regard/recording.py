@@ -52,6 +52,19 @@ class Map:
         return said + (notebook.pictures(value.cpu().numpy(), self.name) if value.dim() == 3 else "")
 
 
+class Maps(list[Map]):
+    """Recorded maps, in the order of the calls.
+
+    Attributes:
+        dropped: names of modules in which something that looks like a gate or weights multiplied a tensor in a way that
+            is no attention of a known kind.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropped: Collection[str] = ()
+
+
 @contextmanager
 def record(
     model: nn.Module,
@@ -59,7 +72,7 @@ def record(
     kinds: Collection[str] | None = None,
     queries: Sequence[Query] | None = None,
     every: bool = True,
-) -> Iterator[list[Map]]:
+) -> Iterator[Maps]:
     """Collect what the attention inside a model looks at while the block runs.
 
     Every tap of `regard`'s mechanisms is read, and besides what other modules do: a sigmoid or softmax that multiplies
@@ -76,7 +89,8 @@ def record(
         every: whether modules without taps are looked into.
 
     Yields:
-        A list that grows by one `Map` for each tap, gate or product and call, in the order of the calls.
+        A list that grows by one `Map` for each tap, gate or product and call, in the order of the calls; what looked
+        like attention and was not recognised is named in its `dropped`.
 
     Raises:
         UserError: the model is compiled or TorchScript (torch would ignore the hooks) or spread over several devices
@@ -99,10 +113,11 @@ def record(
     found = list(taps(model))
     if not found and not every:
         raise UserError("the model has no taps: attach a mechanism first")
-    maps: list[Map] = []
+    maps = Maps()
     watch = Watch(
         lambda *seen: maps.append(Map(*seen)), queries=queries, kinds=None if kinds is None else frozenset(kinds)
     )
+    maps.dropped = watch.dropped.keys()
     handles = []
     try:
         for name, tap in found:

@@ -97,6 +97,7 @@ class Watch(TorchFunctionMode):
         self.batch, self.sides = 0, (1, 1)  # of the pictures that came in
         self.maps: dict[tuple[int, int], int] = {}  # sides of every map that was made of them -> when, last
         self.calls, self.count = 0, 0
+        self.dropped: dict[str, None] = {}  # modules whose products look like attention of no kind that is known
 
     @property
     def here(self) -> bool:
@@ -247,6 +248,8 @@ class Watch(TorchFunctionMode):
             kind = _kind(gate, x, mark)
             if kind:
                 self._tell(kind, gate)
+            elif self.stack and x.dim() > 2 and gate.numel() > 1:
+                self.dropped[self.stack[-1]] = None
 
     def _channels_first(self, gate: Tensor, x: Tensor, mark: _Mark) -> tuple[Tensor, Tensor]:
         """A gate and its map with the channels before the pixels, of whatever layout they are.
@@ -408,6 +411,8 @@ class Watch(TorchFunctionMode):
             if weights.dim() == 3 and self.batch and len(weights) % self.batch == 0:
                 weights = weights.unflatten(0, (self.batch, -1))
             if weights.dim() != 4:
+                if self.stack:
+                    self.dropped[self.stack[-1]] = None
                 return
             layout = self._grid(weights.shape[3]) if len(weights) == self.batch else None
             queries = weights.shape[2]

@@ -213,6 +213,7 @@ def test_ours_that_cannot_be_built_says_so_and_the_others_go_on(here):
     assert (refused["seconds"], runs["refused"]) == (None, None)
 
 
+@pytest.mark.slow
 def test_growth_along_each_axis(monkeypatch):
     # so long that what a call costs besides does not show on a slow machine
     monkeypatch.setitem(peers.PEERS, "se", {"sleepers": lambda channels: Sleeper(4)})

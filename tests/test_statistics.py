@@ -234,6 +234,7 @@ def test_a_plan_stops_what_is_decided_and_what_will_hardly_be():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**6), st.sampled_from(["seeds", "none"]), st.booleans())
 @example(82313, "none", True)  # one comparison is futile, and others bring its runs
 @settings(max_examples=8, deadline=None)

@@ -119,12 +119,12 @@ class Subject:
     def prepared(self) -> str:
         """How its pictures are prepared, in words."""
         height, width = self.size
-        share = "their middle squares, scaled" if self.square else "whole, squeezed"
+        share = "the middle square of each picture, scaled" if self.square else "each whole picture, squeezed"
         grey = ", in grey" if self.channels == 1 else ""
         numbers = [", ".join(f"{value:.3g}" for value in values) for values in (self.mean, self.deviation)]
         return (
-            f"Pictures are shown to the network {share} to {height} x {width} pixels{grey}, less each channel's mean "
-            f"({numbers[0]}) and over its deviation ({numbers[1]})."
+            f"The network is shown {share} to {height} x {width} pixels{grey}, less the mean ({numbers[0]}) and "
+            f"divided by the deviation ({numbers[1]}) of each channel."
         )
 
     def called(self, number: int) -> str:

@@ -446,7 +446,8 @@ def visit(browser, served):
 
     yield new
     for visit in visits:
-        assert {re.match(r"((blob:)?\w+:(//[^/]+)?)", url)[1] for url in visit.asked} - {"data:", "blob:" + served} == {served}
+        asked = {re.match(r"((blob:)?\w+:(//[^/]+)?)", url)[1] for url in visit.asked}
+        assert asked - {"data:", "blob:" + served} == {served}
         visit.page.context.close()
 
 

@@ -1,5 +1,6 @@
 """What the contract and the golden numbers do not reach: other forms, against formulas written out by hand."""
 
+import copy
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import regard
-from regard.registry import parse
+from regard.registry import example_inputs, parse
 
 BRANCHES = [256] * 3 + [512] * 4 + [1024] * 6 + [2048] * 3  # the widths of ResNet-50's blocks
 
@@ -454,3 +455,27 @@ def test_a_sequence_is_a_map_of_one_column(name):
     x = image(2, 12, 9)
     y = wide(x.unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(line(x), y)
+
+
+@pytest.mark.parametrize("name", [name for name in regard.names() if regard.info(name).place])
+def test_a_layer_that_somebody_watches_gives_the_same(name):
+    """Ops read the weights of plain layers; a layer with a hook is called, and nothing else changes."""
+    torch.manual_seed(0)
+    known = regard.info(name)
+    mechanism = regard.create(name, 16).double()
+    for parameter in mechanism.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    watched = copy.deepcopy(mechanism)
+    called = set()
+    for key, layer in watched.named_modules():
+        layer.register_forward_hook(lambda *_, key=key: called.add(key))
+    inputs = [x.double() for x in example_inputs(known, 16)]
+    outputs = [part(*inputs) for part in (mechanism, watched)]
+    assert torch.allclose(*outputs, atol=1e-9)
+    for output in outputs:
+        if output.requires_grad:  # some have no parameters
+            output.square().sum().backward()
+    for (key, one), (_, other) in zip(mechanism.named_parameters(), watched.named_parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, atol=1e-8, rtol=1e-6), key
+    layers = {key for key, layer in watched.named_modules() if key and [*layer.parameters(recurse=False)]}
+    assert layers <= called

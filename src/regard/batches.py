@@ -23,8 +23,6 @@ TURNS = {
 }  # fmt: skip
 # what takes a tensor apart along its axes, or adds axes of one
 PARTS = {"getitem", "unbind", "chunk", "split", "tensor_split", "select", "narrow", "squeeze", "unsqueeze"}
-
-
 JOINED = {"cat", "concat", "concatenate", "stack", "einsum"}  # take tensors in a list
 
 

@@ -332,7 +332,7 @@ class Spelled(nn.Module):
         return self.product(a, v).transpose(1, 2).flatten(2)
 
 
-@pytest.mark.parametrize(("at", "product"), enumerate(PRODUCTS))
+@pytest.mark.parametrize(("at", "product"), list(enumerate(PRODUCTS)))
 @pytest.mark.parametrize("softmax", SOFTMAXES)
 def test_weights_are_found_in_every_spelling(softmax, at, product):
     heads, dtype = ((1, torch.float32), (2, torch.float64))[(at + [*SOFTMAXES].index(softmax)) % 2]

@@ -54,7 +54,7 @@ FLOORS = [
     "regard.registry",
     "regard.schema regard.images",
     "regard.tap regard.norm regard.conv regard.files regard.layout regard.positions regard.svg regard.peers"
-    " regard.notebook regard.guard regard.small_resnet",
+    " regard.notebook regard.noted regard.guard regard.small_resnet",
     "regard.errors regard.blocks",
 ]
 

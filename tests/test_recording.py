@@ -1,5 +1,6 @@
 """Maps out of taps, and nothing left behind."""
 
+import contextlib
 import copy
 import gc
 import weakref
@@ -267,3 +268,62 @@ def test_a_copy_that_is_called_inside_the_block_is_seen():
     maps.clear()
     copy.deepcopy(net)(torch.randn(2, 3, 8, 8))
     assert maps == []
+
+
+class Gated(nn.Module):
+    def __init__(self, fails=False):
+        super().__init__()
+        self.gate, self.fails = nn.Conv2d(4, 4, 1), fails
+
+    def forward(self, x):
+        if self.fails:
+            raise ValueError("as asked")
+        return x * self.gate(x.mean((2, 3), keepdim=True)).sigmoid()
+
+
+class Patient(nn.Module):
+    """Goes on where a part of it fails."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Gated(fails=True), Gated()
+
+    def forward(self, x):
+        with contextlib.suppress(ValueError):
+            self.first(x)
+        y = self.second(x)
+        return y * y.mean(1, keepdim=True).sigmoid()
+
+
+def test_a_gate_is_named_after_the_module_that_runs():
+    model, x = Patient(), torch.randn(2, 4, 8, 8)
+    with regard.record(model) as maps:
+        model(x)
+        model.second(x[:1])  # a part of it, by itself
+        copy.deepcopy(model)(x)
+        Gated()(x)  # another network
+        torch.relu(x) * x.mean(1, keepdim=True).sigmoid()  # no network
+        model(x[:1])
+    assert [(found.name, found.kind, len(found.value)) for found in maps] == [
+        ("second", "channel", 2), ("", "spatial", 2), ("second", "channel", 1), ("second", "channel", 2),
+        ("", "spatial", 2), ("second", "channel", 1), ("", "spatial", 1),
+    ]  # fmt: skip
+
+
+def test_a_call_that_fails_is_forgotten():
+    model, x = nn.Sequential(Gated(), Gated()), torch.randn(2, 4, 8, 8)
+    with regard.record(model) as maps:
+        model[1].fails = True
+        with pytest.raises(ValueError, match="as asked"):
+            model(x)
+        model[1].fails = False
+        with regard.record(model[1]) as inner:
+            model(x)
+    assert [found.name for found in maps] == ["0", "0", "1"]
+    assert [found.name for found in inner] == [""]
+
+
+def test_nothing_hangs_on_the_modules_of_a_network_that_is_recorded():
+    model = nn.Sequential(Gated(), nn.Sequential(Gated(), nn.ReLU()))
+    with regard.record(model):
+        assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules() if part is not model)

@@ -116,3 +116,42 @@ def test_all_of_torchvisions_maxvit_is_seen():
     with torch.inference_mode(), regard.record(model, queries=[(0.5, 0.5)], kinds={"token"}) as maps:
         model(torch.randn(1, 3, 64, 64))
     assert [found.layout.grid for found in maps] == [(16, 16)] * 2 + [(8, 8)] * 2
+
+
+def test_what_one_pass_learnt_of_windows_serves_the_next_of_any_batch_and_mode():
+    block, x = swin(2).eval(), torch.randn(3, 8, 12, 16)
+    with torch.inference_mode(), regard.record(block, queries=[(0.5, 0.5)]) as first:
+        block(x)
+    with regard.record(block, queries=[(0.5, 0.5), (0.1, 0.9)]) as second:
+        block(x.requires_grad_()).sum().backward()
+    with torch.no_grad(), regard.record(block, queries=[(0.5, 0.5)]) as third:
+        block(x[:1])
+    (first,), (second,), (third,) = first, second, third
+    torch.testing.assert_close(second.value[:, :, :1], first.value.clone(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(third.value, first.value[:1].clone(), rtol=1e-5, atol=1e-6)
+
+
+def test_tokens_that_a_tensor_of_numbers_puts_in_order_are_followed():
+    class Shuffled(nn.Module):
+        """Windows in an order that is another one in every call."""
+
+        def __init__(self):
+            super().__init__()
+            self.block, self.order = swin(0), None
+
+        def forward(self, x):
+            B, H, W, C = x.shape
+            order = torch.as_tensor(self.order)
+            windows = x.view(B, H // 4, 4, W // 4, 4, C).permute(0, 1, 3, 2, 4, 5).reshape(-1, 16, C)[order]
+            windows = self.block.attn(windows)[order.argsort()]
+            return windows.view(B, H // 4, W // 4, 4, 4, C).permute(0, 1, 3, 2, 4, 5).reshape(B, H, W, C)
+
+    model, x = Shuffled().eval(), torch.randn(2, 8, 8, 16)
+    seen = []
+    for model.order in ([0, 1, 2, 3, 4, 5, 6, 7], [3, 1, 0, 2, 7, 4, 6, 5], [7, 6, 5, 4, 3, 2, 1, 0]):
+        with torch.no_grad(), regard.record(model, queries=[(0.9, 0.1)]) as maps:
+            model(x)
+        seen.append(maps[0].value)
+    assert seen[0].unflatten(3, (8, 8))[..., 4:, :4].sum(dim=(-1, -2)).allclose(torch.ones(2, 2, 1))
+    for other in seen[1:]:
+        torch.testing.assert_close(other, seen[0])

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
+from regard.noted import Noted
 from regard.positions import REGROUPINGS
 
 TURNS = {
@@ -50,7 +51,7 @@ class Batches:
 
     def __init__(self, images: int) -> None:
         self.images = images
-        self._moved: Any = WeakIdKeyDictionary()  # tensor -> Place, or None where it cannot be told
+        self._moved = Noted()  # tensor -> Place, or None where it cannot be told
 
     def follow(self, name: str, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], result: Any) -> None:
         """See one function of torch at work, as `regard.windows.Windows.follow` does."""
@@ -116,18 +117,10 @@ class Batches:
                 return replace(place, axis=axes.index(place.axis))
             return replace(place, axis=dict(zip(axes, axes[::-1], strict=True)).get(place.axis, place.axis))
         if name in TURNS or name in PARTS:
-            # a tensor without memory, in which the side of the images is like no other
-            sides = list(main.shape)
-            sides[place.axis] = sum(sides) + 1
-            with torch.no_grad():
-                try:
-                    moved = tree_leaves(func(torch.empty(sides, device="meta"), *args[1:], **kwargs))[0]
-                except (RuntimeError, TypeError, IndexError, ValueError):
-                    return None
-            shape = list(moved.shape)
-            if sides[place.axis] not in shape or moved.dim() != result.dim():
-                return None
-            return Place(shape.index(sides[place.axis]), place.before, place.after)
+            # what is taken may be told by slices or tensors, which are no keys
+            went = _went.__wrapped__ if name in ("getitem", "tensor_split") else _went
+            axis, dims = went(func, main.shape, place.axis, *args[1:], **kwargs)
+            return Place(axis, place.before, place.after) if axis is not None and dims == result.dim() else None
         if name == "einsum":
             axis = _lettered(args, main, place.axis)
             return None if axis is None else Place(axis, place.before, place.after)
@@ -142,6 +135,22 @@ class Batches:
                 whole = stride % behind == 0 and (behind * after[axis]) % (stride * self.images) == 0
                 return Place(axis, behind * after[axis] // (stride * self.images), stride // behind) if whole else None
         return None
+
+
+@lru_cache(maxsize=1024)
+def _went(func: Callable[..., Any], shape: torch.Size, axis: int, *args: Any, **kwargs: Any) -> tuple[int | None, int]:
+    """Where a function takes an axis, and how many there are then.
+
+    Done with a tensor without memory, in which the side of that axis is like no other.
+    """
+    sides = list(shape)
+    sides[axis] = sum(sides) + 1
+    with torch.no_grad():
+        try:
+            moved = tree_leaves(func(torch.empty(sides, device="meta"), *args, **kwargs))[0]
+        except (RuntimeError, TypeError, IndexError, ValueError):
+            return None, 0
+    return (list(moved.shape).index(sides[axis]) if sides[axis] in moved.shape else None), moved.dim()
 
 
 def _lettered(args: Any, factor: Tensor, axis: int) -> int | None:

@@ -26,7 +26,7 @@ PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"
 RESIZES = {"interpolate", "upsample", "pixel_shuffle", "pixel_unshuffle", "grid_sample"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is itself alone
 class Positions:
     """The pixel of every number in a tensor.
 

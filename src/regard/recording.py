@@ -115,7 +115,7 @@ def record(
         raise UserError("the model has no taps: attach a mechanism first")
     maps = Maps()
     watch = Watch(
-        lambda *seen: maps.append(Map(*seen)), queries=queries, kinds=None if kinds is None else frozenset(kinds)
+        model, lambda *seen: maps.append(Map(*seen)), queries=queries, kinds=None if kinds is None else frozenset(kinds)
     )
     maps.dropped = watch.dropped.keys()
     handles = []
@@ -129,7 +129,7 @@ def record(
                 maps.append(Map(name, tap.kind, value.detach()))
 
             handles.append(tap.register_forward_hook(Reader(watch, keep, queries)))
-        with reading.enter(watch), watched(model, watch) if every else nullcontext():
+        with reading.enter(watch), watched(watch) if every else nullcontext():
             yield maps
     finally:
         for handle in handles:

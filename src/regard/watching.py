@@ -7,21 +7,23 @@ softmax made and what then weighs tokens, or what `scaled_dot_product_attention`
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from threading import get_ident
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
 from regard.batches import TURNS, Batches
 from regard.layout import Layout
+from regard.noted import Noted
 from regard.tap import Query, Tap, reading, recomputing
 from regard.windows import Place, Windows
 
@@ -40,6 +42,9 @@ SUMMED = FORMS | {"mean", "sum", "amax", "max"}
 PRODUCTS = {"mul", "rmul", "imul", "multiply"}
 MATRICES = {"matmul", "rmatmul", "bmm"}
 ADDED = {"baddbmm", "addbmm", "addmm"}  # to a first tensor
+APPLIED = PRODUCTS | MATRICES | ADDED | {
+    "scaled_dot_product_attention", "multi_head_attention_forward", "addcmul", "einsum",
+}  # fmt: skip
 # most of what is called: what a tensor is, no other tensor
 QUESTIONS = {
     "shape", "size", "dim", "ndim", "ndimension", "numel", "nelement", "len", "stride", "storage_offset", "dtype",
@@ -47,6 +52,7 @@ QUESTIONS = {
     "is_leaf", "grad_fn", "is_contiguous", "is_floating_point", "is_complex", "data_ptr", "is_inference", "item",
     "bool",
 }  # fmt: skip
+CALL = nn.Module._call_impl.__code__
 REGISTERS = (0, 1, 2, 4, 5, 8)  # tokens in front of those of the pixels: class, distillation, registers
 
 
@@ -71,6 +77,7 @@ class Watch(TorchFunctionMode):
     """While it is entered, tells of every gate and of all weights between tokens.
 
     Args:
+        model: whose modules are meant.
         tell: called with the dotted name of the module that applies it, the kind (see `regard.tap.Tap`; ``"token"``
             (B, heads, queries, keys) for weights between tokens), the values, how the keys hold the picture's pixels,
             where that is known, and whether they are those of windows.
@@ -80,20 +87,26 @@ class Watch(TorchFunctionMode):
     """
 
     def __init__(
-        self, tell: Tell, *, queries: Sequence[Query] | None = None, kinds: frozenset[str] | None = None
+        self,
+        model: nn.Module,
+        tell: Tell,
+        *,
+        queries: Sequence[Query] | None = None,
+        kinds: frozenset[str] | None = None,
     ) -> None:
         super().__init__()
         self.tell, self.queries, self.kinds = tell, queries, kinds
-        self.stack: list[str] = []
         self.thread = get_ident()
+        self.model, self.depth = model, 0  # how many of its calls are open
+        self._names: dict[int, str] = {}
         # windows have a picture only where a place in it is asked for
         asked = [query for query in queries or () if not isinstance(query, int)]
         self.batches: Batches | None = None
         self.windows = Windows() if asked and (kinds is None or "token" in kinds) else None
-        self.marks: Any = WeakIdKeyDictionary()
-        self.numbers: Any = WeakIdKeyDictionary()  # of tensors: an id is given again once its tensor is gone
-        self.linear: Any = WeakIdKeyDictionary()  # the results of layers that work on the last of several axes
-        self.shifted: Any = WeakIdKeyDictionary()  # tensor -> roots of what it is moved by a number from
+        self.marks = Noted()
+        self.numbers = Noted()  # of tensors: an id is given again once its tensor is gone
+        self.linear = Noted()  # the results of layers that work on the last of several axes
+        self.shifted = Noted()  # tensor -> roots of what it is moved by a number from
         self.batch, self.sides = 0, (1, 1)  # of the pictures that came in
         self.maps: dict[tuple[int, int], int] = {}  # sides of every map that was made of them -> when, last
         self.calls, self.count = 0, 0
@@ -104,19 +117,51 @@ class Watch(TorchFunctionMode):
         """Whether it is this watch's thread that calls, inside its block: hooks on a model are everybody's."""
         return self in reading and self.thread == get_ident()
 
-    def enter(self, name: str, inputs: Any) -> None:
-        if not self.here:
-            return
-        if not self.stack:
-            picture = next((t for t in _tensors(inputs) if t.dim() == 4), None)
-            if picture is not None:
-                self.batch, self.sides = len(picture), (picture.shape[2], picture.shape[3])
-                self.batches = Batches(self.batch) if self.kinds is None or "token" in self.kinds else None
-        self.stack.append(name)
+    def enter(self, model: nn.Module, inputs: Any) -> None:
+        """The model begins to run, or the copy of it that is called in its place."""
+        if self.here:
+            if model is not self.model:
+                self.model, self._names = model, {}
+            if not self.depth:
+                self._pictures(inputs)
+            self.depth += 1
 
     def leave(self) -> None:
         if self.here:
-            self.stack.pop()
+            self.depth -= 1
+
+    def _pictures(self, inputs: Any) -> None:
+        picture = next((t for t in _tensors(inputs) if t.dim() == 4), None)
+        if picture is None:
+            return
+        self.sides = (picture.shape[2], picture.shape[3])
+        if (self.kinds is None or "token" in self.kinds) and (self.batches is None or len(picture) != self.batch):
+            self.batches = Batches(len(picture))
+        self.batch = len(picture)
+
+    @property
+    def module(self) -> str | None:
+        """Dotted name of the module that is running; None where it is another network."""
+        name, _ = next(self._running(), (None, None))
+        return name
+
+    def _running(self) -> Iterator[tuple[str, Any]]:
+        """The model's modules that run, the innermost first, and the local variables of their calls.
+
+        Read from the interpreter: hooks on all modules would cost more than all else that is done here.
+        """
+        if not self._names:
+            # those that apply no attention are left out
+            self._names = {
+                id(module): name
+                for name, module in self.model.named_modules()
+                if module._modules or not (isinstance(module, Tap) or type(module).__module__.startswith("torch.nn"))
+            }
+        frame: FrameType | None = sys._getframe()
+        while frame:
+            if frame.f_code is CALL and (name := self._names.get(id(frame.f_locals["self"]))) is not None:
+                yield name, frame.f_locals
+            frame = frame.f_back
 
     def forget(self, value: Any) -> None:
         """A gate that a tap has told of already."""
@@ -128,6 +173,35 @@ class Watch(TorchFunctionMode):
         name = _word(func)
         if name in QUESTIONS or self not in reading or recomputing():
             return func(*args, **kwargs)
+        if not self.depth:  # a part of the model may have been called by itself
+            calls = [variables for _, variables in self._running()]
+            self._pictures((calls[-1]["args"], calls[-1]["kwargs"]) if calls else ())
+        if name in APPLIED:
+            self._apply(name, args, kwargs)
+        result = func(*args, **kwargs)
+        with torch._C.DisableTorchFunction():
+            if isinstance(result, Tensor):
+                shape = result.shape
+                if len(shape) == 4:
+                    self.calls += 1
+                    self.maps[shape[1:3]] = self.maps[shape[2:]] = self.calls
+                if len(shape) > 2 and (name == "linear" or (name in SUMMED and self._from_linear(args, len(shape)))):
+                    self.linear[result] = True
+            if self.windows:
+                self.windows.follow(name, func, args, kwargs, result)
+            if self.batches:
+                self.batches.follow(name, func, args, kwargs, result)
+        if name in SQUASHES:
+            self._mark(name, args, kwargs, result)
+        elif name in TURNS and self.marks:
+            self._turn(func, args, kwargs, result)
+        elif (name in FORMS or name in JOINS) and self.marks:
+            self._follow(name, args, result)
+        elif name in ("add", "radd") and isinstance(result, Tensor):
+            self._shift(args, result)
+        return result
+
+    def _apply(self, name: str, args: Any, kwargs: Any) -> None:
         if name == "scaled_dot_product_attention":
             self._attend(*args, **kwargs)
         elif name == "multi_head_attention_forward":
@@ -142,34 +216,12 @@ class Watch(TorchFunctionMode):
             self._weigh(*args[1:3])
         elif name == "einsum" and len(args) == 3:
             self._weigh_summed(*args)
-        result = func(*args, **kwargs)
-        if isinstance(result, Tensor) and result.dim() == 4:
-            _, first, second, third = result.shape
-            self.calls += 1
-            self.maps[first, second] = self.maps[second, third] = self.calls
-        if self.windows:
-            with torch._C.DisableTorchFunction():
-                self.windows.follow(name, func, args, kwargs, result)
-        if self.batches:
-            with torch._C.DisableTorchFunction():
-                self.batches.follow(name, func, args, kwargs, result)
-        if isinstance(result, Tensor) and result.dim() > 2:
-            made = args[0] if args else None
-            if name == "linear" or (
-                name in SUMMED and isinstance(made, Tensor) and made in self.linear and made.dim() == result.dim()
-            ):
-                self.linear[result] = True
-        if name in SQUASHES:
-            self._mark(name, args, kwargs, result)
-        elif name in TURNS and self.marks:
-            self._turn(func, args, kwargs, result)
-        elif (name in FORMS or name in JOINS) and self.marks:
-            self._follow(name, args, result)
-        elif name in ("add", "radd") and isinstance(result, Tensor):
-            self._shift(args, result)
-        return result
 
     # --- which tensors are gates
+
+    def _from_linear(self, args: Any, dims: int) -> bool:
+        made = args[0] if args else None
+        return isinstance(made, Tensor) and made.dim() == dims and made in self.linear
 
     def _roots(self, tensor: Tensor) -> frozenset[int]:
         return self.shifted.get(tensor, frozenset({self._number(tensor)}))
@@ -248,8 +300,8 @@ class Watch(TorchFunctionMode):
             kind = _kind(gate, x, mark)
             if kind:
                 self._tell(kind, gate)
-            elif self.stack and x.dim() > 2 and gate.numel() > 1:
-                self.dropped[self.stack[-1]] = None
+            elif x.dim() > 2 and gate.numel() > 1:
+                self._drop()
 
     def _channels_first(self, gate: Tensor, x: Tensor, mark: _Mark) -> tuple[Tensor, Tensor]:
         """A gate and its map with the channels before the pixels, of whatever layout they are.
@@ -390,9 +442,13 @@ class Watch(TorchFunctionMode):
     # --- telling
 
     def _tell(self, kind: str, value: Tensor, layout: Layout | None = None, windows: bool = False) -> None:
-        if self.stack and (self.kinds is None or kind in self.kinds):  # else it is another network that runs
+        if (self.kinds is None or kind in self.kinds) and (module := self.module) is not None:
             with torch._C.DisableTorchFunction():
-                self.tell(self.stack[-1], kind, value.detach(), layout, windows)
+                self.tell(module, kind, value.detach(), layout, windows)
+
+    def _drop(self) -> None:
+        if (module := self.module) is not None:
+            self.dropped[module] = None
 
     def _tell_weights(self, weights: Tensor, chosen: bool = False, values: Tensor | None = None) -> None:
         if self.kinds is not None and "token" not in self.kinds:
@@ -411,8 +467,7 @@ class Watch(TorchFunctionMode):
             if weights.dim() == 3 and self.batch and len(weights) % self.batch == 0:
                 weights = weights.unflatten(0, (self.batch, -1))
             if weights.dim() != 4:
-                if self.stack:
-                    self.dropped[self.stack[-1]] = None
+                self._drop()
                 return
             layout = self._grid(weights.shape[3]) if len(weights) == self.batch else None
             queries = weights.shape[2]
@@ -437,16 +492,12 @@ class Watch(TorchFunctionMode):
             values: of all windows.
             seen: gives the weights (B, heads, N) with which a place looks at its window.
         """
-        found = self.windows.of(values) if self.windows and self.batch else None
-        if found is None:
-            return False
-        pixels, heads, sides = found
         queries = [query for query in self.queries or () if not isinstance(query, int)]
-        places = [place for query in queries if (place := Place.of(pixels, heads, sides, self.batch, query))]
-        if len(places) < len(queries):
+        places = self.windows.of(values, self.batch, queries) if self.windows and self.batch else []
+        if not places:
             return False
         views = torch.cat([place.view(seen(place)) for place in places], 2)
-        self._tell("token", views, Layout("tokens", 0, sides), windows=True)
+        self._tell("token", views, Layout("tokens", 0, places[0].sides), windows=True)
         return True
 
     def _grid(self, tokens: int) -> Layout | None:
@@ -483,16 +534,14 @@ class Watch(TorchFunctionMode):
 
 
 @contextmanager
-def watched(model: nn.Module, watch: Watch) -> Iterator[None]:
-    """Enter a watch, and let it know which module is running; afterwards the model is as it was."""
-    handles = []
+def watched(watch: Watch) -> Iterator[None]:
+    """Enter a watch; afterwards its model is as it was."""
+    model = watch.model
+    handles = [
+        model.register_forward_pre_hook(lambda model, *inputs: watch.enter(model, inputs), with_kwargs=True),
+        model.register_forward_hook(lambda *_: watch.leave(), always_call=True),
+    ]
     try:
-        for name, module in model.named_modules():
-            if not module._modules and (isinstance(module, Tap) or type(module).__module__.startswith("torch.nn")):
-                continue  # it applies no attention, and a hook on it would be everybody's: other threads' ops avoid it
-            enter = lambda _, *inputs, name=name: watch.enter(name, inputs)  # noqa: E731
-            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-            handles.append(module.register_forward_hook(lambda *_: watch.leave(), always_call=True))
         watch.__enter__()
         try:
             yield

@@ -61,7 +61,7 @@ def test_a_few_stay_open_and_a_mechanism_leaves_the_network_alone():
         opened.append(name)
         return replace(plain, name=name)
 
-    networks = app.Networks({name: partial(small, name) for name in names})
+    networks = app.Networks({name: app.Offer(partial(small, name)) for name in names})
     first = networks.open("a")
     assert networks.open("a") is first
     put_in = networks.open("a", "cbam")
@@ -83,6 +83,7 @@ def test_the_arms_of_a_comparison(tmp_path, photo, monkeypatch):
     out = tmp_path / "mine"
     regard.compare(["cbam[squeeze=max]"], data=folder, seeds=1, epochs=1, out=out, **tiny.ASKED)
     networks = app.Networks(app.offers([str(out)]))
+    assert networks.peak is None
     assert list(networks.offered) == ["none, seed 0", "cbam[squeeze=max], seed 0"]
     seen = app.view(networks, "cbam[squeeze=max], seed 0", app.AS_IT_IS, None, None, photo, (0.5, 0.5))
     assert seen.drawn is not None
@@ -523,3 +524,16 @@ def test_on_a_phone_and_in_the_dark(visit, photo):
         assert first["width"] > 300
         colours.append(one.page.evaluate("getComputedStyle(document.querySelector('.warn')).color"))
     assert len(set(colours)) == 2
+
+
+def test_a_dark_scan_is_as_dark_as_in_training(tmp_path):
+    dark = np.full((40, 40), 700, np.uint16)
+    Image.fromarray(dark).save(tmp_path / "dark.tif")
+    networks = app.Networks({"other": app.Offer(fails), "scans": app.Offer(fails, peak=4095)})
+    assert networks.peak == 4095
+    taken = app.Uploads(networks.peak).take(tmp_path / "dark.tif")
+    assert np.asarray(taken).max() == round(700 * 255 / 4095)
+
+
+def fails():
+    raise AssertionError("no network is opened for a picture")

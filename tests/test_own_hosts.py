@@ -204,17 +204,17 @@ def test_no_file_is_run_because_a_folder_names_it(net, photos, tmp_path, capsys)
         for name in ("out", str(weights)):
             with pytest.raises(UserError, match=sentence):
                 open_subjects(name)
-        for opened in app.offers(["out"]).values():
+        for offer in app.offers(["out"]).values():
             with pytest.raises(UserError, match=sentence):
-                opened()
+                offer.open()
         assert cli._run(["report", "out"], debug=True) == 0
         assert not ran.exists()
         assert [subject.name for subject in open_subjects("out", own=f"{net}:build")] == [
             f"{arm} in {net}:build" for arm in ("none", "se")
         ]
         assert ran.exists()
-    for opened in app.offers(["out"], own="mynet.py:build").values():
-        assert opened().classes == ["dark", "light"]
+    for offer in app.offers(["out"], own="mynet.py:build").values():
+        assert offer.open().classes == ["dark", "light"]
     assert cli._run(["look", "out", str(photos), "--model", "mynet.py:build", "--quick"], debug=True) == 0
     capsys.readouterr()
     ran.unlink()

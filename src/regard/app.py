@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, ImageDraw
@@ -28,7 +28,7 @@ import regard
 from regard.drawing import draw, resize
 from regard.errors import UserError
 from regard.guard import LOOPBACK, PATIENCE, guard
-from regard.looking import Subject, caption, inside, judged, open_subject, read, see, trained, within
+from regard.looking import Subject, caption, inside, judged, open_subject, read, see, trained, trained_on, within
 from regard.meaning import FIGURES, judge
 from regard.recording import Map
 from regard.saliency import METHODS, explain
@@ -48,7 +48,16 @@ OVER = ("spatial", "axis", "element", "token", "criss-cross", "frame", "path", *
 # --- the networks ----------------------------------------------------------------------------------------------------
 
 
-Opened = Callable[[], Subject]
+class Offer(NamedTuple):
+    """A network that may be chosen.
+
+    Attributes:
+        open: opens it.
+        peak: see `regard.looking.Subject`, as far as it is known before that.
+    """
+
+    open: Callable[[], Subject]
+    peak: int | None = None
 
 
 def offers(
@@ -58,7 +67,7 @@ def offers(
     pretrained: bool = False,
     size: int | None = None,
     own: str | None = None,
-) -> dict[str, Opened]:
+) -> dict[str, Offer]:
     """What the words name: networks as `regard.looking.open_subject` takes them, and folders of comparisons.
 
     Args:
@@ -70,23 +79,29 @@ def offers(
     """
     if weights is not None and len(words) != 1:
         raise UserError(f"--weights are of one network, and {len(words)} are named: name the one they belong to")
-    found: dict[str, Opened] = {}
+    found: dict[str, Offer] = {}
     folders = [word for word in words if Path(word).is_dir()]
     for word in words or NETWORKS:
         if word in folders:
             before = f"{Path(word).resolve().name}: " if len(folders) > 1 else ""
-            for arm, seed, path in trained(word):
-                found[f"{before}{arm}, seed {seed}"] = partial(open_subject, str(path), own=own)
+            kept, peak = trained(word), trained_on(word)
+            for arm, seed, path in kept:
+                found[f"{before}{arm}, seed {seed}"] = Offer(partial(open_subject, str(path), own=own), peak)
         else:
-            found[word] = partial(open_subject, word, weights=weights, pretrained=pretrained, size=size, own=own)
+            found[word] = Offer(partial(open_subject, word, weights=weights, pretrained=pretrained, size=size, own=own))
     return found
 
 
 class Networks:
-    """The networks that are offered; the last few stay open, and one thread at a time works with them."""
+    """The networks that are offered; the last few stay open, and one thread at a time works with them.
 
-    def __init__(self, offered: Mapping[str, Opened]) -> None:
+    Attributes:
+        peak: by which pictures of more than 8 bits are scaled for all of them, as `regard.look` does it.
+    """
+
+    def __init__(self, offered: Mapping[str, Offer]) -> None:
         self.offered = offered
+        self.peak = max((offer.peak for offer in offered.values() if offer.peak), default=None)
         self.lock = threading.RLock()  # one look at a time: each takes all cores
         self._open: dict[tuple[str, str], Subject] = {}
 
@@ -107,7 +122,7 @@ class Networks:
 
     def _opened(self, name: str, mechanism: str) -> Subject:
         if mechanism == AS_IT_IS:
-            return self.offered[name]()
+            return self.offered[name].open()
         plain = self.open(name)
         model = deepcopy(plain.model)
         regard.attach(model, mechanism, example=torch.zeros(1, plain.channels, *plain.size), start="paper", seed=0)
@@ -267,10 +282,14 @@ class Uploads:
     """The files that were sent, each deleted once it is read.
 
     Equal files of several visitors are one file of the server: who comes second is given what the first was.
+
+    Args:
+        peak: see `Networks`.
+        remembered: so many files.
     """
 
-    def __init__(self, remembered: int = 8) -> None:
-        self.remembered = remembered
+    def __init__(self, peak: int | None = None, remembered: int = 8) -> None:
+        self.peak, self.remembered = peak, remembered
         self._lock = threading.Lock()
         self._found: dict[Path, Image.Image | str] = {}
 
@@ -280,7 +299,7 @@ class Uploads:
             if path in self._found and not path.exists():
                 return self._found[path]
             try:
-                found: Image.Image | str = read(path, pixels=PIXELS, longest=KEPT)
+                found: Image.Image | str = read(path, pixels=PIXELS, longest=KEPT, peak=self.peak)
             except UserError as error:
                 found = str(error)
             finally:
@@ -298,7 +317,7 @@ def build(networks: Networks) -> gr.Blocks:
     listed = [AS_IT_IS, *mechanisms()]
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "always_last"}
 
-    uploads = Uploads()
+    uploads = Uploads(networks.peak)
 
     def take(given: str | None) -> tuple[Any, ...]:
         if given is None:
@@ -462,7 +481,7 @@ def _html(words: Sequence[str], fault: str = "") -> str:
 
 
 def serve(
-    offered: Mapping[str, Opened],
+    offered: Mapping[str, Offer],
     *,
     host: str = "127.0.0.1",
     port: int = 7860,

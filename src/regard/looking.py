@@ -897,6 +897,13 @@ def trained(folder: str | Path) -> list[tuple[str, int, Path]]:
     return found
 
 
+def trained_on(folder: str | Path) -> int | None:
+    """The largest number in the files of more than 8 bits a value that a comparison trained on, if there were such."""
+    from regard.comparison import data
+
+    return data.load(Path(folder, "data")).peak
+
+
 def open_subject(
     text: str,
     *,

@@ -183,7 +183,7 @@ def test_what_cannot_be_explained_is_said(resnet, images):
     with pytest.raises(regard.UserError, match="no layer gives a map of more than one pixel"):
         regard.explain(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.randn(2, 3, 2, 2))
     segmenter = torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights_backbone=None, num_classes=4)
-    with pytest.raises(regard.UserError, match=r"pass a function.*regard.saliency.pixel"):
+    with pytest.raises(regard.UserError, match=r"pass a function.*regard.pixel"):
         regard.explain(segmenter, images, 1)
 
 

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from regard.drawing import draw, overlay, sheet
     from regard.errors import UserError
     from regard.insertion import Attached, attach, attached, load
-    from regard.looking import Gallery, look
+    from regard.looking import Gallery, Subject, look
     from regard.meaning import Meaning, judge
+    from regard.models import open_model
     from regard.ops import use_impl
-    from regard.recording import record
+    from regard.recording import Map, record
     from regard.registry import Info, create, info, load_official, names, register
-    from regard.saliency import Saliency, explain
+    from regard.saliency import Saliency, box, explain, pixel, rollout
     from regard.site import Site, sites
 
 __version__ = "0.1.0"
@@ -30,13 +31,16 @@ __all__ = [
     "Comparison",
     "Gallery",
     "Info",
+    "Map",
     "Meaning",
     "Saliency",
     "Site",
+    "Subject",
     "UserError",
     "advise",
     "attach",
     "attached",
+    "box",
     "compare",
     "create",
     "draw",
@@ -47,10 +51,13 @@ __all__ = [
     "load_official",
     "look",
     "names",
+    "open_model",
     "ops",
     "overlay",
+    "pixel",
     "record",
     "register",
+    "rollout",
     "sheet",
     "sites",
     "use_impl",
@@ -63,12 +70,13 @@ _ROOMS = {
     "regard.drawing": ("draw", "overlay", "sheet"),
     "regard.errors": ("UserError",),
     "regard.insertion": ("Attached", "attach", "attached", "load"),
-    "regard.looking": ("Gallery", "look"),
+    "regard.looking": ("Gallery", "Subject", "look"),
     "regard.meaning": ("Meaning", "judge"),
+    "regard.models": ("open_model",),
     "regard.ops": ("use_impl",),
-    "regard.recording": ("record",),
+    "regard.recording": ("Map", "record"),
     "regard.registry": ("Info", "create", "info", "load_official", "names", "register"),
-    "regard.saliency": ("Saliency", "explain"),
+    "regard.saliency": ("Saliency", "box", "explain", "pixel", "rollout"),
     "regard.site": ("Site", "sites"),
 }
 _HOME = {name: room for room, held in _ROOMS.items() for name in held}

@@ -625,7 +625,7 @@ def _score(output: Any, target: Target) -> tuple[Tensor, Tensor | None]:
     if logits.dim() != 2:
         raise UserError(
             f"a class is explained where the output is (B, classes), got {tuple(logits.shape)}: pass a function of the "
-            "output as the target, such as regard.saliency.pixel(class, row, column)"
+            "output as the target, such as regard.pixel(class, row, column)"
         )
     if target is None:
         classes = logits.argmax(1)

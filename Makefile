@@ -45,7 +45,7 @@ format: .venv/built
 	$(BIN)/ruff check --fix .
 
 docs: .venv/built
-	$(BIN)/python -m regard.pages docs
+	$(BIN)/python tools/pages.py docs
 
 # other libraries are installed for this table alone, beside the environment
 trust: .venv/built

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 import regard
-from regard.advising import Row
-from regard.files import write_text
-from regard.models import open_model
-from regard.timing import ALLOCATOR, allocator_hint
+from regard.base.files import write_text
+from regard.costs.advising import Row
+from regard.costs.timing import ALLOCATOR, allocator_hint
+from regard.networks.models import open_model
 
 DOCS = Path(__file__).parents[1] / "docs"
 BATCH, LARGE = 2, 64

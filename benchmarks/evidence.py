@@ -18,11 +18,11 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import regard
+from regard.base.files import write_text
 from regard.comparison.arms import CONSTANT, twinned
 from regard.comparison.plan import LOOKS
 from regard.comparison.results import Comparison, counted, interval, points
-from regard.files import write_text
-from regard.named import Named
+from regard.registry.named import Named
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "evidence", ROOT / "docs" / "evidence.md"

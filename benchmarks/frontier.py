@@ -41,10 +41,10 @@ sys.path.append(str(Path(__file__).parents[1] / "examples"))
 import pretrained
 import solar_cells
 
-from regard.charts import Chart
+from regard.base.files import write_text
 from regard.comparison import data, hosts, linear, training
 from regard.comparison.asked import first_epochs, question
-from regard.files import write_text
+from regard.pictures.charts import Chart
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "frontier"

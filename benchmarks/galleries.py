@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from regard.base.files import whole, write_text
 from regard.comparison import data
-from regard.files import whole, write_text
 
 ROOT = Path(__file__).parents[1]
 RUNS, DOCS = Path("runs/galleries"), ROOT / "docs"

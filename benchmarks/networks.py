@@ -36,13 +36,13 @@ from torchvision import models as vision
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 import regard
-from regard.borrowing import call
-from regard.errors import UserError
-from regard.files import write_text
-from regard.models import open_model
-from regard.named import TORCHVISION
-from regard.site import WORDS, Site, choose
-from regard.survey import dry_run
+from regard.base.errors import UserError
+from regard.base.files import write_text
+from regard.insertion.site import WORDS, Site, choose
+from regard.insertion.survey import dry_run
+from regard.networks.borrowing import call
+from regard.networks.models import open_model
+from regard.registry.named import TORCHVISION
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "networks"
@@ -187,7 +187,7 @@ def try_network(name: str, family: str, mechanisms: list[str]) -> Result:
             for word in WORDS:
                 result["words"][word] = attempt(lambda: list(map(describe, choose(model, word, survey))))  # noqa: B023
             before = outputs(model, example)
-            with patch("regard.insertion.dry_run", return_value=survey):  # it sees the same for every mechanism
+            with patch("regard.insertion.attach.dry_run", return_value=survey):  # it sees the same for every mechanism
                 for mechanism in mechanisms:
                     result["mechanisms"][mechanism] = attempt(lambda: insert(model, example, before, mechanism))  # noqa: B023
     except OutOfTime:

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 import regard
-from regard.costing import peak_memory
-from regard.files import write_text
-from regard.registry import parse
-from regard.tap import taps
-from regard.timing import ALLOCATOR, allocator_hint, interleave, noisy, ratio
+from regard.base.files import write_text
+from regard.costs.costing import peak_memory
+from regard.costs.timing import ALLOCATOR, allocator_hint, interleave, noisy, ratio
+from regard.layers.tap import taps
+from regard.registry.registration import parse
 
 RESULTS = Path(__file__).parent / "results" / "pairs.json"
 ARMS = (

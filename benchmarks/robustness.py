@@ -19,11 +19,11 @@ import numpy as np
 from PIL import Image
 
 import regard
+from regard.base.files import write_text
 from regard.comparison import data, grid
 from regard.comparison.plan import fixed, planned
 from regard.comparison.results import Comparison, interval, points
 from regard.comparison.statistics import judge
-from regard.files import write_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "robustness.json", ROOT / "docs" / "robustness.md"

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from regard.small_resnet import Block, SmallResNet
+from regard.networks.small_resnet import Block, SmallResNet
 
 SCALE = 0.25
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from regard.benchmarking import PASSES, SHAPES, bench
-from regard.files import slug, write_text
-from regard.speed import GATES, MAPS, Record, Speed, best, by_name, faster, goal, judged, spread, verdict
+from regard.base.files import slug, write_text
+from regard.costs.benchmarking import PASSES, SHAPES, bench
+from regard.costs.speed import GATES, MAPS, Record, Speed, best, by_name, faster, goal, judged, spread, verdict
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "speed"

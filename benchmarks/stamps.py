@@ -32,13 +32,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 import regard
-from regard.borrowing import borrowed
+from regard.base.files import slug, whole, write_text
 from regard.comparison import data, statistics
 from regard.comparison.results import Comparison, interval, points
-from regard.files import slug, whole, write_text
-from regard.looking import open_subject
-from regard.meaning import FIGURES, edge_strength, judge
-from regard.recording import joined
+from regard.gallery.looking import open_subject
+from regard.maps.meaning import FIGURES, edge_strength, judge
+from regard.maps.recording import joined
+from regard.networks.borrowing import borrowed
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "examples"))  # the verdicts' table, and the network's ImageNet weights

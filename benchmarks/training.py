@@ -34,9 +34,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from regard.base.files import write_text
 from regard.comparison import data, grid, hosts, training
-from regard.files import write_text
-from regard.timing import ALLOCATOR, Timing, allocator_hint, interleave, noisy, ratio
+from regard.costs.timing import ALLOCATOR, Timing, allocator_hint, interleave, noisy, ratio
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
 PHOTO = 256  # side in pixels of the files that stand for a user's photos

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 import regard
-from regard.entries import floor
-from regard.files import write_text
-from regard.timing import ALLOCATOR, Spread, allocator_hint, interleave, noisy, ratio
+from regard.base.files import write_text
+from regard.costs.entries import floor
+from regard.costs.timing import ALLOCATOR, Spread, allocator_hint, interleave, noisy, ratio
 
 RESULTS = Path(__file__).parent / "results" / "whole.json"
 MECHANISMS = ("se", "eca", "cbam", "coordinate")

@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from regard import costing
+from regard.base.files import slug, write_text
 from regard.comparison import data, statistics
-from regard.files import slug, write_text
+from regard.costs import costing
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "examples"

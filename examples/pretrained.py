@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import regard
-from regard.files import whole
+from regard.base.files import whole
 
 MODEL = "tf_efficientnet_lite0"
 SHORTER, SIDE = 256, 224  # pixels: a photo's shorter side, and of the square cut out of its middle

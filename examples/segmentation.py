@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import regard
-from regard.drawing import overlay
+from regard.pictures.drawing import overlay
 
 SKIPS = ["unet", "unet + gates"]
 HEADS = ["plain head", "danet head, attention off", "danet head"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import regard
-from regard.drawing import overlay
+from regard.pictures.drawing import overlay
 
 FRAMEWISE = ["one frame", "frames", "frames + non-local", "frames + tam"]
 CONVOLVED = ["temporal convolution", "temporal convolution + non-local"]

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 import regard
-from regard.hidden import start_as_identity
-from regard.registry import RANKS, SLOTS, Info, shapes
-from regard.tap import taps
+from regard.insertion.hidden import start_as_identity
+from regard.layers.tap import taps
+from regard.registry.registration import RANKS, SLOTS, Info, shapes
 
 SIZES = [(14, 14), (7, 13), (1, 1), (1, 9)]
 

@@ -34,9 +34,9 @@ import torch
 from torch import nn
 
 import regard
-from regard.errors import UserError
-from regard.files import write_text
-from regard.registry import shapes
+from regard.base.errors import UserError
+from regard.base.files import write_text
+from regard.registry.registration import shapes
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "fuzz.json"
@@ -229,7 +229,7 @@ def words(draw: random.Random, folder: Path) -> None:
     text = draw.choice(
         [name, f"{name}[{option}={value}]", f"{name}[{option}]", f"{name}[{option}={value}", f"{name}]["]
     )
-    parsed, options = regard.registry.parse(text)
+    parsed, options = regard.registry.registration.parse(text)
     regard.create(parsed, draw.choice([8, 64, 0, -3, 10**9, 2.5]) if draw.random() < 0.2 else 64, **options)
 
 

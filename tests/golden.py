@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 import regard
+from regard.layers.tap import taps
 from regard.mechanisms import glimpse, kernel_regression, stn
-from regard.tap import taps
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "index.json").read_text())["cases"]

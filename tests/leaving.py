@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import regard
-from regard.files import write_text
+from regard.base.files import write_text
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "export"

@@ -11,7 +11,7 @@ import struct
 import torch
 
 from regard import ops
-from regard.implementations import cases, known
+from regard.costs.implementations import cases, known
 from regard.ops.kernels import interface, library
 
 TAKES = {name.lower(): held for name, held in interface.STRUCTS.items()} | {"convolve_backward": interface.Convolve}

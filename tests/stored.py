@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from regard.base.files import slug
 from regard.comparison import answers
 from regard.comparison.endpoints import log_loss
 from regard.comparison.results import Comparison
-from regard.files import slug
 
 CLASSES = ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 GAINS = {"none": 0.0, "se": 0.002, "cbam[squeeze=max]": 0.021, "wider": 0.012}

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import regard
-from regard import UserError, advise, advising
-from regard.advising import Advice, Row
-from regard.costing import Cost, peak_memory, resized, training_step
+from regard import UserError, advise
+from regard.costs import advising
+from regard.costs.advising import Advice, Row
+from regard.costs.costing import Cost, peak_memory, resized, training_step
 from test_costing import everything, restless
 
 
@@ -58,7 +59,7 @@ def test_a_row_says_what_attaching_does():
     for row in advice.rows:
         net = Net()
         before = sum(p.numel() for p in net.parameters())
-        name, options = regard.registry.parse(row.arm)
+        name, options = regard.registry.registration.parse(row.arm)
         if row.refused:
             with pytest.raises(UserError) as refused:
                 regard.attach(net, name, example=x, **options)

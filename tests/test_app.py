@@ -21,12 +21,13 @@ from skimage import data as photos
 
 import regard
 import tiny
-from regard import app, cli
+from regard.app import page as app
+from regard.base.errors import install
+from regard.cli import main as cli
 from regard.comparison import prices
-from regard.drawing import draw
-from regard.errors import install
-from regard.looking import open_subject, read, see
-from regard.saliency import METHODS
+from regard.gallery.looking import open_subject, read, see
+from regard.maps.saliency import METHODS
+from regard.pictures.drawing import draw
 
 VIT, SE = "vit_tiny_patch16_224", "seresnet18"
 

@@ -17,13 +17,15 @@ from torch import nn
 
 import regard
 import tiny
-from regard import benchmarking, cli, implementations, ops, peers
-from regard.benchmarking import bench, race, sweep
-from regard.entries import Entry, Setting, floor, inputs_of
-from regard.errors import UserError
+from regard import ops
+from regard.base.errors import UserError
+from regard.cli import main as cli
+from regard.costs import benchmarking, implementations, peers
+from regard.costs.benchmarking import bench, race, sweep
+from regard.costs.entries import Entry, Setting, floor, inputs_of
+from regard.costs.speed import Speed, picture, verdict
+from regard.costs.timing import ALLOCATOR
 from regard.ops.dispatch import Op
-from regard.speed import Speed, picture, verdict
-from regard.timing import ALLOCATOR
 
 SETTING = Setting("se", (2, 8, 6, 6), "float32", "contiguous", "cpu", 1, "training")
 SPREAD = [float, float, float]
@@ -343,7 +345,7 @@ def test_ctrl_c_ends_both_processes():
     while worker is None:
         time.sleep(0.1)
         listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        worker = next((int(child) for child in listed if "regard.benchmarking" in command(child)), None)
+        worker = next((int(child) for child in listed if "regard.costs.benchmarking" in command(child)), None)
     os.killpg(process.pid, signal.SIGINT)
     assert process.communicate()[1].endswith("Stopped.\n")
     assert process.returncode == 130

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regard import charts
-from regard.errors import UserError
+from regard.base.errors import UserError
+from regard.pictures import charts
 
 CHARTS = {
     "gates": lambda: charts.gates(np.linspace(0.2, 0.9, 16), 120),

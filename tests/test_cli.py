@@ -19,10 +19,11 @@ import pytest
 
 import regard
 import tiny
-from regard import cli, ticker
+from regard.base.errors import install
+from regard.cli import main as cli
+from regard.cli import progress as ticker
 from regard.comparison import prices, question
-from regard.errors import install
-from regard.site import WORDS
+from regard.insertion.site import WORDS
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +52,7 @@ def call(capsys, *words, debug=False):
 
 def test_help_does_not_wait_for_torch():
     for words in (["--help"], ["list", "--help"], ["compare", "--help"], ["--version"]):
-        program = f"import sys; sys.argv = ['regard', *{words}]\nfrom regard.cli import main\ntry: main()\n"
+        program = f"import sys; sys.argv = ['regard', *{words}]\nfrom regard.cli.main import main\ntry: main()\n"
         program += "finally: print('torch' in sys.modules, file=sys.stderr)"
         ran = subprocess.run(
             [sys.executable, "-c", program], env=tiny.ENVIRONMENT, capture_output=True, text=True, check=True
@@ -62,7 +63,7 @@ def test_help_does_not_wait_for_torch():
 
 def without_torch(*words):
     """Run the command line in a process of its own, hold that it loads no torch, and give status and both outputs."""
-    program = f"import sys; sys.argv = ['regard', *{words}]\nfrom regard.cli import main\ntry: main()\n"
+    program = f"import sys; sys.argv = ['regard', *{words}]\nfrom regard.cli.main import main\ntry: main()\n"
     program += "finally: print('torch' in sys.modules, file=sys.stderr)"
     ran = subprocess.run([sys.executable, "-c", program], env=tiny.ENVIRONMENT, capture_output=True, text=True)
     *said, loaded = ran.stderr.splitlines()
@@ -463,7 +464,7 @@ def test_a_mistake_ends_the_process_and_debug_shows_where(monkeypatch, capsys):
     assert "Traceback" in debug.stderr
     assert (
         debug.stderr.splitlines()[-1]
-        == "regard.errors.UserError: there is no mechanism 'sse'; did you mean 'scse' or 'se' or 'sge'?"
+        == "regard.UserError: there is no mechanism 'sse'; did you mean 'scse' or 'se' or 'sge'?"
     )
 
 
@@ -477,7 +478,7 @@ class Nothing:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Nothing())
 sys.argv = ["regard", *{words.split()}]
-from regard.cli import main
+from regard.cli.main import main
 main()
 """
     ran = subprocess.run(

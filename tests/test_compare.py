@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 
 import regard
 import tiny
-from regard import cli
+from regard.base.errors import UserError
+from regard.cli import main as cli
 from regard.comparison import grid, hosts, prices, question, report, training
 from regard.comparison.results import Comparison
-from regard.errors import UserError
-from regard.looking import open_subjects
+from regard.gallery.looking import open_subjects
 from stored import _price
 
 
@@ -592,7 +592,7 @@ def test_a_script_without_a_guard_is_told_what_to_write(photos, tmp_path):
     ran = run_script(tmp_path, "if True", photos)
     assert ran.returncode == 1
     *_, sentence = ran.stderr.strip().splitlines()
-    assert sentence.startswith("regard.errors.UserError: every worker process imports this script")
+    assert sentence.startswith("regard.UserError: every worker process imports this script")
     assert 'if __name__ == "__main__":' in sentence
     assert ran.stderr.count("Traceback") == 1
     assert not tiny.records(tmp_path / "out")

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 
 import regard
 import tiny
-from regard import cli
+from regard.base.errors import UserError
+from regard.base.files import slug
+from regard.cli import main as cli
 from regard.comparison import data, gates, hosts, prices, question, report, training
 from regard.comparison.results import OPEN, Comparison, opened, points
-from regard.errors import UserError
-from regard.files import slug
 from stored import _price, store
 
 ARMS = ["none", "se", "cbam[squeeze=max]", "constant[se]", "constant[cbam[squeeze=max]]", "parameters"]
@@ -133,7 +133,7 @@ def test_an_arm_without_gates_gets_no_twin(photos, tmp_path, capsys):
         asked = {"data": photos, "out": tmp_path / "out", "progress": True}
         comparison = compare("halved", control="constant", **asked)
     finally:
-        regard.registry._registry.pop("halved")
+        regard.registry.registration._registry.pop("halved")
     assert comparison.arms == ["none", "halved"]
     assert "halved has no gate that a constant could stand for" in capsys.readouterr().err
     assert comparison.gates["halved"]["branch_scale"] == pytest.approx(0.5)
@@ -238,7 +238,7 @@ def test_how_far_gates_opened_is_counted_over_batches():
 
 def test_a_gate_is_replaced_by_its_mean_or_by_that_of_another_image():
     net, x = model("se")
-    taps = [tap for _, tap in regard.tap.taps(net)]
+    taps = [tap for _, tap in regard.layers.tap.taps(net)]
     with torch.no_grad():
         means = gates.averages(net, lambda: [net(x[:7]), net(x[7:])])
         with regard.record(net, every=False) as own:

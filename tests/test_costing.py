@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils import flop_counter
 
-from regard import UserError, costing
-from regard.costing import (
+from regard import UserError
+from regard.costs import costing
+from regard.costs.costing import (
     batch_size,
     measure,
     multiply_adds,
@@ -26,9 +27,9 @@ from regard.costing import (
     resized,
     stand_in,
     training_step,
-    twin,
     widen,
 )
+from regard.networks.borrowing import shadow
 
 BYTES = 4 * 1000 * 1000
 SMALL = 200  # bytes: scalars that torch allocates beside the maps
@@ -286,18 +287,18 @@ def test_examples_of_any_form() -> None:
     assert measure({"none": model}, (x, x), rounds=5)["none"].infer_ms[1] > 0
 
 
-def test_a_twin_shares_weights_and_nothing_else() -> None:
+def test_a_shadow_shares_weights_and_nothing_else() -> None:
     model = restless()
     model(torch.randn(2, 3, 8, 8)).sum().backward()
     before = everything(model)
-    other = twin(model).train()
+    other = shadow(model).train()
     assert [w.data_ptr() for w in other.parameters()] == [w.data_ptr() for w in model.parameters()]
     assert all(w.grad is None for w in other.parameters())
     other(torch.randn(2, 3, 8, 8)).sum().backward()
     other.zero_grad()
     assert everything(model)[:4] == before[:4]
     shared = nn.Linear(4, 4)
-    tied = twin(nn.Sequential(shared, shared))
+    tied = shadow(nn.Sequential(shared, shared))
     assert tied[0].weight is tied[1].weight
 
 

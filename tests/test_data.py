@@ -15,8 +15,8 @@ import torch
 from PIL import Image, ImageOps
 
 import tiny
+from regard.base.errors import UserError
 from regard.comparison import data, folders
-from regard.errors import UserError
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (40, 32)) -> Image.Image:

@@ -17,9 +17,10 @@ from PIL import ImageFont
 from torch import nn
 from torch.nn import functional as F
 
+import diagram
 import regard
-from regard import diagram, ops
-from regard.tap import Tap
+from regard import ops
+from regard.layers.tap import Tap
 
 LETTERS = {3: "B", 64: "C", 10: "H", 14: "W"}
 FONT = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"  # the widest of the common ones

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from contract import MAPS
-from regard.drawing import draw, overlay, sheet
-from regard.errors import UserError
-from regard.layout import Layout
-from regard.recording import Map
+from regard.base.errors import UserError
+from regard.insertion.layout import Layout
+from regard.maps.recording import Map
+from regard.pictures.drawing import draw, overlay, sheet
 
 RAMP = np.linspace(0.2, 0.8, 64).reshape(1, 64).repeat(48, axis=0)
 

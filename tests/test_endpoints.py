@@ -12,6 +12,7 @@ from scipy.special import log_softmax
 
 import stored
 import tiny
+from regard.base.errors import UserError
 from regard.comparison import answers, report
 from regard.comparison.answers import Answers
 from regard.comparison.endpoints import (
@@ -24,7 +25,6 @@ from regard.comparison.endpoints import (
     right,
 )
 from regard.comparison.results import Comparison
-from regard.errors import UserError
 
 
 def drawn(seed=0, count=300, classes=7, start=0):

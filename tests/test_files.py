@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regard.files import slug, whole, write_text
+from regard.base.files import slug, whole, write_text
 
 
 def test_readers_see_the_old_file_until_the_end(tmp_path):

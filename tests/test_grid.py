@@ -14,10 +14,10 @@ from rich.cells import cell_len
 from rich.console import Console
 
 import tiny
+from regard.base.errors import UserError
 from regard.comparison import grid, training
 from regard.comparison.display import Display
 from regard.comparison.results import Comparison
-from regard.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import regard
-from regard.advising import advise
-from regard.hidden import narrow, start_as_identity
-from regard.placing import plan
+from regard.costs.advising import advise
+from regard.insertion.hidden import narrow, start_as_identity
+from regard.insertion.placing import plan
 
 OPTIONS = {
     "cbam": [{}, {"squeeze": "max"}, {"arrangement": "channel"}],

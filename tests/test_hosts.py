@@ -8,8 +8,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from regard.base.errors import UserError
 from regard.comparison import hosts, training
-from regard.errors import UserError
 
 SMALL = "small_resnet[width=4]"
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import regard
-from regard.errors import install
+from regard.base.errors import install
 
 HEAVY = {"timm", "torchvision", "matplotlib", "scipy", "PIL", "jinja2", "rich", "cyclopts", "filelock", "triton"}
 HEAVY |= {"gradio"}

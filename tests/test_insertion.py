@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import regard
-from regard.insertion import Inserted
+from regard.insertion.attach import Inserted
 
 VISION = torchvision.models
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

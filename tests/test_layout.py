@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 import regard
-from regard.layout import Layout
+from regard.insertion.layout import Layout
 from test_insertion import logits, refused
 
 X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

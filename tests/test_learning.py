@@ -9,9 +9,9 @@ from scipy.special import log_softmax
 from torch.nn import functional as F
 
 import tiny
+from regard.base.errors import UserError
 from regard.comparison import data, learning, linear, question, report
 from regard.comparison.results import UNTRAINED, Comparison
-from regard.errors import UserError
 from stored import curves, fit, store
 
 # ---- in words

@@ -12,7 +12,8 @@ import torch
 
 import instructions
 import regard
-from regard import cli, ops
+from regard import ops
+from regard.cli import main as cli
 from regard.ops.kernels import interface, library
 
 X86 = sys.platform == "linux" and platform.machine() == "x86_64"

@@ -13,11 +13,11 @@ from skimage import data as photos
 from torch import nn
 
 import regard
-import regard.meaning
-from regard import looking
-from regard.cli import main
+import regard.maps.meaning
+from regard.cli.main import main
 from regard.comparison import data
-from regard.looking import Subject, expand, open_subject
+from regard.gallery import looking
+from regard.gallery.looking import Subject, expand, open_subject
 
 
 @pytest.fixture(scope="module")
@@ -374,7 +374,7 @@ def test_a_window_is_judged_by_what_lies_in_it(folder):
         assert within.sum() <= 49
         assert "flat: says nothing" not in column.meaning.words
         if not within.all():
-            expected = regard.meaning.judge(column.values[:, within])
+            expected = regard.maps.meaning.judge(column.values[:, within])
             assert (column.meaning.spread, column.meaning.between_images) == (expected.spread, expected.between_images)
             assert column.meaning.random_weights == column.figures["random_weights_by_layer"][-1]
 

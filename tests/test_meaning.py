@@ -9,8 +9,8 @@ from scipy.stats import spearmanr
 from torch import nn
 
 import regard
-from regard.meaning import erase, judge, likeness, moved_by, randomised, stays
-from regard.registry import example_inputs
+from regard.maps.meaning import erase, judge, likeness, moved_by, randomised, stays
+from regard.registry.registration import example_inputs
 
 GENERATOR = np.random.default_rng(0)
 
@@ -69,7 +69,7 @@ def test_edges():
     images = torch.zeros(3, 3, 64, 64)
     for at, image in enumerate(images):
         image[:, 8 + 8 * at : 40, 16:48] = 1
-    from regard.meaning import edge_strength
+    from regard.maps.meaning import edge_strength
 
     edges = edge_strength(images, (16, 16))
     found = judge(edges + 0.01 * GENERATOR.random(edges.shape), images)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import regard
-from regard.registry import example_inputs, parse
+from regard.registry.registration import example_inputs, parse
 
 BRANCHES = [256] * 3 + [512] * 4 + [1024] * 6 + [2048] * 3  # the widths of ResNet-50's blocks
 

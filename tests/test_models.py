@@ -6,9 +6,10 @@ import torch
 import torchvision
 from torch import nn
 
-from regard import UserError, models
-from regard.borrowing import call
-from regard.models import open_model
+from regard import UserError
+from regard.networks import models
+from regard.networks.borrowing import call
+from regard.networks.models import open_model
 
 
 def test_a_network_of_timm_at_its_own_size():

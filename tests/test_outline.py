@@ -8,8 +8,9 @@ import timm
 import torch
 from torch import nn
 
-from regard import outline, sites
-from regard.survey import dry_run
+from regard import sites
+from regard.insertion.survey import dry_run
+from regard.pictures import outline
 
 SVG = "{http://www.w3.org/2000/svg}"
 

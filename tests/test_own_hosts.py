@@ -11,12 +11,14 @@ import torch
 
 import regard
 import tiny
-from regard import app, cli, models
+from regard.app import page as app
+from regard.base.errors import UserError
+from regard.cli import main as cli
 from regard.comparison import grid, hosts, prices, report
 from regard.comparison.results import Comparison
-from regard.errors import UserError
-from regard.looking import open_subjects
-from regard.named import Named
+from regard.gallery.looking import open_subjects
+from regard.networks import models
+from regard.registry.named import Named
 from stored import _price
 
 NET = """

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import pages
 import regard
-from regard import pages
-from regard.tap import taps
+from regard.layers.tap import taps
 
 DOCS = Path(__file__).parent.parent / "docs"
 MODULES = [module.name for module in pkgutil.walk_packages(regard.__path__, "regard.")]
@@ -48,7 +48,7 @@ def test_a_page_shows_the_data_flow_from_every_input_to_every_output(name):
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_run(module):
     # a registered example stays registered: the registry is put back
-    from regard import registry
+    from regard.registry import registration as registry
 
     before = dict(registry._registry)
     try:

@@ -11,8 +11,8 @@ import torchvision
 from torch import nn
 
 import regard
-from regard.placing import plan
-from regard.site import WORDS
+from regard.insertion.placing import plan
+from regard.insertion.site import WORDS
 from test_insertion import found, logits, refused
 
 X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

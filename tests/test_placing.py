@@ -9,8 +9,8 @@ from torch import nn
 
 import regard
 from regard import UserError
-from regard.placing import plan
-from regard.registry import PLACES
+from regard.insertion.placing import plan
+from regard.registry.registration import PLACES
 
 X = torch.randn(2, 3, 32, 32)
 

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from regard.positions import Positions, follow, whole
-from regard.survey import dry_run
+from regard.insertion.positions import Positions, follow, whole
+from regard.insertion.survey import dry_run
 
 X = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
 

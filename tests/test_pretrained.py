@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import regard
-from regard import registry
-from regard.looking import Subject
-from regard.meaning import erase, judge, randomised
-from regard.tap import Tap
+from regard.gallery.looking import Subject
+from regard.layers.tap import Tap
+from regard.maps.meaning import erase, judge, randomised
+from regard.registry import registration as registry
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

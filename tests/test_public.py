@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import regard
-from regard.cli import _commands as commands
+from regard.cli.main import _commands as commands
 
 KEPT = Path(__file__).with_name("public.txt")
 
@@ -18,7 +18,8 @@ def surface() -> list[str]:
     """A line for every public name, what a public class offers, and every option of the command line."""
     lines = [line for name in regard.__all__ for line in described(name, getattr(regard, name))]
     for name, command in commands().items():
-        lines += [f"$ regard {name}: {parameter}" for parameter in inspect.signature(command).parameters.values()]
+        given = inspect.signature(command).parameters.values()  # whose annotations change once the app is built
+        lines += [f"$ regard {name}: {option.replace(annotation=inspect.Parameter.empty)}" for option in given]
     return [re.sub(r"<function (\w+) at \w+>", r"\1", line) for line in lines]
 
 

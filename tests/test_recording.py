@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import regard
 from contract import ours
-from regard.tap import Tap, fade_in, taps
+from regard.layers.tap import Tap, fade_in, taps
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import regard
-from regard import registry
-from regard.cards import cards
-from regard.registry import PLACES, SLOTS, example_inputs, parse, shapes, spell
+from regard.registry import registration as registry
+from regard.registry.cards import cards
+from regard.registry.registration import PLACES, SLOTS, example_inputs, parse, shapes, spell
 
 
 def refused(match):

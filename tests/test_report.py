@@ -8,10 +8,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from regard.base.errors import UserError
+from regard.base.files import slug
 from regard.comparison import permutation, report
 from regard.comparison.results import Comparison
-from regard.errors import UserError
-from regard.files import slug
 from stored import CLASSES, curves, fit, store
 
 EVIL = "<script>alert(1)</script>"

@@ -16,9 +16,9 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 import regard
-from regard.looking import Subject, see
-from regard.meaning import erase
-from regard.saliency import METHODS, box, find_layer, pixel, rollout
+from regard.gallery.looking import Subject, see
+from regard.maps.meaning import erase
+from regard.maps.saliency import METHODS, box, find_layer, pixel, rollout
 
 THEIRS = {
     "grad-cam": pytorch_grad_cam.GradCAM,
@@ -332,11 +332,11 @@ def test_scores_that_cannot_be_told(images):
 
 
 def test_the_layer_is_remembered_until_the_network_changes(resnet, images, monkeypatch):
-    import regard.saliency
+    import regard.maps.saliency
 
     first = find_layer(resnet, images)
     with monkeypatch.context() as patch:
-        patch.setattr(regard.saliency, "dry_run", None)
+        patch.setattr(regard.maps.saliency, "dry_run", None)
         assert find_layer(resnet, images) == first
     net = torchvision.models.resnet18()
     assert find_layer(net, images) == "layer4"

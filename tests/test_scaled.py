@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 import regard
+from regard.base.errors import UserError
 from regard.comparison import hosts
 from regard.comparison.twins import make_constant
-from regard.errors import UserError
-from regard.insertion import rehearsed
+from regard.insertion.attach import rehearsed
+from regard.layers.tap import Constant, Tap, keep_scale, taps
 from regard.ops.kernels import library
-from regard.tap import Constant, Tap, keep_scale, taps
 
 X = torch.randn(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 NAMES = [name for name in regard.names() if regard.info(name).place]
@@ -25,7 +25,7 @@ def host(**options):
 
 
 def attach(net, name, start="scaled", **options):
-    name, chosen = regard.registry.parse(name)
+    name, chosen = regard.registry.registration.parse(name)
     return regard.attach(net, name, example=X, start=start, seed=0, **chosen, **options)
 
 

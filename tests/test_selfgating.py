@@ -8,8 +8,8 @@ from torch.utils.checkpoint import checkpoint
 
 import regard
 from regard import ops
+from regard.layers.tap import Tap
 from regard.ops.kernels import library
-from regard.tap import Tap
 
 pytestmark = pytest.mark.skipif(library.missing() is not None, reason="no C++ kernels here")
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

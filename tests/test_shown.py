@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 import regard
-from regard import cli, notebook
+from regard.base import notebook
+from regard.cli import main as cli
 from regard.comparison.results import COLUMNS, Comparison
-from regard.recording import Map
+from regard.maps.recording import Map
 from stored import store
 
 EVIL = "<script>alert(1)</script>"

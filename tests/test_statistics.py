@@ -12,12 +12,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from regard.base.errors import UserError
 from regard.comparison import permutation
 from regard.comparison.permutation import paired
 from regard.comparison.plan import LOOKS, Plan, check_looks, contrasts, fixed, planned
 from regard.comparison.sequential import boundaries, confidence_sequence, spent
 from regard.comparison.statistics import FUTILE, LATER, PLANNED, Verdict, fewest_seeds, judge, runs_needed
-from regard.errors import UserError
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import calibration

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import regard
-from regard.borrowing import twin
-from regard.tap import taps
+from regard.layers.tap import taps
+from regard.networks.borrowing import twin
 
 ATTACHABLE = [name for name in regard.names() if regard.info(name).place]
 X = [torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(number)) for number in range(2)]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from regard.timing import ALLOCATOR, Timing, allocator_hint, interleave, noisy, ratio
+from regard.costs.timing import ALLOCATOR, Timing, allocator_hint, interleave, noisy, ratio
 
 
 def test_known_sleeps_give_their_ratio() -> None:
@@ -121,7 +121,7 @@ def start(code: str, **variables: str) -> "subprocess.Popen[str]":
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the settings are glibc's")
 def test_the_allocator_hint_tells_how_the_process_was_started() -> None:
-    hint = "from regard.timing import ALLOCATOR, allocator_hint; import os, torch; os.environ.update(ALLOCATOR); "
+    hint = "from regard.costs.timing import ALLOCATOR, allocator_hint; import os, torch; os.environ.update(ALLOCATOR); "
     without = start(hint + "print(allocator_hint())")
     given = start(hint + "print(allocator_hint(), torch.cuda.is_initialized())", **ALLOCATOR)
     said = without.communicate()[0]

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 import regard
 import tiny
+from regard.base.errors import UserError
+from regard.base.files import slug
 from regard.comparison import data, hosts, training
 from regard.comparison.endpoints import right
 from regard.comparison.optimising import Optimiser
-from regard.errors import UserError
-from regard.files import slug
 
 ARMS = ("none", "se", "cbam")
 

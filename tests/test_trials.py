@@ -7,12 +7,12 @@ import pytest
 
 import regard
 import tiny
+from regard.base.errors import UserError
+from regard.base.files import write_text
 from regard.comparison import grid, prices, training, trials
 from regard.comparison.asked import question
 from regard.comparison.plan import factors
 from regard.comparison.results import Comparison
-from regard.errors import UserError
-from regard.files import write_text
 
 QUESTION = {"epochs": None, "augmentation": None, "margin": 0.01, "tune": 5, "rates": None}
 QUESTION |= {"classes": ["a", "b", "c", "d", "e"], "val_images": 400}

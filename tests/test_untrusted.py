@@ -19,16 +19,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import regard
-import regard.guard as guards
+import regard.app.guard as guards
 import tiny
-from regard import models
+from regard.base.errors import DiskFull, UserError
+from regard.base.files import opened, whole, write_text
 from regard.comparison import data, grid, hosts, question, report, training
 from regard.comparison.optimising import Optimiser
 from regard.comparison.results import Comparison
-from regard.errors import DiskFull, UserError
-from regard.files import opened, whole, write_text
-from regard.looking import expand, open_subject, open_subjects, read, trained
-from regard.models import OPTIONS, open_model, timm_model
+from regard.gallery.looking import expand, open_subject, open_subjects, read, trained
+from regard.networks import models
+from regard.networks.models import OPTIONS, open_model, timm_model
 from stored import fit, store
 
 DAMAGED = {
@@ -508,7 +508,7 @@ def test_sites_that_are_none(attachment, tmp_path, site):
 
 @pytest.mark.parametrize("kind", [torch.complex64, torch.int8, torch.bool, torch.int64])
 def test_weights_of_another_kind(attachment, tmp_path, kind):
-    from regard.insertion import _digest
+    from regard.insertion.attach import _digest
 
     tensors, header = load_file(attachment), header_of(attachment)
     key = next(name for name in tensors if tensors[name].is_floating_point() and tensors[name].dim())

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import regard
-from regard.tap import Tap
+from regard.layers.tap import Tap
 
 
 def of(maps, kind):

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from regard.base.files import write_text
 from regard.comparison import data, grid, training
-from regard.files import write_text
 
 # compiled once for all processes, also where Python is told to leave no compiled files
 CACHE = Path(__file__).parents[1] / ".pytest_cache" / "compiled"

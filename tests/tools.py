@@ -22,7 +22,7 @@ from torch.nn.utils import parametrizations, prune
 from torchvision.models.resnet import BasicBlock
 
 import regard
-from regard.files import write_text
+from regard.base.files import write_text
 
 PAGE = Path(__file__).parents[1] / "docs" / "frameworks.md"
 BEGIN, END = "<!-- made by tests/tools.py -->\n", "<!-- made up to here -->\n"

@@ -18,7 +18,7 @@ import regard
 from contract import PROMISES, Subject, ours
 from golden import CASES, GOLDEN, deviations, distance, part
 from peers import PEERS, Peer
-from regard.files import write_text
+from regard.base.files import write_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "trust.json"

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regard import ops
-    from regard.advising import Advice, advise
+    from regard.base.errors import UserError
     from regard.comparison.question import compare
     from regard.comparison.results import Comparison
-    from regard.drawing import draw, overlay, sheet
-    from regard.errors import UserError
-    from regard.insertion import Attached, attach, attached, load
-    from regard.looking import Gallery, Subject, look
-    from regard.meaning import Meaning, judge
-    from regard.models import open_model
+    from regard.costs.advising import Advice, advise
+    from regard.gallery.looking import Gallery, Subject, look
+    from regard.insertion.attach import Attached, attach, attached, load
+    from regard.insertion.site import Site, sites
+    from regard.maps.meaning import Meaning, judge
+    from regard.maps.recording import Map, record
+    from regard.maps.saliency import Saliency, box, explain, pixel, rollout
+    from regard.networks.models import open_model
     from regard.ops import use_impl
-    from regard.recording import Map, record
-    from regard.registry import Info, create, info, load_official, names, register
-    from regard.saliency import Saliency, box, explain, pixel, rollout
-    from regard.site import Site, sites
+    from regard.pictures.drawing import draw, overlay, sheet
+    from regard.registry.registration import Info, create, info, load_official, names, register
 
 __version__ = "0.1.0"
 
@@ -64,20 +64,20 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "regard.advising": ("Advice", "advise"),
+    "regard.costs.advising": ("Advice", "advise"),
     "regard.comparison.question": ("compare",),
     "regard.comparison.results": ("Comparison",),
-    "regard.drawing": ("draw", "overlay", "sheet"),
-    "regard.errors": ("UserError",),
-    "regard.insertion": ("Attached", "attach", "attached", "load"),
-    "regard.looking": ("Gallery", "Subject", "look"),
-    "regard.meaning": ("Meaning", "judge"),
-    "regard.models": ("open_model",),
+    "regard.pictures.drawing": ("draw", "overlay", "sheet"),
+    "regard.base.errors": ("UserError",),
+    "regard.insertion.attach": ("Attached", "attach", "attached", "load"),
+    "regard.gallery.looking": ("Gallery", "Subject", "look"),
+    "regard.maps.meaning": ("Meaning", "judge"),
+    "regard.networks.models": ("open_model",),
     "regard.ops": ("use_impl",),
-    "regard.recording": ("Map", "record"),
-    "regard.registry": ("Info", "create", "info", "load_official", "names", "register"),
-    "regard.saliency": ("Saliency", "box", "explain", "pixel", "rollout"),
-    "regard.site": ("Site", "sites"),
+    "regard.maps.recording": ("Map", "record"),
+    "regard.registry.registration": ("Info", "create", "info", "load_official", "names", "register"),
+    "regard.maps.saliency": ("Saliency", "box", "explain", "pixel", "rollout"),
+    "regard.insertion.site": ("Site", "sites"),
 }
 _HOME = {name: room for room, held in _ROOMS.items() for name in held}
 
@@ -88,13 +88,13 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'regard' has no attribute {name!r}")
     try:
-        if _HOME[name] == "regard.registry":
+        if _HOME[name] == "regard.registry.registration":
             import_module("regard.mechanisms")  # registers them
         found = getattr(import_module(_HOME[name]), name)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("regard"):
             raise
-        from regard.errors import UserError, install
+        from regard.base.errors import UserError, install
 
         raise UserError(f"regard.{name} needs the package {error.name!r}: {install('compare')}") from error
     globals()[name] = found

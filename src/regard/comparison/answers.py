@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import safetensors.numpy
 
-from regard.errors import UserError
-from regard.files import opened, slug, whole
+from regard.base.errors import UserError
+from regard.base.files import opened, slug, whole
 
 PARTS = ("val", "test")
 KINDS = {"images": np.int32, "labels": np.int32, "logits": np.float16}

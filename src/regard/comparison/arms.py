@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from regard.errors import UserError
+from regard.base.errors import UserError
 
 PLAIN, WIDER, PARAMETERS = "none", "wider", "parameters"  # the arms that are no mechanism
 HOSTS = (PLAIN, WIDER, PARAMETERS)

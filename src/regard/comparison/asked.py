@@ -9,15 +9,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from regard.cards import card
+from regard.base.errors import UserError
+from regard.base.files import regular
 from regard.comparison.arms import HOSTS, controls, refuse_names
 from regard.comparison.folders import SIZES, existing
 from regard.comparison.folders import text as as_text
 from regard.comparison.results import read_question
-from regard.errors import UserError
-from regard.files import regular
-from regard.named import SMALL, Named
-from regard.registry import parse
+from regard.registry.cards import card
+from regard.registry.named import SMALL, Named
+from regard.registry.registration import parse
 
 EPOCHS = {"fashion": 3, "cluttered": 5}  # of the embedded images; a folder's default is below
 RECIPE = 2  # raise it when the same question would train otherwise: older folders are then not added to

@@ -19,6 +19,9 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
+from regard.base.errors import UserError
+from regard.base.files import opened, whole, write_text
+from regard.base.schema import read
 from regard.comparison.folders import (
     SIZES,
     TEST,
@@ -33,9 +36,6 @@ from regard.comparison.folders import (
     text,
 )
 from regard.comparison.records import Meta
-from regard.errors import UserError
-from regard.files import opened, whole, write_text
-from regard.schema import read
 
 FASHION_CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 FASHION_TRAINING, FASHION_TEST = 10_000, 10_000

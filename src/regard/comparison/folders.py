@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from regard.errors import UserError, near
-from regard.images import PIXELS, below, deep, formats, is_image, once, reading, subfolders, upright
+from regard.base.errors import UserError, near
+from regard.base.images import PIXELS, below, deep, formats, is_image, once, reading, subfolders, upright
 
 SIZES = {"fashion": 28, "cluttered": 56}  # the embedded sets, and the side of their images in pixels
 UNASSIGNED, TRAIN, VALIDATION, TEST = -1, 0, 1, 2

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regard.borrowing import call
-from regard.insertion import attached, rehearsed
-from regard.tap import Tap, taps
+from regard.insertion.attach import attached, rehearsed
+from regard.layers.tap import Tap, taps
+from regard.networks.borrowing import call
 
 MEANS, ASKED = 256, 1000  # training images that a gate's mean is taken over; validation or test images asked again
 

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from regard.errors import DiskFull, UserError
-from regard.files import slug, write_text
-from regard.timing import ALLOCATOR
+from regard.base.errors import DiskFull, UserError
+from regard.base.files import slug, write_text
+from regard.costs.timing import ALLOCATOR
 
 UNGUARDED = 78  # exit status of a worker that found itself asking the question again
 # signals of a fault in native code: what the run had reached may be damaged, and the memory layout may be the cause

@@ -10,11 +10,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from regard import models
-from regard.borrowing import same_kind
-from regard.errors import UserError
-from regard.files import regular
-from regard.named import Named
+from regard.base.errors import UserError
+from regard.base.files import regular
+from regard.networks import models
+from regard.networks.borrowing import same_kind
+from regard.registry.named import Named
 
 
 def build(
@@ -35,7 +35,7 @@ def build(
     timm's EfficientNets the fewer classes, the louder) that a short training goes into unlearning it.
 
     Args:
-        model: as `regard.models.open_model` takes it: ``"resnet18[zero_init_last=false]"``, ``"mynet.py:build"``.
+        model: as `regard.open_model` takes it: ``"resnet18[zero_init_last=false]"``, ``"mynet.py:build"``.
         classes: width of the output.
         channels: of the images.
         seed: of the initial weights.

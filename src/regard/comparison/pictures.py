@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from regard.base.errors import UserError
+from regard.base.files import slug, whole
 from regard.comparison import data
-from regard.drawing import can_draw
-from regard.errors import UserError
-from regard.files import slug, whole
-from regard.recording import Map, record, views
-from regard.saliency import evidence
-from regard.tap import taps
+from regard.layers.tap import taps
+from regard.maps.recording import Map, record, views
+from regard.maps.saliency import evidence
+from regard.pictures.drawing import can_draw
 
 COUNT = 8
 CENTRE = (0.5, 0.5)  # whose view is kept of weights between positions

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+from regard.base.errors import UserError
 from regard.comparison.arms import HOSTS, PLAIN, twin, twinned
-from regard.errors import UserError
 
 LOOKS = (8, 12, 16, 20)  # seeds at which a plan looks where nobody says otherwise
 MOST_LOOKS = 20

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from regard import costing
 from regard.comparison import hosts
 from regard.comparison.arms import PARAMETERS, PLAIN, WIDER
 from regard.comparison.training import build, on_device
-from regard.insertion import attached
-from regard.timing import noisy
+from regard.costs import costing
+from regard.costs.timing import noisy
+from regard.insertion.attach import attached
 
 WIDEST = 16.0  # times the width of the host
 SECONDS = 20.0  # for all timings together

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import torch
 from filelock import FileLock, Timeout
 
+from regard.base.errors import UserError, near
+from regard.base.files import slug, write_text
 from regard.comparison import data as images_of
 from regard.comparison import grid, hosts, learning, linear, prices, report, training, trials
 from regard.comparison.arms import CONSTANT, HOSTS, PARAMETERS, PLAIN, WIDER, controls, refuse_names, twin, twinned
@@ -25,12 +27,10 @@ from regard.comparison.folders import text as as_text
 from regard.comparison.plan import LOOKS, Pairing, Plan, check_looks, fixed, planned
 from regard.comparison.results import BEFORE, Comparison, counted, read_cost, read_linear, read_run
 from regard.comparison.statistics import fewest_seeds
-from regard.errors import UserError, near
-from regard.files import slug, write_text
-from regard.insertion import STARTS
-from regard.named import SMALL, Named
-from regard.registry import create, info, parse, spell
-from regard.tap import taps
+from regard.insertion.attach import STARTS
+from regard.layers.tap import taps
+from regard.registry.named import SMALL, Named
+from regard.registry.registration import create, info, parse, spell
 
 KEPT = ("first", "all", "none")
 TRUNKS = ("trained", "frozen")

@@ -5,7 +5,7 @@ A field that older folders lack is `NotRequired`; a new one is declared so, too.
 
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-from regard.schema import NoLess, Positive, Share, Whole, Within
+from regard.base.schema import NoLess, Positive, Share, Whole, Within
 
 Side = Annotated[int, Within(1, 2**16)]
 Seed = Annotated[int, Within(0, 2**32 - 1)]

@@ -17,19 +17,19 @@ import torch
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from regard import drawing
+from regard.base.errors import UserError
+from regard.base.files import opened, slug, write_text
+from regard.base.schema import fault
 from regard.comparison import learning
 from regard.comparison.arms import twinned
 from regard.comparison.pictures import REASONS
 from regard.comparison.records import Shown
 from regard.comparison.results import UNTRAINED, Comparison, counted, interval, points
 from regard.comparison.statistics import Verdict
-from regard.errors import UserError
-from regard.files import opened, slug, write_text
-from regard.layout import Layout
-from regard.meaning import judge
-from regard.recording import Map
-from regard.schema import fault
+from regard.insertion.layout import Layout
+from regard.maps.meaning import judge
+from regard.maps.recording import Map
+from regard.pictures import drawing
 
 PICTURE = 112  # pixels of a picture in the sheet of maps
 PICTURES = 8  # images in that sheet

@@ -14,7 +14,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from regard import notebook
+from regard.base import notebook
+from regard.base.errors import UserError
+from regard.base.files import slug, write_text
+from regard.base.schema import fault, read
 from regard.comparison import answers as logits_of
 from regard.comparison import learning
 from regard.comparison.answers import Answers
@@ -22,9 +25,6 @@ from regard.comparison.arms import twin, twinned
 from regard.comparison.endpoints import Endpoints, churn, class_differences, endpoints
 from regard.comparison.plan import Contrast, Plan, contrasts, factors, fixed
 from regard.comparison.records import Cost, Done, Failed, Linear, Run, Stored
-from regard.errors import UserError
-from regard.files import slug, write_text
-from regard.schema import fault, read
 
 if TYPE_CHECKING:
     from regard.comparison.statistics import Verdict

@@ -23,6 +23,7 @@ from typing import Literal
 
 import numpy as np
 
+from regard.base.errors import UserError, near
 from regard.comparison.permutation import Test, paired, size, smallest_p, unpaired
 from regard.comparison.plan import Contrast, Pairing, Plan, fixed
 from regard.comparison.sequential import (
@@ -34,7 +35,6 @@ from regard.comparison.sequential import (
     spent,
     winnings,
 )
-from regard.errors import UserError, near
 
 PLANNED, LATER = 0.8, 0.1  # of the error rate: the plan, and seeds added to it; the rest is for arms added later
 FUTILE = 0.1  # a plan stops where its looks to come decide with a smaller chance

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import regard
-from regard.borrowing import brief
+from regard.base.errors import UserError
+from regard.base.files import slug, whole
+from regard.base.schema import fault
 from regard.comparison import answers, data, gates, hosts
 from regard.comparison.answers import Answers
 from regard.comparison.arms import HOSTS, PARAMETERS, PLAIN, WIDER, twinned
@@ -27,12 +29,10 @@ from regard.comparison.endpoints import log_loss, right
 from regard.comparison.optimising import Optimiser
 from regard.comparison.records import Checkpoint
 from regard.comparison.twins import make_constant
-from regard.errors import UserError
-from regard.files import slug, whole
-from regard.insertion import attach, attached
-from regard.named import Named
-from regard.registry import parse
-from regard.schema import fault
+from regard.insertion.attach import attach, attached
+from regard.networks.borrowing import brief
+from regard.registry.named import Named
+from regard.registry.registration import parse
 
 FIRST = 64  # images at most from which gates and constants start
 WIDENINGS = {WIDER: "widening", PARAMETERS: "widening_parameters"}  # by control, where the question keeps its width

@@ -14,13 +14,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from regard.base.errors import UserError
+from regard.base.schema import fault, read
 from regard.comparison import grid, learning
 from regard.comparison.arms import PLAIN
 from regard.comparison.asked import augmentation_for
 from regard.comparison.plan import factors
 from regard.comparison.records import Failed, Run, Tried
-from regard.errors import UserError
-from regard.schema import fault, read
 
 SEEDS = 2  # of `none`, whose curves say how many epochs it takes
 PATIENCE = 4  # times the epochs that are tried first, for a network that has learnt nothing yet

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regard.borrowing import call
-from regard.insertion import Attached, rehearsed
+from regard.insertion.attach import Attached, rehearsed
+from regard.layers.tap import Constant, Tap, taps
+from regard.networks.borrowing import call
 from regard.ops import use_impl
-from regard.tap import Constant, Tap, taps
 
 
 def make_constant(attached: Attached, example: Any) -> None:

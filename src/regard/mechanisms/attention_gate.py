@@ -5,10 +5,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regard import ops
-from regard.conv import conv
-from regard.norm import BatchNorm
-from regard.registry import register
-from regard.tap import Tap
+from regard.layers.conv import conv
+from regard.layers.norm import BatchNorm
+from regard.layers.tap import Tap
+from regard.registry.registration import register
 
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 

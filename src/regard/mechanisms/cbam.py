@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from regard import ops
-from regard.conv import conv
-from regard.errors import UserError, near
-from regard.norm import BatchNorm
-from regard.registry import Translation, register
-from regard.tap import Tap
+from regard.base.errors import UserError, near
+from regard.layers.conv import conv
+from regard.layers.norm import BatchNorm
+from regard.layers.tap import Tap
+from regard.registry.registration import Translation, register
 
 ARRANGEMENTS = ("channel-spatial", "spatial-channel", "parallel", "channel", "spatial")
 SQUEEZES = ("avg", "max", "lp", "lse")

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regard import ops
-from regard.conv import Mixing
-from regard.errors import UserError
-from regard.norm import BatchNorm
-from regard.registry import Translation, register
-from regard.tap import Tap
+from regard.base.errors import UserError
+from regard.layers.conv import Mixing
+from regard.layers.norm import BatchNorm
+from regard.layers.tap import Tap
+from regard.registry.registration import Translation, register
 
 
 def _parameters(channels: int, *, reduction: int, min_width: int, spatial_dims: int) -> int:

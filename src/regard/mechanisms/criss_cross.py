@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from regard import ops
-from regard.conv import Pointwise
-from regard.errors import UserError
-from regard.registry import Translation, register, wrong_axes
-from regard.tap import Tap
+from regard.base.errors import UserError
+from regard.layers.conv import Pointwise
+from regard.layers.tap import Tap
+from regard.registry.registration import Translation, register, wrong_axes
 
 MOST = 16  # times that it runs
 

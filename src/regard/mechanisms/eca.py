@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from regard import ops
-from regard.errors import UserError
-from regard.registry import Translation, register
-from regard.tap import Tap
+from regard.base.errors import UserError
+from regard.layers.tap import Tap
+from regard.registry.registration import Translation, register
 
 # the kernel of each stage of the released ResNet-50, whose file name carries "k3557"
 RELEASED = {256: 3, 512: 5, 1024: 5, 2048: 7}

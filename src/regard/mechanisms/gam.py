@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from regard import ops
-from regard.conv import Pointwise, conv
-from regard.errors import UserError
-from regard.norm import BatchNorm
-from regard.registry import Translation, register
-from regard.tap import Tap
+from regard.base.errors import UserError
+from regard.layers.conv import Pointwise, conv
+from regard.layers.norm import BatchNorm
+from regard.layers.tap import Tap
+from regard.registry.registration import Translation, register
 
 
 def _parameters(

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from regard import ops
-from regard.errors import UserError
-from regard.norm import wide
-from regard.registry import Translation, register
-from regard.tap import Tap
+from regard.base.errors import UserError
+from regard.layers.norm import wide
+from regard.layers.tap import Tap
+from regard.registry.registration import Translation, register
 
 
 def _translate(

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regard import ops
-from regard.errors import UserError
-from regard.norm import BatchNorm
-from regard.registry import Translation, register, wrong_axes
-from regard.tap import Tap
+from regard.base.errors import UserError
+from regard.layers.norm import BatchNorm
+from regard.layers.tap import Tap
+from regard.registry.registration import Translation, register, wrong_axes
 
 FORMS = ("theta-minus", "theta", "theta-plus")
 

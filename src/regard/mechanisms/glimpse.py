@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regard.errors import UserError
-from regard.norm import wide
-from regard.registry import Translation, register, wrong_axes
-from regard.tap import Tap
+from regard.base.errors import UserError
+from regard.layers.norm import wide
+from regard.layers.tap import Tap
+from regard.registry.registration import Translation, register, wrong_axes
 
 WIDEST = 4096  # pixels a side of a patch: a few small numbers must not ask for more memory than there is
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regard.errors import UserError, near
-from regard.registry import Translation, register
-from regard.tap import Tap
+from regard.base.errors import UserError, near
+from regard.layers.tap import Tap
+from regard.registry.registration import Translation, register
 
 KERNELS = ("gaussian", "boxcar", "triangular", "epanechnikov")
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from regard.errors import UserError
-from regard.registry import Translation, register, wrong_axes
-from regard.tap import Tap
+from regard.base.errors import UserError
+from regard.layers.tap import Tap
+from regard.registry.registration import Translation, register, wrong_axes
 
 PAPER = "Niu et al. 2020, arXiv 2008.08767"
 

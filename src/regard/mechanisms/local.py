@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from regard.conv import Pointwise
-from regard.errors import UserError
+from regard.base.errors import UserError
+from regard.layers.conv import Pointwise
+from regard.layers.tap import Blend, Tap
 from regard.ops.dispatch import not_plain
-from regard.registry import Translation, register, wrong_axes
-from regard.tap import Blend, Tap
+from regard.registry.registration import Translation, register, wrong_axes
 
 WIDEST = 128  # window, in pixels: each of its blocks has weights for every pixel in it
 

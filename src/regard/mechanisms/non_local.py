@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regard import ops
-from regard.conv import Pointwise
-from regard.errors import UserError
-from regard.norm import BatchNorm, wide
-from regard.registry import Translation, register
-from regard.tap import Tap
+from regard.base.errors import UserError
+from regard.layers.conv import Pointwise
+from regard.layers.norm import BatchNorm, wide
+from regard.layers.tap import Tap
+from regard.registry.registration import Translation, register
 
 PAIRWISE = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 SUBSAMPLE = ("none", "before", "after")

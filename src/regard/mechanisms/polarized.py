@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from regard import ops
-from regard.conv import Pointwise
-from regard.errors import UserError
-from regard.norm import LayerNorm
-from regard.registry import Translation, register
-from regard.tap import Tap
+from regard.base.errors import UserError
+from regard.layers.conv import Pointwise
+from regard.layers.norm import LayerNorm
+from regard.layers.tap import Tap
+from regard.registry.registration import Translation, register
 
 ARRANGEMENTS = ("parallel", "sequential")
 FORMS = ("code", "paper")

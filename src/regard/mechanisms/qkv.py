@@ -6,10 +6,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from regard import ops
-from regard.conv import Pointwise
-from regard.errors import UserError
-from regard.registry import Translation, register
-from regard.tap import Blend, Tap
+from regard.base.errors import UserError
+from regard.layers.conv import Pointwise
+from regard.layers.tap import Blend, Tap
+from regard.registry.registration import Translation, register
 
 
 def _parameters(

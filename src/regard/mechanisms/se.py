@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from regard import ops
-from regard.registry import Translation, register
-from regard.tap import Tap
+from regard.layers.tap import Tap
+from regard.registry.registration import Translation, register
 
 
 def _parameters(channels: int, *, reduction: int, bias: bool) -> int:

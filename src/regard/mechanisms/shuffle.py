@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from regard import ops
-from regard.errors import UserError
-from regard.registry import Translation, register
-from regard.tap import Blend, Tap
+from regard.base.errors import UserError
+from regard.layers.tap import Blend, Tap
+from regard.registry.registration import Translation, register
 
 AUTHORS = 64
 LEAST = 4  # channels of a group in the narrowest layer that the authors have it in

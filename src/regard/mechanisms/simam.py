@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from regard import ops
-from regard.errors import UserError
-from regard.registry import Translation, register
-from regard.tap import Tap
+from regard.base.errors import UserError
+from regard.layers.tap import Tap
+from regard.registry.registration import Translation, register
 
 
 def _translate(tensors: Mapping[str, Tensor], channels: int | None, *, e_lambda: float = 1e-4) -> Translation:

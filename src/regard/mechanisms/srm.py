@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from regard import ops
-from regard.norm import BatchNorm
-from regard.registry import Translation, register
-from regard.tap import Tap
+from regard.layers.norm import BatchNorm
+from regard.layers.tap import Tap
+from regard.registry.registration import Translation, register
 
 
 def _translate(tensors: Mapping[str, Tensor], channels: int | None, *, channel: int | None = None) -> Translation:

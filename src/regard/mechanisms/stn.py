@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.amp import is_autocast_available
 from torch.nn import functional as F
 
-from regard.errors import UserError, near
-from regard.norm import wide
-from regard.registry import Translation, register
-from regard.tap import LAST, Tap
+from regard.base.errors import UserError, near
+from regard.layers.norm import wide
+from regard.layers.tap import LAST, Tap
+from regard.registry.registration import Translation, register
 
 LARGEST = 4096  # side of a result, in pixels
 CONVOLUTIONS: dict[int, type[nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}

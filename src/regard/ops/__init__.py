@@ -6,8 +6,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from regard.conv import Pointwise
-from regard.errors import UserError
+from regard.base.errors import UserError
+from regard.layers.conv import Pointwise
+from regard.layers.tap import Constant, Tap, hooked
 from regard.ops.agreeing import reference as _agreeing
 from regard.ops.attending import reference as _attending
 from regard.ops.convolving import reference as _convolving
@@ -18,7 +19,6 @@ from regard.ops.gating import reference as _gating
 from regard.ops.recalibrating import reference as _recalibrating
 from regard.ops.selfgating import reference as _selfgating
 from regard.ops.squeezing import reference as _squeezing
-from regard.tap import Constant, Tap, hooked
 
 __all__ = [
     "Joint",

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regard.blocks import Blocks
-from regard.errors import UserError, near
+from regard.base.blocks import Blocks
+from regard.base.errors import UserError, near
 
 FAST = ("triton", "cpu")
 NAMES = ("auto", "reference", *FAST)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from regard.errors import UserError, near
+from regard.base.errors import UserError, near
 from regard.ops.kernels import interface
 
 LEVELS = ("avx512", "avx2", "generic")

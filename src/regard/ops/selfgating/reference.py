@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from regard.norm import wide
+from regard.layers.norm import wide
 
 
 def run(

@@ -1,0 +1,40 @@
+"""The one exception for a caller's mistake."""
+
+
+class UserError(ValueError):
+    """What is wrong, where, and what to do about it, in one sentence.
+
+    The command line prints it without a traceback and exits with status 2.
+    """
+
+    __module__ = "regard"  # as users write it, and as a traceback says it
+
+
+class DiskFull(UserError):
+    """There is no room left where a file is written."""
+
+
+def near(word: str, known: "list[str] | tuple[str, ...]", count: int = 3) -> str:
+    """The most similar known words as the tail of a sentence: ``; did you mean 'a' or 'b'?``, or nothing."""
+    import difflib
+
+    matches = difflib.get_close_matches(word, known, n=count, cutoff=0.5)
+    return f"; did you mean {' or '.join(repr(m) for m in matches)}?" if matches else ""
+
+
+def install(extra: str) -> str:
+    """The command that adds an extra to this installation, from where it came."""
+    import json
+    from importlib.metadata import PackageNotFoundError, distribution
+    from urllib.parse import urlparse
+    from urllib.request import url2pathname
+
+    try:
+        origin = json.loads(distribution("regard").read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        origin = {}
+    if "dir_info" not in origin:  # from an index, or a file
+        source = f" @ {origin['url']}" if "url" in origin else ""
+        return f"pip install 'regard[{extra}]{source}'"
+    editable = "-e " if origin["dir_info"].get("editable") else ""
+    return f"pip install {editable}'{url2pathname(urlparse(origin['url']).path)}[{extra}]'"

@@ -1,0 +1,178 @@
+"""The places of a network where mechanisms can go, each with the words that find it, and why the others are none."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from regard.base.errors import UserError
+from regard.insertion.attach import Attached, attach
+from regard.insertion.site import At, choose
+from regard.insertion.survey import Survey, dry_run
+from regard.layers.tap import taps
+from regard.networks.borrowing import refuse_unhookable, shadow
+from regard.registry.registration import PLACES, info, parse
+
+MANY = 64 * 64  # places of a map: beyond, comparing all pairs takes seconds on a processor
+
+
+@dataclass(frozen=True)
+class Place:
+    """A module that the forward pass calls.
+
+    Attributes:
+        name: its dotted name.
+        kind: its class.
+        shape: (B, C, *spatial) of the map in its output; empty where there is none.
+        layout: how the output holds the map, see `regard.insertion.layout.Layout`; None where there is none.
+        calls: how often one forward pass calls it.
+        words: those of `sites` that find it.
+        chosen: whether the mechanism, or the word that was asked for, goes there.
+        reason: why it cannot be a site, or why the mechanism cannot stand there; else "".
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    layout: str | None
+    calls: int
+    words: tuple[str, ...]
+    chosen: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where something goes in a network; as text: a table.
+
+    Attributes:
+        what: the mechanism or the word.
+        places: in the order of the forward pass.
+        refused: why it cannot go there at all, in a sentence.
+        notes: what to know of it at its sites, a sentence each.
+    """
+
+    what: str
+    places: tuple[Place, ...]
+    refused: str | None
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as what JSON can hold."""
+        return asdict(self)
+
+    @property
+    def table(self) -> str:
+        """The places."""
+        rows = [("", "name", "kind", "shape", "layout", "calls", "found by")]
+        for place in self.places:
+            shape = " x ".join(map(str, place.shape))
+            mark = "*" if place.chosen else ""
+            words = ", ".join(place.words)
+            rows.append((mark, place.name, place.kind, shape, place.layout or "", str(place.calls), words))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        reasons = [place.reason for place in self.places]
+        reasons.insert(0, "why not" if any(reasons) else "")
+        lines = []
+        for row, reason in zip(rows, reasons, strict=True):
+            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+            lines.append("  ".join([*cells, reason]).rstrip())
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        count = sum(place.chosen for place in self.places)
+        end = self.refused or f"* {self.what} goes to {count} site{'s' * (count != 1)}."
+        return "\n".join([self.table, "", end, *(f"  {note}" for note in self.notes)])
+
+
+def plan(
+    model: nn.Module,
+    example: Any,
+    *,
+    mechanism: str | None = None,
+    at: At = "auto",
+    layout: str | None = None,
+    every: bool = False,
+) -> Plan:
+    """Say where a mechanism goes in a network, and what other places there are.
+
+    Args:
+        model: any module; it is left exactly as it was.
+        example: input of the dry run; a tuple is positional arguments, a dict keyword arguments, anything else one.
+        mechanism: such as ``"cbam"`` or ``"se[reduction=8]"``; it is attached to a shadow of the model to see whether
+            it can stand there. None asks for the places alone.
+        at, layout: see `regard.sites`.
+        every: every module that the dry run called, not only what a word finds; also where no word finds anything.
+
+    Raises:
+        UserError: the mechanism is unknown, or the model cannot be called with the example.
+    """
+    refuse_unhookable(model)
+    survey = dry_run(model, example, layout)
+    refused = None
+    notes: tuple[str, ...] = ()
+    name, options = parse(mechanism) if mechanism is not None else ("", {})
+    if name:
+        info(name)
+    try:
+        if name:
+            attached = attach(shadow(model), name, at=at, layout=layout, example=example, **options)
+            chosen, notes = attached.sites, (*attached.notes, *_notes(attached, survey))
+        else:
+            chosen = [site.name for site in choose(model, at, survey)]
+    except UserError as error:
+        said = not name or "cannot be attached" in str(error)
+        refused, chosen = str(error) if said else f"{mechanism} cannot be attached: {error}", []
+    words = {word: set(_names(model, word, survey)) for word in PLACES}
+    modules = dict(model.named_modules())
+    called = []
+    for name in dict.fromkeys(survey.order):
+        outputs = survey.outputs[name]
+        finding = tuple(word for word, sites in words.items() if name in sites)
+        seen = outputs[0].layout
+        place = Place(
+            name, type(modules[name]).__name__, outputs[0].map, seen.word if seen else None, len(outputs), finding,
+            name in chosen, "",
+        )  # fmt: skip
+        called += [place] if name else []
+    shown = [place for place in called if every or place.words or place.chosen] or called
+    found = [replace(place, reason=_why_not(model, place, survey)) for place in shown]
+    what = mechanism or (at if isinstance(at, str) else "your function" if callable(at) else ",".join(at))
+    return Plan(what, tuple(found), refused, notes)
+
+
+def _notes(attached: Attached, survey: Survey) -> tuple[str, ...]:
+    """What compares every place of a map with every other takes time that grows with the square of the places."""
+    said = []
+    for site, mechanism in attached.modules.items():
+        sides = survey.outputs[site][0].map[2:]
+        if math.prod(sides) > MANY and any(tap.kind == "position" for _, tap in taps(mechanism)):
+            said.append(
+                f"At {site!r} {attached.mechanism} compares each of {' x '.join(map(str, sides))} places with every "
+                f"other ({math.prod(sides) ** 2:,} pairs for each image): a smaller map costs far less, see at."
+            )
+    return tuple(said)
+
+
+def _names(model: nn.Module, word: str, survey: Survey) -> list[str]:
+    try:
+        return [site.name for site in choose(model, word, survey)]
+    except UserError:  # the network has no such place
+        return []
+
+
+def _why_not(model: nn.Module, place: Place, survey: Survey) -> str:
+    try:
+        (site,) = choose(model, [place.name], survey)
+    except UserError as error:
+        return str(error)
+    if site.name != place.name:
+        return f"its last child stands for it: {site.name}"
+    outputs = survey.outputs[place.name]
+    if len({output.kind for output in outputs}) > 1:
+        shapes = sorted({output.map for output in outputs})
+        return f"called with maps that no one mechanism serves, {' and '.join(map(str, shapes[:3]))}"
+    return "one mechanism would serve all calls: say repeated=True" if place.calls > 1 else ""

@@ -1,0 +1,173 @@
+"""Maps: what a model's attention looks at, its own and that of mechanisms put into it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from regard.base import notebook
+from regard.base.errors import UserError
+from regard.insertion.layout import Layout
+from regard.layers.tap import Query, Reader, Tap, reading, taps
+from regard.maps.watching import Watch, watched
+from regard.networks.borrowing import refuse_unseen
+
+
+@dataclass(frozen=True)
+class Map:
+    """What was looked at in one call.
+
+    Attributes:
+        name: dotted name of the tap, or of the module that applied it.
+        kind: what it speaks of, and with it its shape: see `regard.layers.tap.Tap`; ``"token"`` (B, heads, queries,
+            keys) for weights between tokens in a network that holds its map so.
+        value: detached, as it was applied.
+        layout: how the keys of weights between tokens hold the picture's pixels; None where that is not known (windows,
+            say), or the map has pixels itself.
+        windows: whether a place looks no further than its window; the weights of what lies outside are 0.
+    """
+
+    name: str
+    kind: str
+    value: Tensor
+    layout: Layout | None = None
+    windows: bool = False
+
+    def __repr__(self) -> str:
+        return f"Map({self.name!r}, {self.kind!r}, {tuple(self.value.shape)})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the map of the first images in grey, the mean over channels or heads."""
+        value = self.value.detach().float()
+        sizes = " x ".join(map(str, value.shape))
+        low, high = (float(value.min()), float(value.max())) if value.numel() else (0.0, 0.0)
+        said = notebook.paragraph(f"{self.name}: {self.kind}, {sizes}, {low:.3g} to {high:.3g}")
+        if self.kind == "channel":  # a row for each image
+            value = value.flatten(1)[:, None]
+        while value.dim() > 3:
+            value = value.mean(1)
+        return said + (notebook.pictures(value.cpu().numpy(), self.name) if value.dim() == 3 else "")
+
+
+class Maps(list[Map]):
+    """Recorded maps, in the order of the calls.
+
+    Attributes:
+        dropped: names of modules in which something that looks like a gate or weights multiplied a tensor in a way that
+            is no attention of a known kind.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropped: Collection[str] = ()
+
+
+@contextmanager
+def record(
+    model: nn.Module,
+    *,
+    kinds: Collection[str] | None = None,
+    queries: Sequence[Query] | None = None,
+    every: bool = True,
+) -> Iterator[Maps]:
+    """Collect what the attention inside a model looks at while the block runs.
+
+    Every tap of `regard`'s mechanisms is read, and besides what other modules do: a sigmoid or softmax that multiplies
+    a map is a gate (squeeze-and-excitation, ECA, CBAM, coordinate attention, selective kernels, ...), one that weighs
+    tokens, or `scaled_dot_product_attention`, gives weights between them (ViT, Swin, non-local blocks, ...).
+    Afterwards the model is as it was, also after an exception; nothing is kept without a block. What other threads call
+    is not recorded, and goes on as ever.
+
+    Args:
+        model: any network.
+        kinds: collect only these, see `regard.layers.tap.Tap`; maps between all positions are then not even built.
+        queries: of weights between tokens only the rows of these: numbers of tokens, or places (row, column) as shares
+            of the picture's height and width. The others are never built where the network does not build them itself.
+        every: whether modules without taps are looked into.
+
+    Yields:
+        A list that grows by one `Map` for each tap, gate or product and call, in the order of the calls; what looked
+        like attention and was not recognised is named in its `dropped`.
+
+    Raises:
+        UserError: the model is compiled or TorchScript (torch would ignore the hooks) or spread over several devices
+            by `torch.nn.DataParallel`, a place lies beside the picture, or the model has no taps and `every` is False.
+
+    Example:
+        >>> import regard, torch
+        >>> se = regard.create("se", 16)
+        >>> with regard.record(se) as maps:
+        ...     y = se(torch.randn(2, 16, 4, 4))
+        >>> maps[0].name, maps[0].value.shape
+        ('gate', torch.Size([2, 16, 1, 1]))
+    """
+    refuse_unseen(model)
+    if any(isinstance(module, nn.DataParallel) and len(module.device_ids) > 1 for module in model.modules()):
+        raise UserError("DataParallel runs copies of the model in threads, which are not recorded: record model.module")
+    for query in queries or ():
+        if not isinstance(query, int) and not all(0 <= float(at) <= 1 for at in query):
+            raise UserError(f"a place is (row, column) as shares of the sides, from 0 to 1, got {query!r}")
+    found = list(taps(model))
+    if not found and not every:
+        raise UserError("the model has no taps: attach a mechanism first")
+    maps = Maps()
+    watch = Watch(
+        model, lambda *seen: maps.append(Map(*seen)), queries=queries, kinds=None if kinds is None else frozenset(kinds)
+    )
+    maps.dropped = watch.dropped.keys()
+    handles = []
+    try:
+        for name, tap in found:
+            if kinds is not None and tap.kind not in kinds:
+                continue
+
+            def keep(tap: Tap, value: Tensor, name: str = name) -> None:
+                watch.forget(value)
+                maps.append(Map(name, tap.kind, value.detach()))
+
+            handles.append(tap.register_forward_hook(Reader(watch, keep, queries)))
+        with reading.enter(watch), watched(watch) if every else nullcontext():
+            yield maps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def views(maps: Sequence[Map], query: tuple[float, float] = (0.5, 0.5)) -> Iterator[Map]:
+    """Recorded maps as they can be drawn, on the CPU: the gates along the axes of one mechanism multiply, so they are
+    one map; of weights between positions there is the view from one place, whether pixels or tokens are weighed.
+
+    Args:
+        maps: recorded with ``queries=[query]``, or with all.
+        query: the place (row, column) as shares of the sides.
+    """
+    for found in joined(maps):
+        value = found.value
+        if found.kind == "position" and value.dim() == 6:  # a mechanism that builds all of them anyway
+            row, column = (min(side - 1, int(at * side)) for at, side in zip(query, value.shape[2:4], strict=True))
+            value = value[:, :, row, column].unsqueeze(2)
+        value = value.float().cpu()
+        if found.kind == "position" and value.dim() == 5:
+            yield Map(found.name, "token", value.flatten(3), Layout("tokens", 0, tuple(value.shape[3:])))
+        else:
+            yield replace(found, value=value)
+
+
+def joined(maps: Sequence[Map]) -> Iterator[Map]:
+    """The gates along the axes of one mechanism multiply, so they are one map."""
+    axes: dict[str, Map] = {}
+    for found in maps:
+        if found.kind != "axis":
+            yield found
+            continue
+        where = found.name.rpartition(".")[0] if found.name.rpartition(".")[2].isdigit() else found.name
+        before = axes.get(where)
+        sides = [i for i in range(2, found.value.dim()) if found.value.shape[i] > 1]
+        if before is None or (sides and all(before.value.shape[i] > 1 for i in sides)):
+            axes[where] = Map(where, "axis", found.value)
+        else:
+            axes[where] = Map(where, "axis", before.value * found.value)
+    yield from axes.values()

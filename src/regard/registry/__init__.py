@@ -1,0 +1,1 @@
+"""What is known of a mechanism without building it: its name, its options, its card."""

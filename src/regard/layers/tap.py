@@ -21,6 +21,10 @@ GLOBAL = (
     anywhere._global_backward_pre_hooks,
 )
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+KINDS = (
+    *("channel", "spatial", "axis", "element", "position", "criss-cross", "pair", "branch", "frame", "path", "kernel"),
+    *("query", "window", "token"),
+)
 PAIRWISE = ("position", "pair", "criss-cross", "query", "window")  # kinds of weights that sum to 1 over the last axes
 LEAST = 1e-3  # a mean below this divides nothing
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
 from regard.base import notebook
-from regard.base.errors import UserError
+from regard.base.errors import UserError, near
 from regard.insertion.layout import Layout
-from regard.layers.tap import Query, Reader, Tap, reading, taps
+from regard.layers.tap import KINDS, Query, Reader, Tap, reading, taps
 from regard.maps.watching import Watch, watched
 from regard.networks.borrowing import refuse_unseen
 
@@ -94,7 +95,8 @@ def record(
 
     Raises:
         UserError: the model is compiled or TorchScript (torch would ignore the hooks) or spread over several devices
-            by `torch.nn.DataParallel`, a place lies beside the picture, or the model has no taps and `every` is False.
+            by `torch.nn.DataParallel`, there is no such kind, a place lies beside the picture, or the model has no
+            taps and `every` is False.
 
     Example:
         >>> import regard, torch
@@ -107,10 +109,14 @@ def record(
     refuse_unseen(model)
     if any(isinstance(module, nn.DataParallel) and len(module.device_ids) > 1 for module in model.modules()):
         raise UserError("DataParallel runs copies of the model in threads, which are not recorded: record model.module")
-    for query in queries or ():
-        if not isinstance(query, int) and not all(0 <= float(at) <= 1 for at in query):
-            raise UserError(f"a place is (row, column) as shares of the sides, from 0 to 1, got {query!r}")
+    if queries is not None:
+        _check_queries(queries)
     found = list(taps(model))
+    if kinds is not None:
+        known = {*KINDS, *(tap.kind for _, tap in found)}
+        if isinstance(kinds, str) or (unknown := sorted(set(kinds) - known)):
+            wrong = f"the string {kinds!r}" if isinstance(kinds, str) else f"{unknown[0]!r}{near(unknown[0], [*known])}"
+            raise UserError(f"kinds is a collection of {', '.join(KINDS)}, got {wrong}")
     if not found and not every:
         raise UserError("the model has no taps: attach a mechanism first")
     maps = Maps()
@@ -134,6 +140,21 @@ def record(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _check_queries(queries: Any) -> None:
+    """Raise a `UserError` where these are no tokens or places."""
+    if not isinstance(queries, Sequence) or isinstance(queries, str):
+        raise UserError(f"queries is a list of tokens or places, such as [(0.5, 0.5)], got {queries!r}")
+    for query in queries:
+        if isinstance(query, int) and not isinstance(query, bool):
+            if query < 0:
+                raise UserError(f"tokens are counted from 0, got {query}")
+            continue
+        pair = isinstance(query, Sequence) and len(query) == 2 and all(isinstance(at, int | float) for at in query)
+        if not pair or not all(0 <= at <= 1 for at in query):
+            one = ": write queries=[(0.5, 0.5)] for one place" if isinstance(query, float) else ""
+            raise UserError(f"a place is (row, column) as shares of the sides, from 0 to 1, got {query!r}{one}")
 
 
 def views(maps: Sequence[Map], query: tuple[float, float] = (0.5, 0.5)) -> Iterator[Map]:

@@ -22,29 +22,37 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack,
 from torch.utils._pytree import tree_leaves
 
 from regard.insertion.layout import Layout
+from regard.insertion.positions import REGROUPINGS
 from regard.layers.tap import Query, Tap, reading, recomputing
-from regard.maps.batches import TURNS, Batches
+from regard.maps.batches import LISTED, TURNS, Batches, Images, went
 from regard.maps.noted import Noted
 from regard.maps.windows import Place, Windows
 
 Tell = Callable[[str, str, Tensor, Layout | None, bool], None]
 
-SQUASHES = {"sigmoid", "hardsigmoid", "softmax", "tanh", "relu6", "hardtanh", "clamp", "clip"}
-# what changes the form of a gate, or moves it by a number, and leaves it a gate
-FORMS = {
-    "view", "reshape", "expand", "expand_as", "unsqueeze", "squeeze", "flatten", "unflatten", "contiguous", "clone",
-    "to", "type_as", "float", "half", "bfloat16", "getitem", "chunk", "split", "unbind", "interpolate", "dropout",
-    "add", "radd", "sub", "rsub", "mul", "rmul", "div", "truediv",
-}  # fmt: skip
-# what makes one gate of two
-JOINS = {"add", "radd", "iadd", "mul", "rmul", "imul", "maximum", "minimum", "max", "min"}
-SUMMED = FORMS | {"mean", "sum", "amax", "max"}
+SQUASHES = {"sigmoid", "hardsigmoid", "softmax", "gumbel_softmax", "tanh", "relu6", "hardtanh", "clamp", "clip"}
+# what spreads a gate over more numbers that are all the same
+SPREADS = {"repeat", "tile", "repeat_interleave"}
+SUMS = {"add", "radd", "iadd", "sub", "rsub", "isub", "maximum", "minimum", "max", "min"}
 PRODUCTS = {"mul", "rmul", "imul", "multiply"}
+QUOTIENTS = {"div", "truediv", "itruediv", "idiv"}
+# what changes the form of a gate, or moves it by a number, and leaves it a gate
+FORMS = SPREADS | SUMS | PRODUCTS | QUOTIENTS | {
+    "view", "reshape", "expand", "expand_as", "broadcast_to", "unsqueeze", "squeeze", "flatten", "unflatten",
+    "contiguous", "clone", "to", "type_as", "float", "half", "bfloat16", "getitem", "chunk", "split", "unbind",
+    "interpolate", "dropout", "nan_to_num", "masked_fill", "pow", "sqrt",
+}  # fmt: skip
+SUMMED = FORMS | {"mean", "sum", "amax"}
 MATRICES = {"matmul", "rmatmul", "bmm"}
 ADDED = {"baddbmm", "addbmm", "addmm"}  # to a first tensor
-APPLIED = PRODUCTS | MATRICES | ADDED | {
-    "scaled_dot_product_attention", "multi_head_attention_forward", "addcmul", "einsum",
+UNREAD = {"tensordot", "linalg_multi_dot", "multi_dot", "lerp"}  # products whose factors are not told apart
+APPLIED = PRODUCTS | QUOTIENTS | MATRICES | ADDED | UNREAD | {
+    "scaled_dot_product_attention", "multi_head_attention_forward", "addcmul", "einsum", "linear",
 }  # fmt: skip
+NAMES = {"special_softmax": "softmax", "special_expit": "sigmoid", "linalg_matmul": "matmul", "mm": "matmul",
+         "true_divide": "div", "divide": "div"}  # fmt: skip
+# tensors that are given by name, in the order in which they would be given without
+BY_NAME = ("input", "mat1", "batch1", "tensor1", "other", "mat2", "batch2", "tensor2")
 # most of what is called: what a tensor is, no other tensor
 QUESTIONS = {
     "shape", "size", "dim", "ndim", "ndimension", "numel", "nelement", "len", "stride", "storage_offset", "dtype",
@@ -65,12 +73,14 @@ class _Mark:
         dim: of a softmax, counted from the end.
         roots: numbers of the tensors it is an elementwise function of: x sigmoid(x) is an activation, no gate.
         last: whether a layer made it that works on the last axis, which is that of the channels then.
+        spread: whether its numbers were repeated along some axes.
     """
 
     by: str
     dim: int | None
     roots: frozenset[int]
     last: bool = False
+    spread: bool = False
 
 
 class Watch(TorchFunctionMode):
@@ -101,11 +111,13 @@ class Watch(TorchFunctionMode):
         self._names: dict[int, str] = {}
         # windows have a picture only where a place in it is asked for
         asked = [query for query in queries or () if not isinstance(query, int)]
-        self.batches: Batches | None = None
+        self.batches = Batches()
         self.windows = Windows() if asked and (kinds is None or "token" in kinds) else None
         self.marks = Noted()
         self.numbers = Noted()  # of tensors: an id is given again once its tensor is gone
         self.linear = Noted()  # the results of layers that work on the last of several axes
+        self.crossed = Noted()  # maps whose columns come before their rows
+        self.columnwise: set[int] = set()  # numbers of tokens that were made of such
         self.shifted = Noted()  # tensor -> roots of what it is moved by a number from
         self.batch, self.sides = 0, (1, 1)  # of the pictures that came in
         self.maps: dict[tuple[int, int], int] = {}  # sides of every map that was made of them -> when, last
@@ -123,6 +135,7 @@ class Watch(TorchFunctionMode):
             if model is not self.model:
                 self.model, self._names = model, {}
             if not self.depth:
+                self._names = {}  # modules may have changed
                 self._pictures(inputs)
             self.depth += 1
 
@@ -131,22 +144,19 @@ class Watch(TorchFunctionMode):
             self.depth -= 1
 
     def _pictures(self, inputs: Any) -> None:
-        picture = next((t for t in _tensors(inputs) if t.dim() == 4), None)
-        if picture is None:
-            return
-        self.sides = (picture.shape[2], picture.shape[3])
-        if (self.kinds is None or "token" in self.kinds) and (self.batches is None or len(picture) != self.batch):
-            self.batches = Batches(len(picture))
-        self.batch = len(picture)
+        pictures = [tensor for tensor in _tensors(inputs) if tensor.dim() == 4]
+        if pictures:
+            self.batch, *_, height, width = max((tensor.shape for tensor in pictures), key=lambda shape: shape[0])
+            self.sides = (height, width)
 
     @property
     def module(self) -> str | None:
-        """Dotted name of the module that is running; None where it is another network."""
-        name, _ = next(self._running(), (None, None))
-        return name
+        """Dotted name of the module that is running; None where it is another network, or has taps of its own."""
+        name, module, _ = next(self._running(), ("", None, ()))
+        return None if module is None or type(module).__module__.startswith("regard.mechanisms") else name
 
-    def _running(self) -> Iterator[tuple[str, Any]]:
-        """The model's modules that run, the innermost first, and the local variables of their calls.
+    def _running(self) -> Iterator[tuple[str, Any, Any]]:
+        """The model's modules that run, the innermost first: name, module, what it was called with.
 
         Read from the interpreter: hooks on all modules would cost more than all else that is done here.
         """
@@ -159,8 +169,16 @@ class Watch(TorchFunctionMode):
             }
         frame: FrameType | None = sys._getframe()
         while frame:
-            if frame.f_code is CALL and (name := self._names.get(id(frame.f_locals["self"]))) is not None:
-                yield name, frame.f_locals
+            code = frame.f_code
+            if code is CALL or (code.co_name == "forward" and code.co_argcount):  # some call forward themselves
+                held = frame.f_locals
+                module = held.get(code.co_varnames[0])
+                if (name := self._names.get(id(module))) is not None:
+                    yield (
+                        name,
+                        module,
+                        [held.get(word) for word in (*code.co_varnames[1 : code.co_argcount], "args", "kwargs")],
+                    )
             frame = frame.f_back
 
     def forget(self, value: Any) -> None:
@@ -174,10 +192,11 @@ class Watch(TorchFunctionMode):
         if name in QUESTIONS or self not in reading or recomputing():
             return func(*args, **kwargs)
         if not self.depth:  # a part of the model may have been called by itself
-            calls = [variables for _, variables in self._running()]
-            self._pictures((calls[-1]["args"], calls[-1]["kwargs"]) if calls else ())
+            calls = [called for *_, called in self._running()]
+            self._pictures(calls[-1] if calls else ())
+        given = (*args, *[kwargs[word] for word in BY_NAME if word in kwargs]) if kwargs else args
         if name in APPLIED:
-            self._apply(name, args, kwargs)
+            self._apply(name, given, args, kwargs)
         result = func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
             if isinstance(result, Tensor):
@@ -185,37 +204,58 @@ class Watch(TorchFunctionMode):
                 if len(shape) == 4:
                     self.calls += 1
                     self.maps[shape[1:3]] = self.maps[shape[2:]] = self.calls
-                if len(shape) > 2 and (name == "linear" or (name in SUMMED and self._from_linear(args, len(shape)))):
+                if len(shape) > 2 and (name == "linear" or (name in SUMMED and self._from_linear(given, len(shape)))):
                     self.linear[result] = True
             if self.windows:
                 self.windows.follow(name, func, args, kwargs, result)
-            if self.batches:
-                self.batches.follow(name, func, args, kwargs, result)
+            self.batches.follow(name, func, args, kwargs, result)
         if name in SQUASHES:
-            self._mark(name, args, kwargs, result)
-        elif name in TURNS and self.marks:
+            self._mark(name, given, kwargs, result)
+        elif name in TURNS:
             self._turn(func, args, kwargs, result)
-        elif (name in FORMS or name in JOINS) and self.marks:
-            self._follow(name, args, result)
+        elif name in REGROUPINGS and self.crossed:
+            self._merge(given, result)
+        if name in FORMS and self.marks:
+            self._follow(name, given, result)
+        elif (name == "linear" or name in LISTED) and self.marks:
+            self._mix(name, given, result)
         elif name in ("add", "radd") and isinstance(result, Tensor):
-            self._shift(args, result)
+            self._shift(given, result)
         return result
 
-    def _apply(self, name: str, args: Any, kwargs: Any) -> None:
+    def _apply(self, name: str, given: Any, args: Any, kwargs: Any) -> None:
         if name == "scaled_dot_product_attention":
             self._attend(*args, **kwargs)
         elif name == "multi_head_attention_forward":
             self._attend_heads(*args, **kwargs)
-        elif name in PRODUCTS and len(args) > 1:
-            self._multiply(args[0], args[1])
-        elif name == "addcmul" and len(args) > 2:
-            self._multiply(*args[1:3])
-        elif name in MATRICES and len(args) > 1:
-            self._weigh(args[0], args[1])
-        elif name in ADDED and len(args) > 2:
-            self._weigh(*args[1:3])
-        elif name == "einsum" and len(args) == 3:
-            self._weigh_summed(*args)
+        elif not self.marks:
+            return
+        elif name in PRODUCTS and len(given) > 1:
+            self._multiply(given[0], given[1])
+        elif name == "addcmul" and len(given) > 2:
+            self._multiply(*given[1:3])
+        elif name in QUOTIENTS:
+            if len(given) > 1 and self._marked(given[1:2]) and not self._marked(given[:1]):
+                self._drop()
+        elif (marked := self._marked(given, name)) and not self._weighed(name, given, args):
+            parameters = any(isinstance(arg, nn.Parameter) for arg in given)
+            if not parameters or any(self.marks[tensor].by == "softmax" for tensor in marked if name != "linear"):
+                self._drop()
+
+    def _weighed(self, name: str, given: Any, args: Any) -> bool:
+        """Whether the weights in a product of matrices were told."""
+        if name in MATRICES and len(given) > 1:
+            return self._weigh(given[0], given[1])
+        if name in ADDED and len(given) > 2:
+            return self._weigh(*given[1:3])
+        if name == "einsum" and len(args) == 2 and isinstance(args[1], list | tuple):
+            args = (args[0], *args[1])
+        return name == "einsum" and len(args) == 3 and self._weigh_summed(*args)
+
+    def _marked(self, given: Any, name: str = "") -> list[Tensor]:
+        """The gates and weights among what an operation is given; some are given them in lists."""
+        tensors = _tensors(given) if name in LISTED or name in UNREAD or name == "einsum" else given
+        return [tensor for tensor in tensors if isinstance(tensor, Tensor) and tensor in self.marks]
 
     # --- which tensors are gates
 
@@ -240,43 +280,92 @@ class Watch(TorchFunctionMode):
         if name in ("clamp", "clip") and len(bounds) < 2:
             return  # bounded on one side
         dim = None
-        if name == "softmax":
-            dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)
+        if name.endswith("softmax"):
+            at = 1 if name == "softmax" else 4
+            dim = kwargs.get("dim", args[at] if len(args) > at else -1)
             dim = dim - result.dim() if dim is not None and dim >= 0 else dim
-        by, last = "softmax" if name == "softmax" else "bound", args[0] in self.linear
+        by, last = "softmax" if name.endswith("softmax") else "bound", args[0] in self.linear
         self.marks[result] = _Mark(by, dim, self._roots(args[0]), last)
 
-    def _follow(self, name: str, args: Any, result: Any) -> None:
-        given = [arg for arg in args if isinstance(arg, Tensor)]
-        marks = [self.marks[tensor] for tensor in given if tensor in self.marks]
-        if name in JOINS and len(marks) == len(given) == 2 and all(mark.by == "bound" for mark in marks):
-            roots = frozenset().union(*(mark.roots for mark in marks))
-            self.marks[result] = _Mark("bound", None, roots, any(mark.last for mark in marks))
+    def _follow(self, name: str, given: Any, result: Any) -> None:
+        tensors = [arg for arg in given if isinstance(arg, Tensor)]
+        marked = [tensor for tensor in tensors if tensor in self.marks]
+        if len(marked) == len(tensors) == 2:
+            self._join(name, tensors[0], tensors[1], result)
             return
-        if name not in FORMS:
-            return
-        # with another tensor it is a gate no more, but for expand_as
-        if len(marks) != 1 or (len(given) > 1 and name != "expand_as"):
+        if len(marked) != 1 or not (len(tensors) == 1 or self._continues(name, marked[0], tensors, result)):
             if name in ("add", "radd") and isinstance(result, Tensor):
-                self._shift(args, result)
+                self._shift(given, result)
             return
         for tensor in _tensors(result):
-            mark = marks[0]
-            if mark.by == "softmax" and tensor.dim() != given[0].dim() and name not in ("dropout",):
-                mark = replace(mark, dim=_moved(name, mark.dim, given[0], tensor))
-            self.marks[tensor] = mark
+            mark = self.marks[marked[0]]
+            if mark.by == "softmax" and tensor.dim() != marked[0].dim() and name != "dropout":
+                mark = replace(mark, dim=_moved(name, mark.dim, marked[0], tensor))
+            self.marks[tensor] = replace(mark, spread=True) if name in SPREADS else mark
+
+    def _continues(self, name: str, marked: Tensor, tensors: list[Tensor], result: Any) -> bool:
+        """Whether a gate or weights stay such beside another tensor: with a number, a mask, or what is smaller."""
+        if name == "expand_as":
+            return True
+        (other,) = (tensor for tensor in tensors if tensor is not marked) if len(tensors) == 2 else (marked,)
+        if not isinstance(result, Tensor) or result.shape != marked.shape:
+            return False
+        smaller = other.numel() < marked.numel() and self.marks[marked].by == "softmax"
+        return other.numel() == 1 or other.dtype == torch.bool or (smaller and name in PRODUCTS | QUOTIENTS)
+
+    def _join(self, name: str, left: Tensor, right: Tensor, result: Any) -> None:
+        """One gate of two, or weights that are mixed or weighed by gates."""
+        first, second = self.marks[left], self.marks[right]
+        if not isinstance(result, Tensor):
+            return
+        if first.by == second.by == "bound" and name not in QUOTIENTS:
+            self.marks[result] = replace(first, roots=first.roots | second.roots, last=first.last or second.last)
+        elif first.by == second.by and name in SUMS and first.dim == second.dim and result.shape == left.shape:
+            self.marks[result] = first
+        elif first.by != second.by and name in PRODUCTS | QUOTIENTS:
+            weights, mark = (left, first) if first.by == "softmax" else (right, second)
+            if result.shape == weights.shape:
+                self.marks[result] = mark
+
+    def _mix(self, name: str, given: Any, result: Any) -> None:
+        """Gates side by side, or heads whose weights are mixed by a layer."""
+        marked = self._marked(given, name)
+        if not marked or not isinstance(result, Tensor):
+            return
+        mark = self.marks[marked[0]]
+        if name in LISTED and len(marked) == len(_tensors(given)) and all(self.marks[t].by == "bound" for t in marked):
+            self.marks[result] = replace(mark, roots=frozenset().union(*(self.marks[t].roots for t in marked)))
+        elif name == "linear" and marked[0] is given[0] and mark.by == "softmax" and mark.dim not in (None, -1):
+            self.marks[result] = mark
 
     def _turn(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        mark = self.marks.get(args[0]) if args and isinstance(args[0], Tensor) else None
-        if mark is None or not isinstance(result, Tensor):
+        x = args[0] if args else None
+        if not isinstance(x, Tensor) or not isinstance(result, Tensor) or isinstance(x, nn.Parameter):
+            return
+        if x.dim() == 4 and not kwargs:
+            rows, columns = (1, 2) if x in self.linear else (2, 3)
+            row, column, channel = (went(func, x.shape, axis, *args[1:])[0] for axis in (rows, columns, 1))
+            if row is not None and column is not None and (row > column) != (x in self.crossed):
+                self.crossed[result] = x.shape[rows] * x.shape[columns]
+            if channel == 3 and rows == 2:
+                self.linear[result] = True
+        mark = self.marks.get(x)
+        if mark is None:
             return
         if mark.dim is not None:
-            # a tensor without memory, whose sides tell its axes apart
-            sides = range(2, 2 + args[0].dim())
-            with torch._C.DisableTorchFunction(), torch.no_grad():
-                turned = func(torch.empty(tuple(sides), device="meta"), *args[1:], **kwargs).shape
-            mark = replace(mark, dim=turned.index(sides[mark.dim]) - result.dim())
+            with torch._C.DisableTorchFunction():
+                axis, _ = went(func, x.shape, x.dim() + mark.dim, *args[1:], **kwargs)
+            mark = replace(mark, dim=None if axis is None else axis - result.dim())
         self.marks[result] = mark
+
+    def _merge(self, given: Any, result: Any) -> None:
+        """Tokens of a map whose columns were turned into rows do not follow each other row by row."""
+        pixels = self.crossed.get(given[0]) if isinstance(given[0], Tensor) else None
+        if pixels and isinstance(result, Tensor):
+            if pixels in result.shape[1:]:
+                self.columnwise.add(pixels)
+            else:
+                self.crossed[result] = pixels
 
     def _shift(self, args: Any, result: Tensor) -> None:
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
@@ -293,14 +382,20 @@ class Watch(TorchFunctionMode):
         gate, x = (left, right) if left in self.marks else (right, left)
         if left in self.marks and right in self.marks:  # a bounded activation may well be weighed
             gate, x = sorted((left, right), key=Tensor.numel)
-        mark = self.marks.get(gate)
-        if mark is not None and gate.dim() <= x.dim() and self._number(x) not in mark.roots:
+        mark, other = self.marks.get(gate), self.marks.get(x)
+        if mark is None or (other and (other.by, mark.by) == ("softmax", "bound")):
+            return  # weights that are weighed are weights
+        if gate.dim() <= x.dim() and self._number(x) not in mark.roots:
             with torch._C.DisableTorchFunction(), torch.no_grad():
-                gate, x = self._channels_first(_plain(gate, x), x, mark)
-            kind = _kind(gate, x, mark)
+                images = self.batches.of(x)
+                gate = _plain(gate, x, mark.spread)
+                if images and images.axis and images.before * images.after == 1:
+                    gate, x = gate.movedim(images.axis, 0), x.movedim(images.axis, 0)
+                gate, x = self._channels_first(gate, x, mark)
+            kind = _kind(gate, x, mark) if images else ""
             if kind:
-                self._tell(kind, gate)
-            elif x.dim() > 2 and gate.numel() > 1:
+                self._tell(kind, gate.clone())  # what is multiplied in place afterwards is no gate any more
+            elif x.dim() > 2 and gate.numel() > 1 and x.numel() >= gate.numel() and not other:
                 self._drop()
 
     def _channels_first(self, gate: Tensor, x: Tensor, mark: _Mark) -> tuple[Tensor, Tensor]:
@@ -327,22 +422,24 @@ class Watch(TorchFunctionMode):
         (height, width), (rows, columns) = self.sides, sides
         return rows > 1 and columns > 1 and abs(rows * width - columns * height) <= max(height, width)
 
-    def _weigh(self, left: Any, right: Any) -> None:
-        """A product of weights and values; of which the queries are the rows, or the columns."""
+    def _weigh(self, left: Any, right: Any) -> bool:
+        """A product of weights and values; of which the queries are the rows, or the columns. Whether it was one."""
         if not (isinstance(left, Tensor) and isinstance(right, Tensor)):
-            return None
+            return False
         mark = self.marks.get(left)
         if mark and mark.by == "softmax" and mark.dim == -1:
-            return self._tell_weights(left, values=right)
+            self._tell_weights(left, self.batches.of(left), right)
+            return True
         mark = self.marks.get(right)
         if mark and mark.by == "softmax" and mark.dim == -2:
-            self._tell_weights(right.transpose(-1, -2))
-        return None
+            self._tell_weights(right.transpose(-1, -2), self.batches.of(right))
+            return True
+        return False
 
-    def _weigh_summed(self, equation: Any, left: Any, right: Any) -> None:
+    def _weigh_summed(self, equation: Any, left: Any, right: Any) -> bool:
         """Einstein's sum: the axis of the softmax is summed over, and of the others one is that of the queries."""
         if not isinstance(equation, str) or "->" not in equation or "." in equation:
-            return
+            return False
         factors, kept = equation.replace(" ", "").split("->")
         first, second = factors.split(",")
         for weights, ours, values, theirs in ((left, first, right, second), (right, second, left, first)):
@@ -353,15 +450,18 @@ class Watch(TorchFunctionMode):
             queries = [letter for letter in ours if letter in kept and letter not in theirs]
             content = [letter for letter in theirs if letter in kept and letter not in ours]
             shared = [letter for letter in ours if letter in theirs and letter in kept]
-            place = self.batches.of(weights) if self.batches else None
-            if place and ours[place.axis] in shared:  # the images first
-                shared.sort(key=lambda letter: letter != ours[place.axis])
+            images = self.batches.of(weights)
+            counted = ours[images.axis] if images else ""
+            shared.sort(key=lambda letter: letter != counted)  # the images first
             if key not in theirs or key in kept or len(queries) != 1 or len(ours) != len(shared) + 2:
                 continue
             flat = len(content) == 1 and len(theirs) == len(shared) + 2
             held = _ordered(values, theirs, [*shared, key, *content]) if flat else None
-            self._tell_weights(_ordered(weights, ours, [*shared, *queries, key]), values=held)
-            return
+            ordered = [*shared, *queries, key]
+            where = images and replace(images, axis=ordered.index(counted))
+            self._tell_weights(_ordered(weights, ours, ordered), where, held)
+            return True
+        return False
 
     def _attend(
         self,
@@ -378,17 +478,12 @@ class Watch(TorchFunctionMode):
         if self.kinds is not None and "token" not in self.kinds:
             return
         with torch.no_grad(), torch._C.DisableTorchFunction():
-            bias = attn_mask
+            bias, given = attn_mask, query
             if is_causal:
                 bias = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
             if enable_gqa:
                 key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
             factor = query.shape[-1] ** -0.5 if scale is None else scale
-            held = [self.batches.first(tensor) if self.batches else tensor for tensor in (query, key, value)]
-            if any(tensor is None for tensor in held):
-                self._tell("token", (query @ key.mT * factor).softmax(-1))
-                return
-            query, key, value = held  # type: ignore[assignment]
 
             def weights(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
                 logits = query @ key.transpose(-1, -2) * factor
@@ -402,11 +497,21 @@ class Watch(TorchFunctionMode):
 
             if query.shape[:-1] == key.shape[:-1] == value.shape[:-1] and self._tell_windows(value, seen):
                 return
+            images = [self.batches.of(tensor) for tensor in (query, key, value)]
+            if any(where is None for where in images):
+                self._tell_weights(weights(query, key, bias), None, own=True)
+                return
+            query, key, value = (
+                self.batches.first(tensor, where)
+                for tensor, where in zip((query, key, value), images, strict=True)
+                if where is not None
+            )
+            where = images[0] if query is given else Images(0, len(query))
             rows = self._rows(query.shape[-2], query.shape[0], query.dim())
             if rows is not None:
                 query = query[..., rows, :]
                 bias = bias[..., rows, :] if bias is not None and bias.shape[-2] > 1 else bias
-            self._tell_weights(weights(query, key, bias), chosen=rows is not None, values=value)
+            self._tell_weights(weights(query, key, bias), where, value, chosen=rows is not None, own=True)
 
     def _attend_heads(
         self,
@@ -422,7 +527,8 @@ class Watch(TorchFunctionMode):
     ) -> None:
         """`torch.nn.MultiheadAttention`, which is one function for a mode; (tokens, B, width)."""
         if weight is None or others[:3] != (None, None, False) or query.dim() != 3:
-            return  # keys of other widths, or keys and values that it adds
+            self._drop()  # keys of other widths, or keys and values that it adds
+            return
         mask, padding = named.get("attn_mask"), named.get("key_padding_mask")
         with torch.no_grad(), torch._C.DisableTorchFunction():
             weights, biases = weight.chunk(3), (None,) * 3 if bias is None else bias.chunk(3)
@@ -442,6 +548,7 @@ class Watch(TorchFunctionMode):
     # --- telling
 
     def _tell(self, kind: str, value: Tensor, layout: Layout | None = None, windows: bool = False) -> None:
+        """Of values that nobody else writes into."""
         if (self.kinds is None or kind in self.kinds) and (module := self.module) is not None:
             with torch._C.DisableTorchFunction():
                 self.tell(module, kind, value.detach(), layout, windows)
@@ -450,22 +557,38 @@ class Watch(TorchFunctionMode):
         if (module := self.module) is not None:
             self.dropped[module] = None
 
-    def _tell_weights(self, weights: Tensor, chosen: bool = False, values: Tensor | None = None) -> None:
+    def _tell_weights(
+        self,
+        weights: Tensor,
+        images: Images | None,
+        values: Tensor | None = None,
+        chosen: bool = False,
+        own: bool = False,
+    ) -> None:
+        """Weights between tokens, (\\*others, queries, keys).
+
+        Args:
+            images: where they are in the weights; None where that cannot be told.
+            values: what is weighed.
+            chosen: whether these are the rows that are asked for alone.
+            own: whether the weights were made here: the network may write over its own.
+        """
         if self.kinds is not None and "token" not in self.kinds:
             return
         with torch._C.DisableTorchFunction():
-            if self.batches:
-                held = self.batches.first(weights)
-                if held is None:  # whose weights they are cannot be told
-                    self._tell("token", weights)
-                    return
-                if held is not weights:
-                    weights, values = held, None if values is None else self.batches.first(values)
             square = values is not None and weights.shape == (*values.shape[:-1], values.shape[-2])
             if values is not None and square and self._tell_windows(values, lambda place: place.token(weights)):
                 return
-            if weights.dim() == 3 and self.batch and len(weights) % self.batch == 0:
-                weights = weights.unflatten(0, (self.batch, -1))
+            if images is None:
+                self._tell("token", weights if own else weights.clone()) if weights.dim() == 4 else self._drop()
+                return
+            first = self.batches.first(weights, images)
+            if first is not weights and values is not None:
+                beside = self.batches.of(values)
+                values = self.batches.first(values, beside) if beside else None
+            weights = first
+            if weights.dim() == 3:
+                weights = weights.unflatten(0, (images.count, -1))
             if weights.dim() != 4:
                 self._drop()
                 return
@@ -473,17 +596,18 @@ class Watch(TorchFunctionMode):
             queries = weights.shape[2]
             if layout and not chosen and values is not None:  # do channels look at one another, over all places?
                 across = self._grid(values.shape[-1])
-                if across and self._when(across) > self._when(layout):
-                    self._tell("token", weights)
+                if across and not across.prefix and self._when(across) > self._when(layout):
+                    self._tell("token", weights if own else weights.clone())
                     return
             if not chosen and layout and queries == 1:  # of a class, or of the whole map: no place looks
                 seen = weights[:, :, 0, layout.prefix :].unflatten(2, layout.grid)
-                self._tell("spatial", seen)
+                self._tell("spatial", seen.clone())
             elif not chosen and layout and queries != weights.shape[3] and not self._grid(queries):
                 self._tell("query", weights.mean(1))
             else:
                 rows = None if chosen else self._rows(queries, len(weights), 4)
-                self._tell("token", weights if rows is None else weights[:, :, rows], layout)
+                held = weights[:, :, rows] if rows is not None else weights if own else weights.clone()
+                self._tell("token", held, layout)
 
     def _tell_windows(self, values: Tensor, seen: Callable[[Place], Tensor]) -> bool:
         """The views from the places that are asked for, where the tokens are those of windows.
@@ -506,7 +630,7 @@ class Watch(TorchFunctionMode):
         for prefix in REGISTERS:
             rows = round(math.sqrt(max(0, tokens - prefix) * height / width))
             columns = round(rows * width / height)
-            fits = rows > 1 and columns > 1 and rows * columns == tokens - prefix
+            fits = rows > 1 and columns > 1 and rows * columns == tokens - prefix and tokens not in self.columnwise
             if fits and (rows, columns) in self.maps:  # 64 may as well be channels, which look at one another
                 return Layout("tokens", prefix, (rows, columns))
         return None
@@ -566,7 +690,7 @@ def _leave(mode: TorchFunctionMode) -> None:
 def _word(func: Any) -> str:
     name = getattr(func, "__name__", "")
     name = func.__self__.__name__ if name == "__get__" else name
-    return name.strip("_")
+    return NAMES.get(name.strip("_"), name.strip("_"))
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -593,12 +717,14 @@ def _ordered(tensor: Tensor, letters: str, wanted: Sequence[str]) -> Tensor:
         return tensor.permute([letters.index(letter) for letter in wanted])
 
 
-def _plain(gate: Tensor, x: Tensor) -> Tensor:
-    """A gate without the axes along which it was expanded."""
+def _plain(gate: Tensor, x: Tensor, spread: bool) -> Tensor:
+    """A gate without the axes along which it was expanded, or `spread` in another way."""
     gate = gate.view(*[1] * (x.dim() - gate.dim()), *gate.shape) if gate.dim() < x.dim() else gate
     for axis, stride in enumerate(gate.stride()):
-        if stride == 0 and axis and gate.shape[axis] > 1:
-            gate = gate.narrow(axis, 0, 1)
+        if axis and gate.shape[axis] > 1:
+            first = gate.narrow(axis, 0, 1)
+            if stride == 0 or (spread and torch.equal(first.expand_as(gate), gate)):
+                gate = first
     return gate
 
 

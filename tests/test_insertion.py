@@ -1050,3 +1050,20 @@ def test_attached_shows_itself(trained):
     _, attached = trained
     count = sum(parameter.numel() for parameter in attached.parameters())
     assert repr(attached) == f"mine (cbam) at 4 sites, {count:,} parameters, start=identity"
+
+
+def test_what_is_attached_in_inference_mode_can_learn():
+    net = torchvision.models.resnet18()
+    with torch.inference_mode():
+        attached = regard.attach(net, "cbam", example=X)
+    assert not any(parameter.is_inference() for parameter in attached.parameters())
+    net(X).sum().backward()
+
+
+def test_attention_that_a_trace_calls_by_itself_is_not_taken_out():
+    net = torchvision.models.resnet18().eval()
+    regard.attach(net, "se", at="blocks", example=X)
+    traced = torch.fx.symbolic_trace(net)
+    with pytest.raises(regard.UserError, match=r"traced by torch\.fx"):
+        regard.attached(traced)[0].remove()
+    assert torch.equal(traced(X), net(X))

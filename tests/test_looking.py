@@ -1,6 +1,7 @@
 """The gallery: from a word and pictures to a page."""
 
 import json
+import math
 import re
 from xml.etree import ElementTree
 
@@ -448,3 +449,21 @@ def test_what_was_seen_and_passed_over_is_named(folder):
     notes = " ".join(view.notes)
     assert "No attention that could be recognised" in notes
     assert "What is multiplied at 0 was seen" in notes
+
+
+def test_a_mask_may_be_what_is_not_transparent(tmp_path):
+    mask = np.zeros((32, 32), np.uint8)
+    mask[8:16, 8:16] = 255
+    for name, grey in (("white", 255), ("black", 0)):
+        image = Image.merge("RGBA", [Image.fromarray(np.full_like(mask, grey))] * 3 + [Image.fromarray(mask)])
+        image.save(tmp_path / f"{name}.png")
+    for found in looking._masks(tmp_path, ["white.jpg", "black.jpg"]):
+        assert np.array_equal(np.asarray(found), mask)
+    with pytest.raises(regard.UserError, match="there is no folder"):
+        looking._masks(tmp_path / "nowhere", ["white.jpg"])
+
+
+def test_a_mean_that_is_no_number_is_said():
+    subject = Subject(little(), "little", (32, 32))
+    with pytest.raises(regard.UserError, match="mean is made of finite numbers"):
+        regard.look(subject, [np.zeros((8, 8, 3), np.uint8)], mean=[math.nan, 0, 0], std=[1, 1, 1])

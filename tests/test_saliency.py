@@ -388,3 +388,35 @@ def test_a_classifier_of_zeros(images):
     assert find_layer(net, images) == "layer4"
     with pytest.raises(regard.UserError, match="gradient of the target is 0 everywhere at the layer 'layer4'"):
         regard.explain(net, images)
+
+
+def test_a_list_of_pictures_is_one_batch():
+    net = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(
+        weights=None, weights_backbone=None, num_classes=5, min_size=96, max_size=128
+    ).eval()
+    pictures = [torch.rand(3, 96, 128), torch.rand(3, 128, 96)]
+    found = regard.explain(net, pictures, lambda output: sum(image["scores"].sum() for image in output))
+    assert len(found.value) == 2
+    assert "roi" not in found.name
+    with pytest.raises(regard.UserError, match="there is no box 5000: the images have"):
+        regard.explain(net, pictures, regard.box(5000))
+
+
+@pytest.mark.parametrize("layer", ["layer3 + layer2", "layer2 + layer3"])
+def test_layers_of_which_one_follows_the_other_are_not_joined(layer):
+    net = timm.create_model("resnet10t", num_classes=5)
+    with pytest.raises(regard.UserError, match="reads 'layer2' through 'layer3'"):
+        regard.explain(net, torch.randn(1, 3, 64, 64), 1, layer=layer)
+
+
+@pytest.mark.parametrize("target", [True, "cat", 2.5, [0, 1, 2]])
+def test_what_is_no_class_is_said(target):
+    with pytest.raises(regard.UserError, match="one class, or one for each of 2 images"):
+        regard.explain(timm.create_model("resnet10t", num_classes=5), torch.randn(2, 3, 64, 64), target)
+
+
+def test_a_pixel_lies_on_the_output():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1))
+    for target, said in ((regard.pixel(9, 1, 1), "4 for class"), (regard.pixel(1, 100, 1), "16 for row")):
+        with pytest.raises(regard.UserError, match=said):
+            regard.explain(net, torch.randn(1, 3, 16, 16), target, layer="0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -350,6 +351,8 @@ def _prepared(
     for name, values in (("mean", mean), ("std", std)):
         if values is not None and len(values) != subject.channels:
             raise UserError(f"{name} is one number for each of {subject.channels} channels, got {list(values)}")
+        if values is not None and not all(map(math.isfinite, values)):
+            raise UserError(f"{name} is made of finite numbers, got {list(values)}")
     if std is not None and min(std) <= 0:
         raise UserError(f"std is above 0, got {list(std)}")
     sides = (size, size) if isinstance(size, int) else size
@@ -472,6 +475,8 @@ def _read(paths: Sequence[Any], peak: int | None = None) -> tuple[list[str], lis
 
 def _masks(folder: Path, names: Sequence[str]) -> list[Image.Image]:
     """The object in each picture, from the file of the same name."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder} of masks")
     found = {path.stem: path for path in sorted(folder.glob("*")) if is_image(path)}
     missing = [name for name in names if Path(name).stem not in found]
     if missing:
@@ -491,8 +496,13 @@ def _masks(folder: Path, names: Sequence[str]) -> list[Image.Image]:
 def _object(path: Path) -> Image.Image:
     """A mask, 255 on the object: of a picture the lighter half of its greys, of labels all but 0 and their border, 255.
 
-    Labels are the numbers of a palette with colours, or grey values of which none is light but 255.
+    Labels are the numbers of a palette with colours, or grey values of which none is light but 255. What is transparent
+    in some places is a mask by that.
     """
+    with reading(path) as file:
+        alpha = np.asarray(ImageOps.exif_transpose(file).getchannel("A")) if "A" in file.getbands() else None
+    if alpha is not None and alpha.min() < alpha.max():
+        return Image.fromarray(255 * (alpha > BORDER // 2).astype(np.uint8))
     grey = read(path).convert("L")  # also the sentences on what is broken
     with reading(path) as file:
         palette = np.asarray(file.getpalette() or [], np.uint8).reshape(-1, 3)

@@ -424,9 +424,17 @@ class Attached:
 
     def remove(self) -> None:
         """Take everything out again: the outputs and keys of the host are what they were, bit for bit."""
+        everywhere = dict(self.model.named_modules())
+        for name, module in everywhere.items():
+            called = [node.target for node in module.graph.nodes] if isinstance(module, torch.fx.GraphModule) else []
+            if any(CHILD in str(target).split(".") for target in called):
+                where = repr(name) if name else "the network"
+                raise UserError(
+                    f"cannot remove {self.label!r}: {where} was traced by torch.fx, and calls the attention by itself; "
+                    "remove it before tracing"
+                )
         if self._records():
             self.train_all()
-        everywhere = dict(self.model.named_modules())
         for site in self.sites:
             inserted = everywhere.get(f"{site}.{CHILD}")
             if isinstance(inserted, Inserted) and self.label in inserted.records:
@@ -830,7 +838,7 @@ def _build(record: dict[str, Any], ranks: Mapping[str, int], seed: int | None) -
     if "spatial_dims" in known.options and "spatial_dims" not in record["options"]:
         rank = max(ranks.values())
         record["options"] = record["options"] | ({"spatial_dims": rank} if rank != 2 else {})
-    with same_randomness(), torch.device("cpu"):
+    with torch.inference_mode(False), same_randomness(), torch.device("cpu"):  # weights that can learn
         torch.default_generator.manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
         built = {
             site: create(known.name, channels, **record["beside"].get(site, {}).get("options", {}) | record["options"])

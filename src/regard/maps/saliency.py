@@ -97,9 +97,10 @@ def explain(
     found = evidence(model, example, target, method=method, layer=layer, relu=relu, blank=False)
     rows = found.value.flatten(1)
     if not rows.isfinite().all():
+        wrong = [number for number, row in enumerate(rows) if not row.isfinite().all()]
         raise UserError(
-            f"the {method} map at {found.name!r} is not finite: the network's numbers overflow on this input, or the "
-            "target has no gradient there"
+            f"in the images {', '.join(map(str, wrong))} the {method} map at {found.name!r} is not finite: the network's "
+            "numbers overflow on this input, or the target has no gradient there"
         )
     blank = [number for number, row in enumerate(rows) if not row.any()]
     if blank:
@@ -135,6 +136,8 @@ def evidence(
         layers = _layers_of(model, example, layer)
         passed = _Pass.of(model, example, target, {name: layout for (name, _), layout in layers.items()}, cut=True)
         levels = passed.reached(layers, blank=blank)
+        if left := {name for name, _ in layers} - {name for name, _ in levels}:
+            _refuse_behind(left, _Pass.of(model, example, target, passed.layouts, cut=False))
     value = _joined([METHODS[method](*passed.map(key)).unsqueeze(1) for key in levels])
     return Saliency(
         BETWEEN.join(dict.fromkeys(name for name, _ in levels)),
@@ -195,6 +198,9 @@ def pixel(number: int, row: int, column: int) -> Callable[[Any], Tensor]:
         scores = logits_of(output)
         if scores.dim() != 4:
             raise UserError(f"a pixel's score needs an output of (B, classes, H, W), got {tuple(scores.shape)}")
+        for what, at, size in (("class", number, 1), ("row", row, 2), ("column", column, 3)):
+            if not -scores.shape[size] <= at < scores.shape[size]:
+                raise UserError(f"the network's output has {scores.shape[size]} for {what}, from 0 on, got {at}")
         return scores[:, number, row, column]
 
     return score
@@ -214,6 +220,8 @@ def box(number: int) -> Callable[[Any], Tensor]:
             raise UserError(
                 'a box needs a detector whose output is [{"scores": ...}, ...], as torchvision\'s'
             ) from error
+        if not any(len(scores) > number for scores in found):
+            raise UserError(f"there is no box {number}: the images have {', '.join(str(len(one)) for one in found)}")
         return torch.stack([scores[number] if len(scores) > number else scores.sum() * 0 for scores in found])
 
     return score
@@ -543,6 +551,14 @@ def _related(one: Key, other: Key, before: Mapping[Key, set[Key]]) -> bool:
     return one == other or one in before[other] or other in before[one]
 
 
+def _refuse_behind(left: set[str], passed: _Pass) -> None:
+    """Of several layers that were named, one that the target reads through another is no parallel level."""
+    for key, before in passed._before().items():
+        for name, _ in before:
+            if name in left and key[0] not in left:
+                raise UserError(f"the target reads {name!r} through {key[0]!r}: name one of them, or parallel levels")
+
+
 def _words(keys: Any) -> str:
     return BETWEEN.join(dict.fromkeys(name for name, _ in keys))
 
@@ -551,7 +567,9 @@ def _pictures_in(example: Any) -> list[int]:
     """How many pictures each tensor of an example holds; a list of pictures (C, H, W) is one batch."""
     if isinstance(example, Tensor):
         return [len(example)] if example.dim() > 3 else [1] if example.dim() == 3 else []
-    parts = [*example.values()] if isinstance(example, Mapping) else [*example] if isinstance(example, tuple) else []
+    parts = [example]  # a list is one argument
+    if isinstance(example, Mapping | tuple):
+        parts = [*example.values()] if isinstance(example, Mapping) else [*example]
     found = []
     for part in parts:
         if isinstance(part, list) and part and all(isinstance(one, Tensor) and one.dim() == 3 for one in part):
@@ -630,10 +648,13 @@ def _score(output: Any, target: Target) -> tuple[Tensor, Tensor | None]:
     if target is None:
         classes = logits.argmax(1)
     else:
-        classes = torch.as_tensor(target, device=logits.device)
+        try:
+            classes = torch.as_tensor(target, device=logits.device)
+        except (TypeError, ValueError, RuntimeError):
+            classes = torch.zeros(())
         if classes.dim() == 0:
             classes = classes.expand(len(logits))
-    if classes.shape != logits.shape[:1] or classes.is_floating_point():
+    if classes.shape != logits.shape[:1] or classes.is_floating_point() or classes.dtype == torch.bool:
         raise UserError(f"the target is one class, or one for each of {len(logits)} images, got {target!r}")
     if int(classes.min()) < 0 or int(classes.max()) >= logits.shape[1]:
         raise UserError(f"the network knows classes 0 to {logits.shape[1] - 1}, got {target!r}")

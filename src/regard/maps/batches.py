@@ -57,12 +57,7 @@ class Batches:
     def follow(self, name: str, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], result: Any) -> None:
         """See one function of torch at work, as `regard.maps.windows.Windows.follow` does."""
         moved = self._moved
-        known = None
-        for arg in args:
-            if isinstance(arg, Tensor) and arg in moved:
-                known = arg
-                break
-        if known is None and (name not in BEGINNINGS or not self._begins(name, args, kwargs, result)):
+        if moved.first(args) is None and (name not in BEGINNINGS or not self._begins(name, args, kwargs, result)):
             return  # most calls of most networks
         if name in LISTED:
             images = self._joined(name, args, kwargs)

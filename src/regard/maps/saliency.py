@@ -99,8 +99,8 @@ def explain(
     if not rows.isfinite().all():
         wrong = [number for number, row in enumerate(rows) if not row.isfinite().all()]
         raise UserError(
-            f"in the images {', '.join(map(str, wrong))} the {method} map at {found.name!r} is not finite: the network's "
-            "numbers overflow on this input, or the target has no gradient there"
+            f"in the images {', '.join(map(str, wrong))} the {method} map at {found.name!r} is not finite: the "
+            "network's numbers overflow on this input, or the target has no gradient there"
         )
     blank = [number for number, row in enumerate(rows) if not row.any()]
     if blank:

@@ -49,6 +49,7 @@ UNREAD = {"tensordot", "linalg_multi_dot", "multi_dot", "lerp"}  # products whos
 APPLIED = PRODUCTS | QUOTIENTS | MATRICES | ADDED | UNREAD | {
     "scaled_dot_product_attention", "multi_head_attention_forward", "addcmul", "einsum", "linear",
 }  # fmt: skip
+FOLLOWED = SQUASHES | TURNS | REGROUPINGS | FORMS | LISTED | {"linear"}
 NAMES = {"special_softmax": "softmax", "special_expit": "sigmoid", "linalg_matmul": "matmul", "mm": "matmul",
          "true_divide": "div", "divide": "div"}  # fmt: skip
 # tensors that are given by name, in the order in which they would be given without
@@ -209,15 +210,17 @@ class Watch(TorchFunctionMode):
             if self.windows:
                 self.windows.follow(name, func, args, kwargs, result)
             self.batches.follow(name, func, args, kwargs, result)
+        if name not in FOLLOWED:
+            return result
         if name in SQUASHES:
             self._mark(name, given, kwargs, result)
         elif name in TURNS:
             self._turn(func, args, kwargs, result)
-        elif name in REGROUPINGS and self.crossed:
+        elif name in REGROUPINGS and self.crossed.ids:
             self._merge(given, result)
-        if name in FORMS and self.marks:
+        if name in FORMS and self.marks.ids:
             self._follow(name, given, result)
-        elif (name == "linear" or name in LISTED) and self.marks:
+        elif (name == "linear" or name in LISTED) and self.marks.ids:
             self._mix(name, given, result)
         elif name in ("add", "radd") and isinstance(result, Tensor):
             self._shift(given, result)
@@ -228,7 +231,7 @@ class Watch(TorchFunctionMode):
             self._attend(*args, **kwargs)
         elif name == "multi_head_attention_forward":
             self._attend_heads(*args, **kwargs)
-        elif not self.marks:
+        elif not self.marks.ids:
             return
         elif name in PRODUCTS and len(given) > 1:
             self._multiply(given[0], given[1])

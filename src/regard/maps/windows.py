@@ -43,13 +43,10 @@ class Windows:
             func, args, kwargs, result: the call.
         """
         known = self._known
-        if not known and name not in BEGINNINGS:
+        if (moved := known.first(args)) is not None:
+            main = known[moved]
+        elif name not in BEGINNINGS:
             return  # most calls of most networks
-        main = None
-        for arg in args:
-            if isinstance(arg, Tensor) and arg in known:
-                main = known[arg]
-                break
         else:
             x = args[0] if args else None
             if not isinstance(x, Tensor) or x.dim() != 4 or not isinstance(result, Tensor):

@@ -347,7 +347,8 @@ class Watch(TorchFunctionMode):
             return
         if x.dim() == 4 and not kwargs:
             rows, columns = (1, 2) if x in self.linear else (2, 3)
-            row, column, channel = (went(func, x.shape, axis, *args[1:])[0] for axis in (rows, columns, 1))
+            with torch._C.DisableTorchFunction():
+                row, column, channel = (went(func, x.shape, axis, *args[1:])[0] for axis in (rows, columns, 1))
             if row is not None and column is not None and (row > column) != (x in self.crossed):
                 self.crossed[result] = x.shape[rows] * x.shape[columns]
             if channel == 3 and rows == 2:

@@ -340,3 +340,14 @@ def test_networks_whose_weights_are_mixed():
 def test_what_is_asked_wrongly_is_said(asked, said):
     with pytest.raises(regard.UserError, match=said), regard.record(Plain(), **asked):
         pass
+
+
+def test_numpys_word_for_an_axis():
+    def beside(q, k, v):
+        a = (torch.cat([q, q], axis=1) @ torch.cat([k, k], axis=1).mT).softmax(-1)
+        return a @ torch.cat([v, v], axis=1), a[:, None]
+
+    model = Written(beside).eval()
+    with torch.no_grad(), regard.record(model) as maps:
+        model(X)
+    assert torch.equal(maps[0].value, model.true)

@@ -184,7 +184,8 @@ def _part(images: Images, size: int, name: str) -> Images | None:
 
 
 def _option(args: Any, kwargs: Mapping[str, Any], at: int, name: str, default: int) -> Any:
-    return kwargs.get(name, args[at] if len(args) > at else default)
+    given = kwargs.get(name, kwargs.get("axis") if name == "dim" else None)  # torch takes NumPy's word, too
+    return given if given is not None else args[at] if len(args) > at else default
 
 
 def _regrouped(before: torch.Size, images: Images, after: torch.Size) -> Images | None:

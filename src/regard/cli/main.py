@@ -229,6 +229,7 @@ def list_(
         Print JSON instead of a table.
     """
     from regard.base.errors import UserError, near
+    from regard.base.tables import aligned
     from regard.registry.cards import cards
 
     every = [known for _, known in sorted(cards().items())]
@@ -243,17 +244,10 @@ def list_(
         return
     cells = [[i.name, i.attention, i.place or "-", f"{i.parameters(256):,}", i.paper] for i in found]
     head = ["", "attention", "attaches at", "parameters at C=256", "paper"]
-    widths = [max(len(row[column]) for row in [head, *cells]) for column in range(len(head))]
-
-    def line(row: list[str]) -> str:
-        aligned = [
-            cell.rjust(w) if i == 3 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        return "  " + "  ".join(aligned).rstrip()
-
-    print(line(head))
+    first, *lines = aligned([head, *cells], right={3})
+    print("  " + first)
     for word in known:
-        shown = [line(row) for i, row in zip(found, cells, strict=True) if i.category == word]
+        shown = ["  " + line for i, line in zip(found, lines, strict=True) if i.category == word]
         if shown:
             print("\n".join([word, *shown]))
 

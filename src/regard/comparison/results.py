@@ -18,6 +18,7 @@ from regard.base import notebook
 from regard.base.errors import UserError
 from regard.base.files import slug, write_text
 from regard.base.schema import fault, read
+from regard.base.tables import aligned
 from regard.comparison import answers as logits_of
 from regard.comparison import learning
 from regard.comparison.answers import Answers
@@ -641,14 +642,7 @@ def _aligned(rows: list[dict[str, str]]) -> list[str]:
     """The rows as lines of text under their column names, numbers to the right; columns without a word are left out."""
     columns = [column for column in rows[0] if any(row[column] for row in rows)]
     table = [columns, *([row[column] for column in columns] for row in rows)]
-    widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
-    left = {columns.index(column) for column in ("arm", "verdict") if column in columns}
-    return [
-        "  ".join(
-            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    ]
+    return aligned(table, right={number for number, column in enumerate(columns) if column not in ("arm", "verdict")})
 
 
 def points(fraction: float) -> str:

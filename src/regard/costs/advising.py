@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from regard.base import notebook
 from regard.base.errors import UserError
+from regard.base.tables import aligned
 from regard.costs import costing
 from regard.costs.costing import Cost, Loss
 from regard.costs.timing import ALLOCATOR, Spread, allocator_hint, noisy
@@ -457,15 +458,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     """Aligned columns; a name that is too long has a line of its own."""
     widths = [max(len(row[column]) for row in rows) for column in range(1, len(rows[0]))]
     first = max(len(rows[0][0]), WIDTH - sum(widths) - 2 * len(widths))
-    first = min(first, max(len(row[0]) for row in rows))
-    lines = []
-    for name, *cells in rows:
-        if len(name) > first:
-            lines.append(name)
-            name = ""
-        aligned = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
-        lines.append("  ".join([name.ljust(first), *aligned]))
-    return "\n".join(lines)
+    return "\n".join(aligned(rows, right=range(1, len(rows[0])), first=first))
 
 
 def _section(title: str, lines: Sequence[tuple[str, str | None]]) -> list[str]:

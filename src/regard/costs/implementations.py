@@ -10,6 +10,7 @@ import torch
 
 from regard import ops
 from regard.base.errors import UserError, near
+from regard.base.tables import aligned
 from regard.ops.dispatch import Op
 from regard.ops.kernels import library as kernels
 
@@ -71,10 +72,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             where = f" ({', '.join(names)})" if 0 < len(names) < row["cases"] else ""
             start = (row["op"], row["device"], row["implementation"], f"{row['runs']} of {row['cases']}")
             lines.append((*(start if place == 0 else ("", "", "", "")), reason + where))
-    widths = [max(len(line[column]) for line in lines) for column in range(4)]
-    text = [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[4]]) for line in lines
-    ]
+    text = aligned(lines)
     found = kernels.overview()
     usable = [level for level, reason in found["levels"].items() if reason is None]
     text += ["", f"C++ kernels: {found['level'] or 'none'} runs here; usable: {', '.join(usable) or 'none'}"]

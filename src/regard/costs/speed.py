@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from regard.base.files import whole, write_text
+from regard.base.tables import aligned
 from regard.costs.timing import noisy
 
 SCHEMA = {"name": "regard.bench", "version": 1}
@@ -204,15 +205,7 @@ def _table(records: Sequence[Record]) -> str:
         if first["device"] != "cpu":
             cells["of copy bandwidth"] = f"{chosen['of_copy_bandwidth'] or math.nan:.0%}"
         rows.append(cells | {"goal": verdict(row)})
-    return aligned([list(rows[0]), *(list(cells.values()) for cells in rows)])
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as text."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return "\n".join(aligned([list(rows[0]), *(list(cells.values()) for cells in rows)]))
 
 
 def _cell(record: Record) -> str:
@@ -251,7 +244,7 @@ def _scaling(slopes: Sequence[Record]) -> str:
         rows.setdefault(_who(slope), {})[slope["axis"]] = spread(slope["slope"])
     for title, rows in groups.items():
         cells = [[who, *(row.get(axis, "-") for axis in axes)] for who, row in rows.items()]
-        parts.append(f"{title}\n{aligned([['', *axes], *cells])}")
+        parts.append(f"{title}\n" + "\n".join(aligned([["", *axes], *cells])))
     return "\n\n".join(parts)
 
 

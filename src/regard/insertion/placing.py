@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from regard.base.errors import UserError
+from regard.base.tables import aligned
 from regard.insertion.attach import Attached, attach
 from regard.insertion.site import At, choose
 from regard.insertion.survey import Survey, dry_run
@@ -67,20 +68,15 @@ class Plan:
     @property
     def table(self) -> str:
         """The places."""
-        rows = [("", "name", "kind", "shape", "layout", "calls", "found by")]
+        why = "why not" if any(place.reason for place in self.places) else ""
+        rows = [("", "name", "kind", "shape", "layout", "calls", "found by", why)]
         for place in self.places:
             shape = " x ".join(map(str, place.shape))
             mark = "*" if place.chosen else ""
             words = ", ".join(place.words)
-            rows.append((mark, place.name, place.kind, shape, place.layout or "", str(place.calls), words))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        reasons = [place.reason for place in self.places]
-        reasons.insert(0, "why not" if any(reasons) else "")
-        lines = []
-        for row, reason in zip(rows, reasons, strict=True):
-            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-            lines.append("  ".join([*cells, reason]).rstrip())
-        return "\n".join(lines)
+            kind, layout = place.kind, place.layout or ""
+            rows.append((mark, place.name, kind, shape, layout, str(place.calls), words, place.reason))
+        return "\n".join(aligned(rows))
 
     def __str__(self) -> str:
         count = sum(place.chosen for place in self.places)

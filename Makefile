@@ -27,7 +27,7 @@ test: .venv/built
 # the tests of the kernels in C++ again, at every other level that this machine has
 levels: .venv/built
 	for level in $$($(BIN)/python -c "from regard.ops.kernels import library; print(*library.levels()[1:])"); do \
-		REGARD_LEVEL=$$level $(BIN)/python -m pytest -q -n 2 -k "cpu or selfgating" tests/test_ops.py tests/test_selfgating.py \
+		REGARD_LEVEL=$$level $(BIN)/python -m pytest -q -n 2 -k "cpu or selfgating" tests/ops/test_ops.py tests/ops/test_selfgating.py \
 			|| exit 1; done
 
 check: .venv/built
@@ -50,18 +50,18 @@ docs: .venv/built
 # other libraries are installed for this table alone, beside the environment
 trust: .venv/built
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .venv/peers --no-deps fightingcv-attention==1.0.0 einops
-	PYTHONPATH=tests $(BIN)/python -m trust
+	PYTHONPATH=tests/support:tests/proofs $(BIN)/python -m trust
 
 # what becomes of attention under other people's tools, the table in docs/frameworks.md; some are installed for it alone
 tools: .venv/built
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .venv/peers --no-deps peft accelerate transformers \
 		tokenizers huggingface_hub regex torchao
-	PYTHONPATH=.venv/peers:tests $(BIN)/python -m tools
+	PYTHONPATH=.venv/peers:tests/support:tests/proofs $(BIN)/python -m rebuilding
 
 # random use of what is public, damaged files, interruptions: what came of it is a part of docs/trust.md
 fuzz: .venv/built
-	PYTHONPATH=tests $(BIN)/python tests/fuzzing.py
-	PYTHONPATH=tests $(BIN)/python -m trust --page
+	PYTHONPATH=tests/support:tests/proofs $(BIN)/python -m fuzzing
+	PYTHONPATH=tests/support:tests/proofs $(BIN)/python -m trust --page
 
 # what attention costs in three networks, before it is trained; takes minutes
 advice: .venv/built
@@ -73,7 +73,7 @@ networks: .venv/built
 
 # every mechanism compiled, exported, in ONNX; finished mechanisms are kept in runs/export
 export: .venv/built
-	PYTHONPATH=tests $(BIN)/python tests/leaving.py
+	PYTHONPATH=tests/support:tests/proofs $(BIN)/python -m exporting
 
 # every gate against what memory costs and against other libraries; takes hours, finished pieces are kept in runs/speed
 speed: .venv/built

@@ -34,6 +34,7 @@ from timm.data import create_loader
 from timm.loss import LabelSmoothingCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
+
 from training import Listed
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))

@@ -14,10 +14,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import nearsighted
 import numpy as np
 from PIL import Image
 
+import nearsighted
 import regard
 from regard.base.files import write_text
 from regard.comparison import data, grid

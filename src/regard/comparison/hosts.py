@@ -93,7 +93,8 @@ def memory_format(host: nn.Module) -> torch.memory_format:
     hangs or dies. Seen with torch 2.6 to 2.15; https://github.com/uxlfoundation/oneDNN/issues/6035. The layout is the
     same on every processor, so that a comparison is as well.
 
-    Source: benchmarks/results/training.json (`make loop`) for the speed, tests/test_memory_format.py for the fault.
+    Source: benchmarks/results/training.json (`make loop`) for the speed, tests/comparison/test_memory_format.py for
+    the fault.
     """
     for module in host.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):

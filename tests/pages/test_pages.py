@@ -1,0 +1,59 @@
+"""The docs are what the docstrings say, and the docstrings' examples run."""
+
+import doctest
+import importlib
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+import pages
+import regard
+from regard.layers.tap import taps
+
+DOCS = Path(__file__).parents[2] / "docs"
+MODULES = [module.name for module in pkgutil.walk_packages(regard.__path__, "regard.")]
+
+
+def test_the_written_pages_are_up_to_date(tmp_path):
+    made = {path.relative_to(tmp_path): path.read_text() for path in pages.write(tmp_path)}
+    kept = {
+        path.relative_to(DOCS): path.read_text() for path in [*(DOCS / "mechanisms").iterdir(), DOCS / "numbers.md"]
+    }
+    differing = sorted({str(path) for path in made.keys() | kept.keys() if made.get(path) != kept.get(path)})
+    assert not differing, "run `make docs` and commit what changes"
+
+
+@pytest.mark.parametrize("name", regard.names())
+def test_a_page_shows_every_option_with_its_meaning(name):
+    text = pages.page(regard.info(name))
+    for option in regard.info(name).options:
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{option}` |"))
+        assert len(row.rstrip(" |").rpartition("| ")[2]) > 10, row
+
+
+@pytest.mark.parametrize("name", regard.names())
+def test_a_page_shows_the_data_flow_from_every_input_to_every_output(name):
+    known = regard.info(name)
+    takes, _, gives = known.signature.partition(" -> ")
+    flow = pages.flow(name)
+    assert sum(node.kind == "input" for node in flow.nodes) == takes.count("(")
+    assert sum(node.kind == "output" for node in flow.nodes) == max(1, gives.count("("))
+    shown = {str(node) for node in flow.nodes if node.kind == "tap"}
+    shown |= {words.removeprefix("map ") for node in flow.nodes for _, words in node.rows if words.startswith("map ")}
+    assert shown == {tap for tap, _ in taps(known.factory(16))}
+    assert f"![Data flow of {name}: {flow}]({name}.svg)" in pages.page(known)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_run(module):
+    # a registered example stays registered: the registry is put back
+    from regard.registry import registration as registry
+
+    before = dict(registry._registry)
+    try:
+        result = doctest.testmod(importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE)
+    finally:
+        registry._registry.clear()
+        registry._registry.update(before)
+    assert result.failed == 0

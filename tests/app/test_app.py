@@ -227,7 +227,7 @@ def test_mistakes_are_one_sentence(capsys, tmp_path):
             ([SE, "--megabytes", "nan"], "--megabytes is more than 0"),
             ([str(tmp_path)], "holds no comparison"),
         ):
-            status = cli._run(["app", *words, *([] if "--port" in words else ["--port", "0"])], debug=False)
+            status = cli.run(["app", *words, *([] if "--port" in words else ["--port", "0"])])
             out, err = capsys.readouterr()
             assert (status, out, len(err.splitlines())) == (2, "", 1), err
             assert sentence in err
@@ -238,7 +238,7 @@ def test_a_missing_package_is_named_with_its_extra(capsys, monkeypatch):
         raise ModuleNotFoundError("No module named 'gradio'", name="gradio")
 
     monkeypatch.setattr(app, "offers", missing)
-    assert cli._run(["app"], debug=False) == 2
+    assert cli.run(["app"]) == 2
     assert f"needs the package 'gradio': {install('app')}" in capsys.readouterr().err
 
 

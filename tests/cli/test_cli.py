@@ -14,7 +14,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import cyclopts
 import pytest
 
 import regard
@@ -22,6 +21,8 @@ import tiny
 from regard.base.errors import install
 from regard.cli import main as cli
 from regard.cli import progress as ticker
+from regard.cli.program import COMMANDS, examples, program
+from regard.cli.wording import as_options
 from regard.comparison import prices, question
 from regard.insertion.site import WORDS
 
@@ -40,9 +41,9 @@ def compared(photos, tmp_path, monkeypatch, capsys):
     return call(capsys, *words, "--out", str(tmp_path / "out"), "--json"), tmp_path / "out"
 
 
-def call(capsys, *words, debug=False):
+def call(capsys, *words):
     """The command line in this process: exit status, standard output and standard error."""
-    status = cli._run(list(words), debug=debug)
+    status = cli.run(words)
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 
@@ -98,13 +99,14 @@ def test_a_changed_question_is_told_without_loading_torch(compared, photos):
     assert "holds another question (epochs was 1, now 2): ask that one, or pass another --out" in err
 
 
-@pytest.mark.parametrize("command", ["list", "info", "sites", "advise", "compare", "report", "app"])
+@pytest.mark.parametrize("command", [*COMMANDS])
 def test_help_shows_every_option_and_examples(capsys, command):
     status, out, err = call(capsys, command, "--help")
     assert (status, err) == (0, "")
-    function = {"list": cli.list_, "app": cli.app_}.get(command) or getattr(cli, command)
-    for name, parameter in inspect.signature(function).parameters.items():
-        shown = name.upper() if parameter.kind is not parameter.KEYWORD_ONLY else "--" + name.replace("_", "-")
+    for name, parameter in inspect.signature(COMMANDS[command]).parameters.items():
+        shown = (
+            name.upper() if parameter.kind is not parameter.KEYWORD_ONLY else "--" + name.strip("_").replace("_", "-")
+        )
         assert re.search(rf"^│ (\*  |   )?{re.escape(shown)}\b.*\w{{4}}", out, re.MULTILINE), (
             f"{shown} is not explained"
         )
@@ -120,20 +122,22 @@ def test_help_lists_every_word_for_sites(capsys, command):
 
 def test_examples_are_understood():
     """Every example in the help parses; what it would do is not done."""
-    examples = [line for text in cli.EXAMPLES.values() for line in text.replace("\\\n", " ").splitlines()[2:]]
-    assert len(examples) >= len(cli.EXAMPLES)
-    for example in examples:
-        name, *words = shlex.split(example)
-        command, _, ignored = cli._app(cyclopts).parse_args(words, exit_on_error=False, print_error=False)
-        assert (name, command.__name__.strip("_")) == ("regard", words[0])
-        assert not ignored
+    for name, command in COMMANDS.items():
+        lines = examples(command).replace("\\\n", " ").splitlines()
+        assert lines, name
+        for line in lines:
+            first, *words = shlex.split(line)
+            assert (first, words[0]) == ("regard", name)
+            parsed, _, ignored = program().parse_args(words, exit_on_error=False, print_error=False)
+            assert parsed is command
+            assert not ignored
 
 
 def test_the_commands_help_lists_the_others(capsys):
     for words in ([], ["--help"]):
         status, out, _ = call(capsys, *words)
         assert status == 0
-        assert all(f"│ {command} " in out for command in ("list", "info", "sites", "advise", "compare", "report"))
+        assert all(f"│ {command} " in out for command in COMMANDS)
         assert "  regard compare se" in out
         assert "Exit status" in out
 
@@ -257,7 +261,7 @@ def test_a_picture_that_cannot_be_written_is_said_before_anything_is_measured(ca
         status, out, err = call(capsys, "advise", net, "--picture", str(path))
         assert (status, out) == (2, "")
         assert err.startswith(f"regard: cannot write to {path} (")
-    monkeypatch.setattr(cli, "_check_target", lambda path: None)
+    monkeypatch.setattr("regard.cli.advise.check_writable", lambda path: None)
     status, out, err = call(
         capsys, "advise", net, "se", "--at", "1", "--rounds", "1", "--size", "9", "--picture", "/proc/x"
     )
@@ -318,7 +322,7 @@ def test_the_shell_completes_mechanisms_and_words_for_sites(capsys):
     assert completed("info", "") == regard.names()
     assert completed("advise", "resnet18", "--at", "") == list(WORDS)
     assert "channel" in completed("list", "--category", "")
-    script = cli._app(cyclopts).generate_completion(shell="bash")
+    script = program().generate_completion(shell="bash")
     assert "__complete" in script
     assert "--install-completion" in call(capsys, "--help")[1]
 
@@ -396,7 +400,7 @@ def test_every_option_of_compare_reaches_it(capsys, monkeypatch, tmp_path):
     ],
 )
 def test_pythons_arguments_are_options_on_the_command_line(command, python, shown):
-    assert cli._as_options(python, [command]) == shown
+    assert as_options(python, COMMANDS[command]) == shown
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_the_stored_command_asks_the_same_question(out, photos, finished, monkey
     assert name == "regard"
     words[words.index(str(finished))] = str(out)
     monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("it is another question"))
-    assert cli._run(words, debug=True) == 0
+    assert cli.run(words, debug=True) == 0
     assert len(Comparison.load(out).asked) == 1
 
 
@@ -503,7 +503,7 @@ def test_a_frozen_trunk_is_said_in_text_report_and_command(photos, tmp_path, mon
     with pytest.raises(UserError, match='trunk was "frozen", now "trained"'):
         compare(**options)
     monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("it is another question"))
-    assert cli._run(shlex.split(comparison.asked[0]["command"])[1:], debug=True) == 0
+    assert cli.run(shlex.split(comparison.asked[0]["command"])[1:], debug=True) == 0
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ def test_the_command_asks_the_same_again(finished, monkeypatch, capsys):
     words = shlex.split(finished.asked[-1]["command"])
     monkeypatch.setattr(question, "compare", ask)
     monkeypatch.setattr("sys.argv", words)
-    assert cli._run(words[1:], debug=False) == 2
+    assert cli.run(words[1:]) == 2
     assert capsys.readouterr().err == "regard: enough\n"
     assert question._arms(given["arms"], question.controls(given["control"])) == ARMS[1:]
     assert given["start"] == finished.question["start"] == "scaled"

@@ -209,7 +209,7 @@ def test_no_file_is_run_because_a_folder_names_it(net, photos, tmp_path, capsys)
         for offer in app.offers(["out"]).values():
             with pytest.raises(UserError, match=sentence):
                 offer.open()
-        assert cli._run(["report", "out"], debug=True) == 0
+        assert cli.run(["report", "out"], debug=True) == 0
         assert not ran.exists()
         assert [subject.name for subject in open_subjects("out", own=f"{net}:build")] == [
             f"{arm} in {net}:build" for arm in ("none", "se")
@@ -217,7 +217,7 @@ def test_no_file_is_run_because_a_folder_names_it(net, photos, tmp_path, capsys)
         assert ran.exists()
     for offer in app.offers(["out"], own="mynet.py:build").values():
         assert offer.open().classes == ["dark", "light"]
-    assert cli._run(["look", "out", str(photos), "--model", "mynet.py:build", "--quick"], debug=True) == 0
+    assert cli.run(["look", "out", str(photos), "--model", "mynet.py:build", "--quick"], debug=True) == 0
     capsys.readouterr()
     ran.unlink()
     net.write_text(NET + "\n")
@@ -256,7 +256,7 @@ def test_the_small_network_is_named_like_any_other(text, capsys):
     model, example = models.open_model(text, batch=2)
     assert model.eval()(example).shape == (2, 10)
     assert example.shape == (2, 3, 64, 64)
-    assert cli._run(["sites", text, "--mechanism", "se"], debug=True) == 0
+    assert cli.run(["sites", text, "--mechanism", "se"], debug=True) == 0
     assert "* se goes to 3" in capsys.readouterr().out or "depth=2" in text
     (subject,) = open_subjects(text)
     assert (subject.name, subject.size, subject.random) == (text, (64, 64), True)

@@ -28,7 +28,7 @@ def comparison(tmp_path):
 
 
 def call(capsys, *words):
-    status = cli._run(list(words), debug=False)
+    status = cli.run(list(words))
     return status, *capsys.readouterr()
 
 

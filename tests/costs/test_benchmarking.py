@@ -20,6 +20,7 @@ import tiny
 from regard import ops
 from regard.base.errors import UserError
 from regard.cli import main as cli
+from regard.cli.program import COMMANDS
 from regard.costs import benchmarking, implementations, peers
 from regard.costs.benchmarking import bench, race, sweep
 from regard.costs.entries import Entry, Setting, floor, inputs_of
@@ -121,13 +122,13 @@ def test_what_is_wrong_gets_no_time(here, scale, body, inference, training):
 def test_a_wrong_one_ends_the_command_with_status_1(here, scale, capsys):
     scale("return x * 2")
     words = ["bench", "scale:plain", "--impl", "cpu", "--rounds", "1", "--threads", "1", "--pass", "inference"]
-    assert cli._run(words, debug=False) == 1
+    assert cli.run(words) == 1
     out = capsys.readouterr().out
     assert "scale:plain 2x4x5  wrong" in out
     assert "scale:plain, cpu: wrong: output 0 is off by 3e-01" in out
     scale("return x * 3")
     sys.modules.pop("scaling.cpu")
-    assert cli._run(words, debug=False) == 0
+    assert cli.run(words) == 0
 
 
 @pytest.mark.parametrize(
@@ -367,14 +368,14 @@ def test_every_option_reaches_the_benchmark(monkeypatch):
     monkeypatch.setattr(benchmarking, "bench", ask)
     words = "bench se gate:channel --shapes 1x2x3,4x5x6 --dtype float16 --layout channels_last --impl cpu,triton --pass"
     words += " training --device cuda --threads 1,2 --peers --compiled --rounds 3 --budget 9 --scaling"
-    assert cli._run(words.split(), debug=False) == 2
+    assert cli.run(words.split()) == 2
     given.pop("tell")
     assert given == {
         "names": ("se", "gate:channel"), "shapes": ["1x2x3", "4x5x6"], "dtypes": ["float16"],
         "layouts": ["channels_last"], "impls": ["cpu", "triton"], "passes": ["training"], "device": "cuda",
         "threads": [1, 2], "peers": True, "compiled": True, "rounds": 3, "budget": 9.0, "scaling": True,
     }  # fmt: skip
-    cli._run(["bench"], debug=False)
+    cli.run(["bench"])
     given.pop("tell")
     given["shapes"] = tuple(tuple(benchmarking._shape(shape)) for shape in given["shapes"])
     for name, value in given.items():
@@ -401,7 +402,7 @@ def test_every_option_reaches_the_benchmark(monkeypatch):
     ],
 )
 def test_a_mistake_is_one_line(capsys, words, sentence):
-    assert cli._run(words.split(), debug=False) == 2
+    assert cli.run(words.split()) == 2
     out, err = capsys.readouterr()
     assert not out
     assert sentence in err
@@ -410,9 +411,9 @@ def test_a_mistake_is_one_line(capsys, words, sentence):
 
 @pytest.mark.parametrize("name", ["bench", "ops"])
 def test_help_explains_every_option_in_80_columns(capsys, name):
-    assert cli._run([name, "--help"], debug=False) == 0
+    assert cli.run([name, "--help"]) == 0
     out = capsys.readouterr().out
-    for option in inspect.signature(getattr(cli, name)).parameters:
+    for option in inspect.signature(COMMANDS[name]).parameters:
         _, found, rest = out.partition("NAMES" if option == "names" else f"--{option.strip('_')} ")
         assert found
         assert len(rest.partition("│ --")[0].partition("[default")[0].split()) > 3, option
@@ -526,5 +527,5 @@ def test_a_table_of_ops(monkeypatch):
 
 
 def test_ops_as_json(capsys):
-    assert cli._run(["ops", "--json"], debug=False) == 0
+    assert cli.run(["ops", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ops"] == implementations.overview()

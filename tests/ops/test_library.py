@@ -106,7 +106,7 @@ def test_a_level_that_there_is_not_is_refused_in_a_sentence(level, capability, s
         with pytest.raises(regard.UserError) as caught:
             pooled()
         assert str(caught.value) == sentence
-    assert cli._run(["ops"], debug=False) == 2
+    assert cli.run(["ops"]) == 2
     assert capsys.readouterr().err == f"regard: {sentence}\n"
 
 
@@ -121,7 +121,7 @@ def test_what_was_not_built_is_said_and_the_reference_runs(folder, asked, capsys
     assert "level generic were not built" in library.overview()["levels"]["generic"]
     pooled()
     assert not recwarn
-    assert cli._run(["ops"], debug=False) == 0
+    assert cli.run(["ops"]) == 0
     out = capsys.readouterr().out
     assert "C++ kernels: none runs here; usable: none" in out
     assert f"the C++ kernels of level {library.levels()[0]} were not built" in out
@@ -158,7 +158,7 @@ def test_a_library_that_is_not_of_this_regard_is_refused(case, folder, asked, ca
         pooled()
     pooled()  # once
     assert not recwarn
-    assert cli._run(["ops"], debug=False) == 0
+    assert cli.run(["ops"]) == 0
     assert words in capsys.readouterr().out
 
 

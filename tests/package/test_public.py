@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import regard
-from regard.cli.main import _commands as commands
+from regard.cli.program import COMMANDS
 
 KEPT = Path(__file__).with_name("public.txt")
 
@@ -17,8 +17,8 @@ KEPT = Path(__file__).with_name("public.txt")
 def surface() -> list[str]:
     """A line for every public name, what a public class offers, and every option of the command line."""
     lines = [line for name in regard.__all__ for line in described(name, getattr(regard, name))]
-    for name, command in commands().items():
-        given = inspect.signature(command).parameters.values()  # whose annotations change once the app is built
+    for name, command in COMMANDS.items():
+        given = inspect.signature(command).parameters.values()  # without annotations: they hold the help
         lines += [f"$ regard {name}: {option.replace(annotation=inspect.Parameter.empty)}" for option in given]
     return [re.sub(r"<function (\w+) at \w+>", r"\1", line) for line in lines]
 

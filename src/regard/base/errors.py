@@ -14,6 +14,22 @@ class DiskFull(UserError):
     """There is no room left where a file is written."""
 
 
+class ExampleError(UserError):
+    """A network cannot be run on the example that was passed for it, or on the one that was made for it.
+
+    Attributes:
+        problem: what went wrong.
+        needed: what the example must be, as the end of a sentence: `that the model accepts`.
+    """
+
+    def __init__(self, problem: str, needed: str) -> None:
+        super().__init__(problem, needed)
+        self.problem, self.needed = problem, needed
+
+    def __str__(self) -> str:
+        return f"{self.problem}: pass an `example` {self.needed}"
+
+
 def near(word: str, known: "list[str] | tuple[str, ...]", count: int = 3) -> str:
     """The most similar known words as the tail of a sentence: ``; did you mean 'a' or 'b'?``, or nothing."""
     import difflib

@@ -1,16 +1,33 @@
-"""What a long measurement shows on standard error meanwhile."""
+"""What a long command shows on standard error meanwhile."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from regard.costs.advising import Row
+if TYPE_CHECKING:
+    from regard.costs.advising import Row
 
 PATIENCE = 2.0  # seconds that pass in silence
+
+
+@contextmanager
+def progress_bar(total: int) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal, moved by calling what is given: with what is being done, how much is done, and of how much.
+
+    Args:
+        total: how much there is to do at first.
+    """
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda doing, done, total: bar.update(task, description=doing, completed=done, total=total)
 
 
 class Ticker:
@@ -33,7 +50,7 @@ class Ticker:
 
     def tick(self, row: Row, done: int, total: int) -> None:
         """One mechanism more."""
-        self._waiting.append(f"{done}/{total} {row.arm}: {_said(row)}")
+        self._waiting.append(f"{done}/{total} {row.arm}: {_summary(row)}")
         if time.monotonic() - self._began < PATIENCE or total == 1:
             return
         for line in self._waiting:
@@ -48,7 +65,7 @@ class Ticker:
             self._bar.update(self._bar.task_ids[0], completed=done)
 
 
-def _said(row: Row) -> str:
+def _summary(row: Row) -> str:
     if row.cost is None or row.slowdown is None:
         return row.refused or ""
     what = "training step" if row.cost.train_ratio else "inference"

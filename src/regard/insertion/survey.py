@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from regard.base.errors import UserError
+from regard.base.errors import ExampleError, UserError
 from regard.insertion.layout import LAYOUTS, Layout
 from regard.insertion.positions import PRODUCTS, Positions, follow, whole
 from regard.networks.borrowing import borrowed, brief, call, weights_kept
@@ -427,9 +427,9 @@ def dry_run(model: nn.Module, example: Any, layout: str | None = None) -> Survey
             try:
                 call(twin, example)
             except Exception as error:
-                raise UserError(
-                    f"the dry run failed ({brief(error)}): pass an `example` that the model accepts (a tuple is "
-                    "several arguments, a dict keyword arguments)"
+                raise ExampleError(
+                    f"the dry run failed ({brief(error)})",
+                    needed="that the model accepts (a tuple is several arguments, a dict keyword arguments)",
                 ) from error
     survey.finish(modules)
     layouts = {name: outputs[0].layout for name, outputs in survey.outputs.items()}

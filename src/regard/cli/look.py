@@ -1,0 +1,134 @@
+"""`regard look`: what a network attends to in pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from regard.cli import values
+from regard.cli.output import check_writable, print_json, say_loading, writing
+
+
+def look(
+    network: str,
+    /,
+    *images: str,
+    model: str | None = None,
+    weights: Path | None = None,
+    pretrained: bool = False,
+    size: int | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+    target: int | None = None,
+    method: Literal["grad-cam", "grad-cam++", "hirescam", "layercam"] = "grad-cam",
+    layer: str = "auto",
+    query: str = "0.5,0.5",
+    head: int | None = None,
+    every: bool = False,
+    quick: bool = False,
+    masks: Path | None = None,
+    blocks: bool = False,
+    beside: list[str] | None = None,
+    pictures: Literal["png", "svg", "webp"] | None = None,
+    out: Path = Path("look"),
+    json: bool = False,
+) -> None:
+    """Show what a network's attention looks at in some pictures, and what spoke for its decisions, as a gallery.
+
+    Attention is found by itself: regard's mechanisms, and the gates and weights of other networks. Beside each map
+    stands what it is worth: flat, the same for every image, the same with random weights, edges, needed no more than
+    random places.
+
+    Parameters
+    ----------
+    network
+        small_resnet, a network of timm, torchvision/NAME, file.py:function, weights that `regard compare` kept, or its
+        folder for all arms side by side.
+    images
+        Files, folders, or patterns; nothing is fetched from the net.
+    model
+        The file.py:function of weights or of a folder that `regard compare` wrote with it: no file is run that only a
+        folder names.
+    weights
+        A checkpoint of the network (safetensors, or a plain state dict); without one its weights are random.
+    pretrained
+        timm's pretrained weights.
+    size
+        Side of the pictures in pixels; the network's own if not said.
+    mean
+        Mean by which each channel is normalised, as fractions of 1, e.g. 0.5,0.5,0.5; the network's own if not said.
+    std
+        Standard deviation by which each channel is normalised, as --mean.
+    target
+        Show what spoke for this class, instead of the one that each picture is taken for.
+    method
+        By which that is computed.
+    layer
+        At which layer; found by itself if not said.
+    query
+        Of weights between places, show the view from here: row,column as shares of the picture's sides.
+    head
+        Of these weights, counted from 0; the mean of the heads if not said.
+    every
+        Show every place in the network, not the last of each kind and resolution.
+    quick
+        Leave out the checks that run the network again: with weights drawn anew layer by layer, and without the
+        places that a map shows.
+    masks
+        A folder with a picture of the same name for each, white on the object: does a map find it?
+    blocks
+        Draw each value of a map as a block, not blended.
+    beside
+        More networks, to be shown beside the first.
+    pictures
+        Also write every picture as a file of its own, and a sheet of all.
+    out
+        Folder for gallery.html and gallery.json.
+    json
+        Print the figures as JSON instead of text.
+
+    Examples
+    --------
+    regard look seresnet50 photos/*.jpg --weights seresnet50.safetensors
+    regard look runs/mine/weights/cbam/seed-0000.safetensors photos/
+    regard look runs/mine photos/ --pictures svg
+    regard look vit_small_patch16_224 cat.jpg --pretrained --query 0.4,0.6 --head 2
+    regard look seresnet50 --beside resnet50 --pretrained photos/ --masks objects/
+    regard look mynet.py:build photos/ --layer backbone.stage3 --json
+    """
+    say_loading()
+    from regard.cli.progress import progress_bar
+    from regard.gallery.looking import expand, open_subjects
+    from regard.gallery.looking import look as look_into
+
+    channel_mean, channel_std = values.per_channel("--mean", mean), values.per_channel("--std", std)
+    paths = expand(images)
+    location = values.query(query)
+    subjects = open_subjects(network, own=model, weights=weights, pretrained=pretrained, size=size)
+    for word in beside or []:
+        subjects += open_subjects(word, own=model, pretrained=pretrained, size=size)
+    check_writable(out / "gallery.html")
+    with progress_bar(len(paths)) as progress:
+        gallery = look_into(
+            subjects,
+            paths,
+            target=target,
+            method=method,
+            layer=layer,
+            query=location,
+            head=head,
+            every=every,
+            checks=not quick,
+            masks=masks,
+            smooth=not blocks,
+            mean=channel_mean,
+            std=channel_std,
+            progress=progress,
+        )
+    with writing(out / "gallery.html"):
+        page = gallery.save(out, pictures=pictures)
+    if json:
+        print_json(gallery.to_json())
+    else:
+        print(gallery)
+        print(page)

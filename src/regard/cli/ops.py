@@ -1,0 +1,29 @@
+"""`regard ops`: which implementation of an op runs where."""
+
+from __future__ import annotations
+
+from regard.cli.output import print_json, say_loading
+
+
+def ops(*, json: bool = False) -> None:
+    """Show the implementations of every op, on how many of its cases each runs, and why not on the others.
+
+    Parameters
+    ----------
+    json
+        Print JSON instead of a table.
+
+    Examples
+    --------
+    regard ops
+    regard ops --json
+    """
+    say_loading()
+    from regard.costs import implementations
+    from regard.ops.kernels import library
+
+    rows = implementations.overview()
+    if json:
+        print_json({"ops": rows, "no_kernels": library.missing(), **library.overview()})
+    else:
+        print(implementations.table(rows))

@@ -21,7 +21,11 @@ from skimage import data as photos
 
 import regard
 import tiny
-from regard.app import page as app
+from regard.app import networks as offered_networks
+from regard.app.events import NOTHING, paragraphs
+from regard.app.networks import AS_IT_IS, DEFAULTS, Networks, Offer, attachable, offers
+from regard.app.panel import look_into
+from regard.app.pictures import DRAWN_AT, KEPT, PIXELS, Pictures
 from regard.base.errors import install
 from regard.cli import main as cli
 from regard.comparison import prices
@@ -39,7 +43,7 @@ def photo():
 
 @pytest.fixture(scope="module")
 def networks():
-    return app.Networks(app.offers([VIT, SE], size=64))
+    return Networks(offers([VIT, SE], size=64))
 
 
 # ---- what can be chosen
@@ -49,7 +53,7 @@ def test_only_what_was_named_can_be_opened(networks):
     assert list(networks.offered) == [VIT, SE]
     with pytest.raises(regard.UserError, match="there is no network 'resnet18' to choose"):
         networks.open("resnet18")
-    assert list(app.offers([])) == list(app.NETWORKS)
+    assert list(offers([])) == list(DEFAULTS)
 
 
 def test_a_few_stay_open_and_a_mechanism_leaves_the_network_alone():
@@ -62,12 +66,12 @@ def test_a_few_stay_open_and_a_mechanism_leaves_the_network_alone():
         opened.append(name)
         return replace(plain, name=name)
 
-    networks = app.Networks({name: app.Offer(partial(small, name)) for name in names})
+    networks = Networks({name: Offer(partial(small, name)) for name in names})
     first = networks.open("a")
     assert networks.open("a") is first
-    put_in = networks.open("a", "cbam")
+    attached = networks.open("a", "cbam")
     assert opened == ["a"]
-    assert regard.attached(put_in.model)
+    assert regard.attached(attached.model)
     assert not regard.attached(first.model)
     for name in names[1:]:
         networks.open(name)
@@ -78,24 +82,24 @@ def test_a_few_stay_open_and_a_mechanism_leaves_the_network_alone():
 def test_the_arms_of_a_comparison(tmp_path, photo, monkeypatch):
     folder = tiny.fill(tmp_path / "photos")
     with pytest.raises(regard.UserError, match="holds no comparison"):
-        app.offers([str(folder)])
+        offers([str(folder)])
     tiny.train_here(monkeypatch)
     monkeypatch.setattr(prices, "SECONDS", 0.2)
     out = tmp_path / "mine"
     regard.compare(["cbam[squeeze=max]"], data=folder, seeds=1, epochs=1, out=out, **tiny.ASKED)
-    networks = app.Networks(app.offers([str(out)]))
+    networks = Networks(offers([str(out)]))
     assert networks.peak is None
     assert list(networks.offered) == ["none, seed 0", "cbam[squeeze=max], seed 0"]
-    seen = app.view(networks, "cbam[squeeze=max], seed 0", app.AS_IT_IS, None, None, photo, (0.5, 0.5))
+    seen = look_into(networks, "cbam[squeeze=max], seed 0", AS_IT_IS, None, None, photo, (0.5, 0.5))
     assert seen.drawn is not None
-    assert any(re.match(r"Taken for (dark|light), \d+ %", word) for word in seen.words)
-    assert not any("random" in word for word in seen.words)
+    assert any(re.match(r"Predicted class: (dark|light), \d+ %", word) for word in seen.sentences)
+    assert not any("random" in word for word in seen.sentences)
     with pytest.raises(regard.UserError, match="already has 'cbam"):
         networks.open("cbam[squeeze=max], seed 0", "cbam")
-    assert next(iter(app.offers([str(out), str(folder.parent / "mine")]))) == "mine: none, seed 0"
+    assert next(iter(offers([str(out), str(folder.parent / "mine")]))) == "mine: none, seed 0"
     shutil.rmtree(out / "weights")
     with pytest.raises(regard.UserError, match="kept no weights"):
-        app.offers([str(out)])
+        offers([str(out)])
 
 
 # ---- pictures of strangers
@@ -125,7 +129,7 @@ READ = {
     "glass.png": (saved(Image.new("RGBA", (5, 4), (0, 0, 0, 0)), "PNG"), (5, 4), (255, 255, 255)),
     "moving.gif": (saved(RED, "GIF", save_all=True, append_images=[RED.rotate(90)]), (40, 20), (200, 30, 40)),
     "bits.png": (saved(Image.new("1", (1, 1), 1), "PNG"), (1, 1), (255, 255, 255)),
-    "long.png": (saved(Image.new("L", (3, 30_000), 7), "PNG"), (1, app.KEPT), (7, 7, 7)),
+    "long.png": (saved(Image.new("L", (3, 30_000), 7), "PNG"), (1, KEPT), (7, 7, 7)),
 }
 
 
@@ -133,7 +137,7 @@ READ = {
 def test_pictures_of_any_kind_are_read(name, tmp_path):
     content, size, colour = READ[name]
     (tmp_path / name).write_bytes(content)
-    picture = read(tmp_path / name, pixels=app.PIXELS, longest=app.KEPT)
+    picture = read(tmp_path / name, pixels=PIXELS, longest=KEPT)
     assert (picture.mode, picture.size) == ("RGB", size)
     assert np.abs(np.subtract(picture.getpixel((0, 0)), colour)).max() <= 8
 
@@ -154,7 +158,7 @@ def test_what_cannot_be_read_gets_a_sentence(name, tmp_path, recwarn):
     content, sentence = REFUSED[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(regard.UserError, match=sentence) as raised:
-        read(tmp_path / name, pixels=app.PIXELS, longest=app.KEPT)
+        read(tmp_path / name, pixels=PIXELS, longest=KEPT)
     assert str(tmp_path) not in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
     assert not recwarn.list
@@ -167,7 +171,7 @@ def expected(name, photo, query, head=None, kind="token"):
     """What `draw` makes of the last map of a kind."""
     subject = open_subject(name, size=64)
     found = [one for one in see(subject, subject.prepare([photo]), query).maps if one.kind == kind][-1]
-    return draw(found, photo, query=query, head=head, size=app.DRAWN_AT).image()
+    return draw(found, photo, query=query, head=head, size=DRAWN_AT).image()
 
 
 def same(a, b):
@@ -178,37 +182,37 @@ def same(a, b):
 def test_a_panel_shows_what_draw_draws(networks, photo):
     pictures = []
     for query, head in (((0.5, 0.5), None), ((0.1, 0.9), None), ((0.1, 0.9), 2)):
-        seen = app.view(networks, VIT, app.AS_IT_IS, None, head, photo, query)
+        seen = look_into(networks, VIT, AS_IT_IS, None, head, photo, query)
         assert seen.heads == 3
         assert same(seen.drawn, expected(VIT, photo, query, head))
         pictures.append(seen.drawn)
     assert not any(same(a, b) for a, b in pairwise(pictures))
-    assert seen.site.startswith("token/blocks.11.attn")
-    assert any("head 2. 4 x 4 places" in word for word in seen.words)
-    assert any(word.startswith("! The weights of this network are random") for word in seen.words)
+    assert seen.key.startswith("token/blocks.11.attn")
+    assert any("head 2. 4 x 4 places" in word for word in seen.sentences)
+    assert any(word.startswith("! The weights of this network are random") for word in seen.sentences)
     for site, head in (("nowhere", 7), (None, -1)):  # what is not there stands for what is
-        assert app.view(networks, VIT, app.AS_IT_IS, site, head, photo, (0.1, 0.9)) == app.view(
-            networks, VIT, app.AS_IT_IS, seen.site, None, photo, (0.1, 0.9)
+        assert look_into(networks, VIT, AS_IT_IS, site, head, photo, (0.1, 0.9)) == look_into(
+            networks, VIT, AS_IT_IS, seen.key, None, photo, (0.1, 0.9)
         )
 
 
-def test_a_panel_shows_reasons_gates_and_what_was_put_in(networks, photo):
-    seen = app.view(networks, SE, app.AS_IT_IS, None, 3, photo, (0.5, 0.5))
-    assert (seen.heads, seen.site[:8]) == (0, "channel/")
-    assert any("The cross changes nothing here" in word for word in seen.words)
-    assert not any("bright" in word for word in seen.words)
-    assert [key for _, key in seen.sites][-len(METHODS) :] == list(METHODS)
-    reasons = app.view(networks, SE, app.AS_IT_IS, "grad-cam", None, photo, (0.5, 0.5))
-    assert any("What spoke for the class (grad-cam at layer4)" in word for word in reasons.words)
-    put_in = app.view(networks, SE, "cbam", None, None, photo, (0.5, 0.5))
-    assert any("cbam was put in just now and has learnt nothing" in word for word in put_in.words)
-    assert "regard.cbam" in put_in.site
-    assert {"cbam", "se"} <= set(app.mechanisms())
-    assert "glimpse" not in app.mechanisms()
+def test_a_panel_shows_evidence_gates_and_an_attached_mechanism(networks, photo):
+    seen = look_into(networks, SE, AS_IT_IS, None, 3, photo, (0.5, 0.5))
+    assert (seen.heads, seen.key[:8]) == (0, "channel/")
+    assert any("is the same for every query location" in word for word in seen.sentences)
+    assert not any("bright" in word for word in seen.sentences)
+    assert [key for _, key in seen.maps][-len(METHODS) :] == list(METHODS)
+    evidence = look_into(networks, SE, AS_IT_IS, "grad-cam", None, photo, (0.5, 0.5))
+    assert any("(grad-cam at layer4)" in sentence.lower() for sentence in evidence.sentences)
+    attached = look_into(networks, SE, "cbam", None, None, photo, (0.5, 0.5))
+    assert any("cbam was attached just now and is untrained" in word for word in attached.sentences)
+    assert "regard.cbam" in attached.key
+    assert {"cbam", "se"} <= set(attachable())
+    assert "glimpse" not in attachable()
 
 
 def test_what_is_shown_is_escaped():
-    assert app._html(["! <b>", "<i>"], "<script>") == (
+    assert paragraphs(["! <b>", "<i>"], "<script>") == (
         '<p class="warn">&lt;b&gt;</p><p>&lt;i&gt;</p><p class="fault" role="alert">&lt;script&gt;</p>'
     )
 
@@ -237,7 +241,7 @@ def test_a_missing_package_is_named_with_its_extra(capsys, monkeypatch):
     def missing(*words, **options):
         raise ModuleNotFoundError("No module named 'gradio'", name="gradio")
 
-    monkeypatch.setattr(app, "offers", missing)
+    monkeypatch.setattr(offered_networks, "offers", missing)
     assert cli.run(["app"]) == 2
     assert f"needs the package 'gradio': {install('app')}" in capsys.readouterr().err
 
@@ -382,19 +386,21 @@ def test_who_sends_slowly_is_dropped(served):
 
 
 def test_two_visitors_send_the_same_picture(tmp_path, photo):
-    uploads = app.Uploads(remembered=2)
-    sent = {"a.png": saved(photo, "PNG"), "broken.png": b"nothing"}
-    for name, content in sent.items():
-        path = tmp_path / name
-        path.write_bytes(content)
-        first = uploads.take(path)
-        assert not path.exists()
-        assert uploads.take(path) == first
-    assert same(uploads.take(tmp_path / "a.png"), photo)
-    assert uploads.take(tmp_path / "broken.png").startswith("cannot be read as a picture")
-    (tmp_path / "b.png").write_bytes(saved(photo, "PNG"))
-    uploads.take(tmp_path / "b.png")
-    assert "No such file" in uploads.take(tmp_path / "a.png")  # only the last ones are remembered
+    pictures = Pictures(remembered=2)
+    whole, broken, other = (tmp_path / name for name in ("a.png", "broken.png", "b.png"))
+    whole.write_bytes(saved(photo, "PNG"))
+    for _ in range(2):
+        assert same(pictures.take(whole), photo)
+        assert not whole.exists()
+    broken.write_bytes(b"nothing")
+    for _ in range(2):
+        with pytest.raises(regard.UserError, match="cannot be read as a picture"):
+            pictures.take(broken)
+        assert not broken.exists()
+    other.write_bytes(saved(photo, "PNG"))
+    pictures.take(other)
+    with pytest.raises(regard.UserError, match="No such file"):
+        pictures.take(whole)  # only the last ones are remembered
 
 
 class Visit:
@@ -491,11 +497,11 @@ def test_a_picture_a_click_a_head_a_mechanism(visit, photo):
     one.page.locator("#column input[type=number]").fill("")
     one.says("where", "The cross: 0 % from the top, 0 % from the left.")
     one.choose("mechanism-B", "cbam")
-    one.says("words-B", "cbam was put in just now and has learnt nothing")
-    assert "regard.cbam" in one.page.locator("#site-B input").input_value()
-    one.choose("site-B", "reasons (layercam)")
-    one.says("words-B", "What spoke for the class (layercam at layer4)")
-    one.choose("network-B", app.NOTHING)
+    one.says("words-B", "cbam was attached just now and is untrained")
+    assert "regard.cbam" in one.page.locator("#key-B input").input_value()
+    one.choose("key-B", "evidence (layercam)")
+    one.says("words-B", "(layercam at layer4)")
+    one.choose("network-B", NOTHING)
     one.page.locator("#map-B img").wait_for(state="hidden")
     assert one.wrong == []
 
@@ -530,9 +536,9 @@ def test_on_a_phone_and_in_the_dark(visit, photo):
 def test_a_dark_scan_is_as_dark_as_in_training(tmp_path):
     dark = np.full((40, 40), 700, np.uint16)
     Image.fromarray(dark).save(tmp_path / "dark.tif")
-    networks = app.Networks({"other": app.Offer(fails), "scans": app.Offer(fails, peak=4095)})
+    networks = Networks({"other": Offer(fails), "scans": Offer(fails, peak=4095)})
     assert networks.peak == 4095
-    taken = app.Uploads(networks.peak).take(tmp_path / "dark.tif")
+    taken = Pictures(networks.peak).take(tmp_path / "dark.tif")
     assert np.asarray(taken).max() == round(700 * 255 / 4095)
 
 

@@ -11,7 +11,7 @@ import torch
 
 import regard
 import tiny
-from regard.app import page as app
+from regard.app.networks import offers
 from regard.base.errors import UserError
 from regard.cli import main as cli
 from regard.comparison import grid, hosts, prices, report
@@ -206,7 +206,7 @@ def test_no_file_is_run_because_a_folder_names_it(net, photos, tmp_path, capsys)
         for name in ("out", str(weights)):
             with pytest.raises(UserError, match=sentence):
                 open_subjects(name)
-        for offer in app.offers(["out"]).values():
+        for offer in offers(["out"]).values():
             with pytest.raises(UserError, match=sentence):
                 offer.open()
         assert cli.run(["report", "out"], debug=True) == 0
@@ -215,7 +215,7 @@ def test_no_file_is_run_because_a_folder_names_it(net, photos, tmp_path, capsys)
             f"{arm} in {net}:build" for arm in ("none", "se")
         ]
         assert ran.exists()
-    for offer in app.offers(["out"], own="mynet.py:build").values():
+    for offer in offers(["out"], own="mynet.py:build").values():
         assert offer.open().classes == ["dark", "light"]
     assert cli.run(["look", "out", str(photos), "--model", "mynet.py:build", "--quick"], debug=True) == 0
     capsys.readouterr()

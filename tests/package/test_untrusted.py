@@ -21,6 +21,7 @@ from torch import nn
 import regard
 import regard.app.guard as guards
 import tiny
+from regard.app import uploads
 from regard.base.errors import DiskFull, UserError
 from regard.base.files import opened, whole, write_text
 from regard.comparison import data, grid, hosts, question, report, training
@@ -729,12 +730,12 @@ UPLOAD, JOIN = "/gradio_api/upload", "/gradio_api/queue/join"
 
 
 def test_what_lies_uploaded_has_a_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(guards, "TOTAL", 5_000_000)
-    guarded = guards.guard(Page(tmp_path), tmp_path, 2)
+    monkeypatch.setattr(uploads, "TOTAL", 5_000_000)
+    guarded = guards.Guard(Page(tmp_path), tmp_path, 2)
     assert [ask(guarded, UPLOAD, b"x" * 1_500_000) for _ in range(5)] == [200, 200, 200, 429, 429]
     (tmp_path / "1").unlink()  # it was asked about
     assert ask(guarded, UPLOAD, b"x" * 1_500_000) == 200
-    monkeypatch.setattr(guards, "FORGOTTEN", 0)
+    monkeypatch.setattr(uploads, "FORGOTTEN", 0)
     assert [ask(guarded, UPLOAD, b"x" * 1_500_000) for _ in range(3)] == [200, 200, 200]
     assert len(list(tmp_path.iterdir())) == 1
     assert ask(guarded, UPLOAD, b"x", length=10**30) == 413
@@ -743,7 +744,7 @@ def test_what_lies_uploaded_has_a_limit(tmp_path, monkeypatch):
 def test_what_comes_slowly_is_not_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(guards, "PATIENCE", 0.05)
     page = Page(tmp_path)
-    guarded = guards.guard(page, tmp_path, 2)
+    guarded = guards.Guard(page, tmp_path, 2)
     for path in (UPLOAD, JOIN, "/gradio_api/cancel"):
         assert ask(guarded, path, *[b"x"] * 50, pause=0.01) == 408
     assert not page.asked
@@ -762,7 +763,7 @@ def test_what_comes_slowly_is_not_waited_for(tmp_path, monkeypatch):
     ],
 )  # fmt: skip
 def test_the_page_knows_its_names(tmp_path, host, name, own):
-    guarded = guards.guard(Page(tmp_path), tmp_path, 2, host=host)
+    guarded = guards.Guard(Page(tmp_path), tmp_path, 2, host=host)
     assert ask(guarded, "/", method="GET", host=name) == (200 if own else 403)
     if own:
         assert ask(guarded, "/", method="GET", host=name, origin=b"http://" + name) == 200

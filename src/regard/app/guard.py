@@ -1,4 +1,4 @@
-"""The guard before gradio: what the page to play with needs, and nothing else of all that gradio would serve."""
+"""The guard before gradio: what the page needs passes, and nothing else of all that gradio would serve."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ import json
 import re
 import socket
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator, MutableMapping
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Collection
 from ipaddress import ip_address
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from regard.app.uploads import Message, Send, Uploads
+
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 PAGES = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json")
-ROOMS = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
+FOLDERS = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
 CALLS = ("app_id", "cancel", "queue/data", "queue/join", "reset", "startup-events", "upload", "upload_progress")
-LETTER = 100_000  # bytes of what the page asks, at most
-TOTAL = 200_000_000  # bytes that lie uploaded, at most, where one upload alone may not be larger
-FORGOTTEN = 120  # seconds after which an upload is removed that nobody asked about
+QUESTION = 100_000  # bytes of what the page asks, at most
 PATIENCE = 5  # seconds in which a request comes whole,
 SLOWEST = 20_000  # ... and more by one for so many bytes of it
 POLICY = (
@@ -30,15 +29,19 @@ POLICY = (
     "frame-ancestors 'none'"
 )
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Receive = Callable[[], Awaitable[Message]]
 
 
-def guard(
-    inner: Any, folder: Path, megabytes: float, *, host: str = LOOPBACK[0], functions: Collection[int] | None = None
-) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-    """Let through what the page needs and nothing else.
+class _Refused(Exception):
+    """A request that does not pass: the status and the sentence of the answer."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(status, sentence)
+        self.status, self.sentence = status, sentence
+
+
+class Guard:
+    """Lets through what the page needs and nothing else.
 
     gradio's own routes would also fetch addresses for whoever asks, and take files of this machine for uploads. Another
     page that is open in the same browser may send requests here: what names another host, or comes from another page,
@@ -51,115 +54,100 @@ def guard(
         host: the address that is listened on.
         functions: numbers of what the page may ask for; all if None.
     """
-    uploads = _Uploads(max(TOTAL, int(megabytes * 1e6) + LETTER))
 
-    async def outer(scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self,
+        inner: Any,
+        folder: Path,
+        megabytes: float,
+        *,
+        host: str = LOOPBACK[0],
+        functions: Collection[int] | None = None,
+    ) -> None:
+        self.inner, self.folder, self.host, self.functions = inner, folder, host, functions
+        self.largest = int(megabytes * 1e6) + QUESTION
+        self.uploads = Uploads(self.largest)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await inner(scope, receive, send)
-            return
-        if scope["type"] != "http":
-            return
+            await self.inner(scope, receive, send)
+        elif scope["type"] == "http":
+            try:
+                await self._let_through(scope, receive, send)
+            except _Refused as refused:
+                await _answer(send, refused)
+
+    async def _let_through(self, scope: Message, receive: Receive, send: Send) -> None:
+        self._check_origin(scope)
+        call = self._check_path(scope)
+        if scope["method"] != "POST":
+            await self.inner(scope, receive, _with_policy(send))
+        elif call == "upload":
+            size = _size(scope, limit=self.largest)
+            if not self.uploads.has_room(size):
+                raise _Refused(429, "Too much was uploaded at once: try again in a minute.")
+            with self.uploads.arriving(size):
+                body = await _whole(receive)
+                await self.inner(scope, _again(body, receive), self.uploads.noting(_with_policy(send)))
+        else:
+            _size(scope, limit=QUESTION)
+            question = self._checked(call, await _whole(receive))
+            await self.inner(scope, _again(question, receive), _with_policy(send))
+
+    def _check_origin(self, scope: Message) -> None:
         names = [value.decode("latin-1").lower() for key, value in scope["headers"] if key == b"host"]
         origins = [value.decode("latin-1").lower() for key, value in scope["headers"] if key == b"origin"]
-        if len(names) != 1 or not _own(names[0], host):
-            await _answer(send, 403, "This page goes by another name: open the address that was printed.")
-            return
+        if len(names) != 1 or not _is_own_name(names[0], self.host):
+            raise _Refused(403, "This page goes by another name: open the address that was printed.")
         if any(origin.partition("://")[2] != names[0] for origin in origins):
-            await _answer(send, 403, "Another page asks for this: only this one may.")
-            return
+            raise _Refused(403, "Another page asks for this: only this one may.")
+
+    def _check_path(self, scope: Message) -> str:
+        """What is called of gradio, which may also be a page or a file."""
         path, call = scope["path"], scope["path"].removeprefix("/gradio_api/")
-        inside = call.startswith("file=") and _within(call.removeprefix("file="), folder)
-        if not (path in PAGES or path.startswith(ROOMS) or inside or (call != path and call in CALLS)):
-            await _answer(send, 404, "There is nothing here.")
-            return
+        inside = call.startswith("file=") and _is_within(call.removeprefix("file="), self.folder)
+        if not (path in PAGES or path.startswith(FOLDERS) or inside or (call != path and call in CALLS)):
+            raise _Refused(404, "There is nothing here.")
         if scope["method"] not in ("GET", "HEAD", "POST"):
-            await _answer(send, 405, "This is not asked for in such a way.")
-            return
+            raise _Refused(405, "This is not asked for in such a way.")
+        return str(call)
 
-        async def with_policy(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                policy = [(b"content-security-policy", POLICY.encode()), (b"referrer-policy", b"no-referrer")]
-                message["headers"] = [*message.get("headers", []), *policy]
-            await send(message)
-
-        if scope["method"] != "POST":
-            await inner(scope, receive, with_policy)
-            return
-        limit = int(megabytes * 1e6) + LETTER if call == "upload" else LETTER
-        said = dict(scope["headers"]).get(b"content-length", b"")
-        size = int(said) if said.isdigit() and len(said) < 16 else limit + 1
-        if size > limit:
-            await _answer(send, 413, f"This is larger than {limit:,} bytes.")
-            return
-        if call == "upload" and not uploads.room(size):
-            await _answer(send, 429, "Too much was uploaded at once: try again in a minute.")
-            return
-        with uploads.coming(size if call == "upload" else 0):
-            body = await _whole(receive)
-            if body is None:
-                await _answer(send, 408, "This came too slowly.")
-                return
-            if call != "upload":
-                try:
-                    asked = json.loads(body)
-                    # what is checked, and not what another reader might make of the same bytes
-                    body = json.dumps(asked, ensure_ascii=False, allow_nan=False).encode()
-                except (ValueError, RecursionError):
-                    asked = None
-                if not isinstance(asked, dict) or (call == "queue/join" and not _is_question(asked, functions)):
-                    await _answer(send, 422, "This is no question of the page.")
-                    return
-                if not _harmless(asked, folder):
-                    await _answer(send, 403, "Only what was uploaded here is looked at.")
-                    return
-            read = {"type": "http.request", "body": body, "more_body": False}
-            out = uploads.noting(with_policy) if call == "upload" else with_policy
-            await inner(scope, _again(read, receive), out)
-
-    return outer
-
-
-class _Uploads:
-    """What lies uploaded, and what is on its way; what nobody asks about is removed."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.on_its_way = 0
-        self.lying: dict[Path, tuple[int, float]] = {}  # size, and when it came
-
-    def room(self, size: int) -> bool:
-        for path, (_, came) in list(self.lying.items()):
-            if time.monotonic() - came > FORGOTTEN:
-                path.unlink(missing_ok=True)
-            if not path.exists():  # the page's own answer removes it
-                del self.lying[path]
-        return self.on_its_way + sum(size for size, _ in self.lying.values()) + size <= self.most
-
-    @contextmanager
-    def coming(self, size: int) -> Iterator[None]:
-        self.on_its_way += size
+    def _checked(self, call: str, body: bytes) -> bytes:
+        """A question as it was read here, and not as another reader might understand the same bytes."""
         try:
-            yield
-        finally:
-            self.on_its_way -= size
-
-    def noting(self, send: Send) -> Send:
-        """Passes the answer on, which names the files."""
-        answer = b""
-
-        async def note(message: MutableMapping[str, Any]) -> None:
-            nonlocal answer
-            answer += message.get("body", b"")
-            if message["type"] == "http.response.body" and not message.get("more_body"):
-                with suppress(ValueError, TypeError, OSError):
-                    for path in map(Path, json.loads(answer)):
-                        self.lying[path] = path.stat().st_size, time.monotonic()
-            await send(message)
-
-        return note
+            question = json.loads(body)
+            written = json.dumps(question, ensure_ascii=False, allow_nan=False).encode()
+        except (ValueError, RecursionError):
+            question, written = None, b""
+        if not isinstance(question, dict) or (call == "queue/join" and not _is_question(question, self.functions)):
+            raise _Refused(422, "This is no question of the page.")
+        if not _is_harmless(question, self.folder):
+            raise _Refused(403, "Only what was uploaded here is looked at.")
+        return written
 
 
-def _own(name: str, host: str) -> bool:
+def _with_policy(send: Send) -> Send:
+    """The page may load nothing from elsewhere, and no other page may frame it."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            policy = [(b"content-security-policy", POLICY.encode()), (b"referrer-policy", b"no-referrer")]
+            message["headers"] = [*message.get("headers", []), *policy]
+        await send(message)
+
+    return sending
+
+
+def _size(scope: Message, limit: int) -> int:
+    """How many bytes a request says that it sends."""
+    length = dict(scope["headers"]).get(b"content-length", b"")
+    size = int(length) if length.isdigit() and len(length) < 16 else limit + 1
+    if size > limit:
+        raise _Refused(413, f"This is larger than {limit:,} bytes.")
+    return size
+
+
+def _is_own_name(name: str, host: str) -> bool:
     """Whether a request's Host, a name or an address with or without a port, means this server."""
     name = re.sub(r":\d*$", "", name).strip("[]").removesuffix(".")
     open_to_others = host not in LOOPBACK
@@ -171,48 +159,48 @@ def _own(name: str, host: str) -> bool:
         return name in ("localhost", host.lower()) or (open_to_others and name in (here, f"{here}.local"))
 
 
-async def _whole(receive: Receive) -> bytes | None:
-    """All that is sent, or None where it comes too slowly or not to its end."""
+async def _whole(receive: Receive) -> bytes:
+    """All that is sent; refused where it comes too slowly or not to its end."""
     began, parts, got = time.monotonic(), [], 0
     while True:
         left = began + PATIENCE + got / SLOWEST - time.monotonic()
         try:
             message = await asyncio.wait_for(receive(), max(0.0, left))
         except TimeoutError:
-            return None
+            raise _Refused(408, "This came too slowly.") from None
         if message["type"] != "http.request":
-            return None
+            raise _Refused(408, "This came too slowly.")
         parts.append(message.get("body", b""))
         got += len(parts[-1])
         if not message.get("more_body"):
             return b"".join(parts)
 
 
-def _is_question(asked: dict[str, Any], functions: Collection[int] | None) -> bool:
+def _is_question(question: dict[str, Any], functions: Collection[int] | None) -> bool:
     """Whether this is what the page asks, of a function that it has."""
     return (
-        type(number := asked.get("fn_index")) is int
+        type(number := question.get("fn_index")) is int
         and (functions is None or number in functions)
-        and isinstance(asked.get("data"), list)
-        and isinstance(asked.get("session_hash"), str)
-        and type(asked.get("trigger_id")) in (int, NoneType)
+        and isinstance(question.get("data"), list)
+        and isinstance(question.get("session_hash"), str)
+        and type(question.get("trigger_id")) in (int, NoneType)
     )
 
 
-def _within(path: object, folder: Path) -> bool:
+def _is_within(path: object, folder: Path) -> bool:
     try:
         return isinstance(path, str) and Path(path).resolve().is_relative_to(folder)
     except (OSError, ValueError):  # no name that a file can have
         return False
 
 
-def _harmless(asked: Any, folder: Path) -> bool:
+def _is_harmless(question: Any, folder: Path) -> bool:
     """Whether every file that a question names lies in the folder."""
-    waiting = [asked]
+    waiting = [question]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
-            if "path" in value and not _within(value["path"], folder):
+            if "path" in value and not _is_within(value["path"], folder):
                 return False
             waiting += value.values()
         elif isinstance(value, list):
@@ -220,18 +208,18 @@ def _harmless(asked: Any, folder: Path) -> bool:
     return True
 
 
-def _again(first: MutableMapping[str, Any], receive: Receive) -> Receive:
+def _again(body: bytes, receive: Receive) -> Receive:
     """What was read already, and then the rest."""
-    given = [first]
+    given: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def next_one() -> MutableMapping[str, Any]:
+    async def next_message() -> Message:
         return given.pop() if given else await receive()
 
-    return next_one
+    return next_message
 
 
-async def _answer(send: Send, status: int, sentence: str) -> None:
+async def _answer(send: Send, refused: _Refused) -> None:
     headers = [(b"content-type", b"text/plain; charset=utf-8")]
-    headers += [(b"connection", b"close")] if status == 408 else []  # the rest would come as slowly
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": sentence.encode()})
+    headers += [(b"connection", b"close")] if refused.status == 408 else []  # the rest would come as slowly
+    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
+    await send({"type": "http.response.body", "body": refused.sentence.encode()})

@@ -49,7 +49,8 @@ def app(
     regard app seresnet50 --weights seresnet50.safetensors --port 8000
     """
     say_loading()
-    from regard.app.page import offers, serve
+    from regard.app.networks import offers
+    from regard.app.server import serve
 
     offered = offers(models, own=model, weights=weights, pretrained=pretrained, size=size)
     serve(offered, host=host, port=port, megabytes=megabytes, tell=lambda address: print(address, flush=True))

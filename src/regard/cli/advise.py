@@ -35,21 +35,21 @@ def advise(
     Parameters
     ----------
     arms
-        Mechanisms, with options where wanted: se, "cbam[squeeze=max]"; all of them if none is named.
+        Variants: mechanisms, with options where wanted: se, "cbam[squeeze=max]"; all mechanisms if none is named.
     batch
-        Images in a batch; 8 if not said.
+        Images in a batch; by default 8.
     predict
         Also predict the memory of a training step with so many images, which need not fit.
     repeated
         Also at sites that one forward pass calls several times.
     max_slowdown
-        Only what makes a training step at most so many times as long, e.g. 1.05.
+        Only variants with which a training step takes at most so many times as long, e.g. 1.05.
     max_memory
-        Only what needs at most so many times the memory, e.g. 1.1.
+        Only variants that need at most so many times the memory, e.g. 1.1.
     rounds
-        Timings of each mechanism.
+        Rounds of timing for each variant.
     budget
-        Seconds for all timings together; 5 timings are done even so.
+        Seconds for all timings together; 5 rounds are run in any case.
     picture
         Write a picture of the network with the sites to this file, as SVG.
     json

@@ -17,15 +17,16 @@ def app(
     port: int = 7860,
     megabytes: float = 20,
 ) -> None:
-    """Serve a page to play with: drop a picture, choose network, mechanism, place and head, compare side by side.
+    """Serve an interactive demo: drop a picture, choose network, mechanism, map and head, compare side by side.
 
-    Only networks that are named here can be chosen there. Pictures are not kept, and nothing leaves this machine.
+    Only networks that are named here can be chosen there. Pictures are not kept,
+    and nothing leaves this machine.
 
     Parameters
     ----------
     models
         small_resnet, networks of timm, torchvision/NAME, file.py:function, weights that `regard compare` kept, or its
-        folder for all of its arms; a few networks of timm if none is named.
+        folder for all of its variants; a few networks of timm if none is named.
     model
         The file.py:function of weights or of a folder that `regard compare` wrote with it.
     weights
@@ -33,13 +34,13 @@ def app(
     pretrained
         timm's pretrained weights; without them and --weights a network of timm has random ones.
     size
-        Side of the pictures in pixels; the network's own if not said.
+        Side of the pictures in pixels; by default the network's own.
     host
         The address to listen on; with another one than this machine's own, others can use the page.
     port
-        Of that address; 0 is any that is free.
+        Port of that address; 0 is any that is free.
     megabytes
-        Of a picture's file, at most.
+        Size of a picture's file, at most.
 
     Examples
     --------

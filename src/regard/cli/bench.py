@@ -27,12 +27,13 @@ def bench(
     out: Path | None = None,
     json: bool = False,
 ) -> int:
-    """Time mechanisms and ops against the least that memory allows, and against other libraries.
+    """Time mechanisms and ops against their lower bound, and against other libraries.
 
-    What is shown is time over the floor, measured in the same rounds: of inference
-    to sum the map and to copy it; of training to do so, to sum the map again, and
-    to sum and copy the gradient. What does not agree with the reference gets no
-    time. Options that take several values take them joined by commas.
+    What is shown is time relative to the lower bound, measured in the same rounds:
+    of inference, to sum the map and to copy it; of training, to do so, to sum the
+    map again, and to sum and copy the gradient. What disagrees with the reference
+    implementation is not timed. Options that take several values take them joined
+    by commas.
 
     Parameters
     ----------
@@ -45,19 +46,19 @@ def bench(
     layout
         How the maps lie in memory: contiguous, channels_last.
     impl
-        Whose code runs: auto, reference, cpu, triton; `regard ops` shows what there is.
+        Implementations: auto, reference, cpu, triton; `regard ops` shows what there is.
     pass_
         inference, training (forward and backward pass).
     threads
-        How many; torch's own number if not said.
+        How many; by default torch's own number.
     peers
         Also the same mechanisms of timm, torchvision and fightingcv-attention, where they are installed.
     compiled
         Also everything under torch.compile, which takes seconds for each.
     rounds
-        Timings of each.
+        Rounds of timing.
     budget
-        Seconds for all timings together; 5 timings are done even so.
+        Seconds for all timings together; 5 rounds are run in any case.
     scaling
         Also how time grows with batch, channels and side, around the first shape.
     out

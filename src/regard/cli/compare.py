@@ -44,14 +44,14 @@ def compare(
 ) -> None:
     """Train a network with and without attention on the same images; say whether it helps and what it costs.
 
-    Every arm is compared with `none`, the network without attention, seed by
-    seed. Stopped in any way, the same command goes on where it was; a finished
-    run is never done again.
+    Every variant is compared with the baseline `none`, the network without
+    attention. Stopped in any way, the same command resumes where it was; a
+    finished run is never repeated.
 
     Parameters
     ----------
     arms
-        Mechanisms, with options where wanted: se, "cbam[squeeze=max,arrangement=parallel]".
+        Variants to compare: mechanisms, with options where wanted: se, "cbam[squeeze=max,arrangement=parallel]".
     data
         fashion or cluttered (inside the package), or a folder of class folders, with or without train/ and val/.
     model
@@ -59,29 +59,30 @@ def compare(
         torchvision/NAME; or file.py:function, which is told the numbers of classes and channels where it takes
         num_classes and in_chans.
     seeds
-        auto, if not said: every arm is judged at the looks and goes on only where that is open and can still be
-        decided. Or how many seeds, counted from 0; fewer than 6 can rarely show a difference, more arms need more.
+        auto, the default: every variant is judged at the looks, and continues only while its verdict is open and can
+        still be decided. Or how many seeds, counted from 0; fewer than 6 can rarely show a difference, and more
+        variants need more.
     looks
-        After how many seeds auto judges: 8,12,16,20 if not said.
+        Numbers of seeds after which auto judges (interim analyses); by default 8,12,16,20.
     seed_list
         Which seeds instead, e.g. 3,4,5.
     pairing
-        seeds: runs of one seed are compared with each other; none: all runs of an arm with all runs of the other. If
-        not said, seeds where the seed ties the runs: pretrained weights, the identity start, drawn test images.
+        seeds: runs of one seed are compared in pairs; none: all runs of one variant with all runs of the other. By
+        default seeds where the seed ties the runs: pretrained weights, the identity start, drawn test images.
     epochs
-        Of every run: 3 for fashion, 5 for cluttered, else 20, or 8 from pretrained weights. auto: more and more, until
-        the validation accuracy of none rises by the margin or less in the last quarter.
+        Of every run: 3 for fashion, 5 for cluttered, else 20, or 8 from pretrained weights. auto: increased until the
+        validation accuracy of the baseline rises by the margin or less in the last quarter.
     size
         Side of the images in pixels.
     batch
-        Images in one step: 96 for the small host, else 128.
+        Images in one step: 96 for small_resnet, else 128.
     optimiser
         muon: for the kernels of the host's convolutions, and AdamW for everything else; adamw: for all. By default muon
-        for the small host from scratch.
+        for small_resnet from scratch.
     learning_rate
-        Of AdamW at its height; that of Muon moves with it.
+        Peak learning rate of AdamW; that of Muon scales with it.
     tune
-        How many learning rates every arm is tried with, on validation images; 5, say. 0: one for all.
+        How many learning rates every variant is tried with, on validation images, e.g. 5; 0: one for all.
     augmentation
         crops: crop and mirror each image at random; none: take it as it is. By default none up to 3 epochs.
     start
@@ -89,17 +90,17 @@ def compare(
         so that no branch is shrunk; identity (the default from pretrained weights): the network computes at first
         what it did without; paper: as the authors start it.
     trunk
-        frozen: pretrained weights stay as they are; only the classifier and what an arm adds learn.
+        frozen: the pretrained backbone stays as it is; only the classifier and what a variant adds learn.
     margin
-        A difference below this fraction of the test images is not worth having.
+        The smallest difference that matters, as a fraction of the test images.
     pretrained
         Start from timm's pretrained weights.
     weights
         Start from this checkpoint of the model (safetensors, or a plain state dict).
     control
-        One or several, joined by commas. constant: for each arm with gates a twin whose gates are constants that
-        learn; wider: the plain network, widened until a training step is as slow as that of the dearest arm;
-        parameters: ... until it has as many parameters as the arm with most.
+        One or several, joined by commas. constant: for each variant with gates its constant twin, whose gates are
+        learnt constants; wider: the baseline, widened until a training step is as slow as that of the most expensive
+        variant; parameters: the baseline, widened until it has as many parameters as the largest variant.
     out
         Folder of the results; by default one below runs/ that depends on the question.
     skip_broken
@@ -173,7 +174,7 @@ def report(folder: Path, /, *, json: bool = False) -> None:
 def export(folder: Path, /, *, csv: Path | None = None) -> None:
     """Print every run of a comparison as comma-separated values, or write them to a file.
 
-    One line for each run: arm, seed, accuracies and log-loss on test and
+    One line for each run: variant, seed, accuracies and log-loss on test and
     validation images, calibration, seconds, parameters, and why a run failed.
     Accuracies are fractions, log-loss is in nats.
 

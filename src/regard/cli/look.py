@@ -33,17 +33,18 @@ def look(
     out: Path = Path("look"),
     json: bool = False,
 ) -> None:
-    """Show what a network's attention looks at in some pictures, and what spoke for its decisions, as a gallery.
+    """Show what a network's attention looks at in pictures, and the evidence for its predictions, as a gallery.
 
-    Attention is found by itself: regard's mechanisms, and the gates and weights of other networks. Beside each map
-    stands what it is worth: flat, the same for every image, the same with random weights, edges, needed no more than
-    random places.
+    Attention is found by itself: regard's mechanisms, and the gates and weights of
+    other networks. Beside each map stands what it is worth: whether it is flat, the
+    same for every image, the same with random weights, or only edges, and whether
+    removing its pixels hurts more than removing random ones.
 
     Parameters
     ----------
     network
         small_resnet, a network of timm, torchvision/NAME, file.py:function, weights that `regard compare` kept, or its
-        folder for all arms side by side.
+        folder for all variants side by side.
     images
         Files, folders, or patterns; nothing is fetched from the net.
     model
@@ -54,30 +55,29 @@ def look(
     pretrained
         timm's pretrained weights.
     size
-        Side of the pictures in pixels; the network's own if not said.
+        Side of the pictures in pixels; by default the network's own.
     mean
-        Mean by which each channel is normalised, as fractions of 1, e.g. 0.5,0.5,0.5; the network's own if not said.
+        Mean by which each channel is normalised, as fractions of 1, e.g. 0.5,0.5,0.5; by default the network's own.
     std
         Standard deviation by which each channel is normalised, as --mean.
     target
-        Show what spoke for this class, instead of the one that each picture is taken for.
+        Number of the class whose evidence is shown; by default the predicted class of each picture.
     method
-        By which that is computed.
+        How the evidence is computed.
     layer
-        At which layer; found by itself if not said.
+        The layer at which the evidence is computed; auto chooses one.
     query
-        Of weights between places, show the view from here: row,column as shares of the picture's sides.
+        Query location for attention maps: row,column as fractions of the picture's height and width.
     head
-        Of these weights, counted from 0; the mean of the heads if not said.
+        Head of these attention maps, counted from 0; by default the mean of all heads.
     every
-        Show every place in the network, not the last of each kind and resolution.
+        Show every map of the network, not only the last of each kind and resolution.
     quick
-        Leave out the checks that run the network again: with weights drawn anew layer by layer, and without the
-        places that a map shows.
+        Leave out the checks that run the network again: cascading randomisation, and deletion and insertion curves.
     masks
-        A folder with a picture of the same name for each, white on the object: does a map find it?
+        A folder with a mask of the same name for each picture, white on the object: does a map find it?
     blocks
-        Draw each value of a map as a block, not blended.
+        Draw each value of a map as a block, not interpolated.
     beside
         More networks, to be shown beside the first.
     pictures

@@ -42,20 +42,20 @@ Model = Annotated[
     str,
     Parameter(
         help="small_resnet, a network of timm, torchvision/NAME, or file.py:function, which runs that file and calls "
-        "the\nfunction; it returns a model, or a model and an example."
+        "the function; it returns a model, or a model and an example."
     ),
 ]
 Sites = Annotated[
     str,
     Parameter(
-        help="Sites: auto, branches, convolutions, expansions, kernels, blocks, stages, transitions, head;\n"
+        help="Sites: auto, branches, convolutions, expansions, kernels, blocks, stages, transitions, head; "
         'a pattern such as "layer4.*.bn2"; or names joined by commas.',
         completer=site_words,
     ),
 ]
 Layout = Annotated[
     Literal["channels_first", "channels_last", "tokens"],
-    Parameter(help="How the network's maps are held, where that cannot be told."),
+    Parameter(help="Layout of the network's maps, where it cannot be inferred."),
 ]
 Size = Annotated[int, Parameter(help="Side of the images in pixels; by default the network's own.")]
 Device = Annotated[str, Parameter(help="cpu or cuda.")]

@@ -6,6 +6,7 @@ A command is a function: its parameters are the arguments and options, its docst
 from __future__ import annotations
 
 import inspect
+import re
 import textwrap
 from collections.abc import Callable
 from importlib.metadata import version
@@ -35,6 +36,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "bench": bench,
     "ops": ops,
 }
+EXAMPLES = "\nExamples\n--------\n"  # the heading
 EPILOGUE = """Examples:
 
   regard list
@@ -48,8 +50,8 @@ EPILOGUE = """Examples:
   regard bench se cbam --peers
 
 --debug with any command shows the traceback of an error.
-Exit status: 0 done, 1 bench found what computes something else, 2 a mistake in
-the question or the files, 130 Ctrl-C."""
+Exit status: 0 done, 1 bench found what disagrees with the reference, 2 a
+mistake in the question or the files, 130 Ctrl-C."""
 
 
 def program() -> cyclopts.App:
@@ -66,6 +68,7 @@ def program() -> cyclopts.App:
     )
     for name, command in COMMANDS.items():
         shown = textwrap.indent(examples(command), "  ")
+        command.__doc__ = flowing(command.__doc__ or "")
         whole.command(command, name=name, help_epilogue=f"Examples:\n\n{shown}")
     whole.register_install_completion_command(
         help="Let the shell complete commands, options, mechanisms and words for sites (bash, zsh, fish, powershell)."
@@ -75,4 +78,11 @@ def program() -> cyclopts.App:
 
 def examples(command: Callable[..., Any]) -> str:
     """The lines of a command's docstring below `Examples`, which stands last."""
-    return inspect.cleandoc(command.__doc__ or "").partition("\nExamples\n--------\n")[2]
+    return inspect.cleandoc(command.__doc__ or "").partition(EXAMPLES)[2]
+
+
+def flowing(docstring: str) -> str:
+    """A docstring with what is said of a parameter on one line, which the help wraps as wide as the terminal is."""
+    described, heading, lines = inspect.cleandoc(docstring).partition(EXAMPLES)
+    described = re.sub(r"(?m)^ {4}\S.*(?:\n {4}\S.*)+", lambda body: "    " + " ".join(body[0].split()), described)
+    return described + heading + lines

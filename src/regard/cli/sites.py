@@ -21,21 +21,21 @@ def sites(
     all: bool = False,
     json: bool = False,
 ) -> None:
-    """Show the places of a network where mechanisms can go, the words that find them, and where one goes.
+    """Show where in a network mechanisms can be attached, the words that find these sites, and which are chosen.
 
     Columns: the module's name and class; the shape of its map, always written
     batch x channels x sides, whatever the layout in which the module holds it;
     how often one forward pass calls it; the words for --at that find it; and
-    why it can be no site, where it cannot.
+    the reason, if nothing can be attached there.
 
     Parameters
     ----------
     mechanism
-        Mark the sites of this one, with options where wanted; else those of --at.
+        Mark the sites of this mechanism, with options where wanted; without one, those of --at.
     batch
-        Images in the example; 2 if not said.
+        Images in the example; by default 2.
     all
-        Every module that is called, with the reason where it can be no site.
+        Every module that is called, with the reason if nothing can be attached there.
     json
         Print JSON instead of a table.
 

@@ -43,7 +43,7 @@ def query(text: str) -> tuple[float, float]:
     try:
         row, column = map(float, text.split(","))
     except ValueError:
-        raise UserError(f"--query is row,column as shares of the sides, such as 0.4,0.6, got {text!r}") from None
+        raise UserError(f"--query is row,column as fractions of the sides, such as 0.4,0.6, got {text!r}") from None
     if not (0 <= row <= 1 and 0 <= column <= 1):
         raise UserError(f"--query lies between 0 and 1, got {text!r}")
     return row, column

@@ -98,9 +98,9 @@ class Guard:
         names = [value.decode("latin-1").lower() for key, value in scope["headers"] if key == b"host"]
         origins = [value.decode("latin-1").lower() for key, value in scope["headers"] if key == b"origin"]
         if len(names) != 1 or not _is_own_name(names[0], self.host):
-            raise _Refused(403, "This page goes by another name: open the address that was printed.")
+            raise _Refused(403, "This is not an address of the page: open the one that was printed.")
         if any(origin.partition("://")[2] != names[0] for origin in origins):
-            raise _Refused(403, "Another page asks for this: only this one may.")
+            raise _Refused(403, "This was sent by another page: only this one may ask.")
 
     def _check_path(self, scope: Message) -> str:
         """What is called of gradio, which may also be a page or a file."""
@@ -109,7 +109,7 @@ class Guard:
         if not (path in PAGES or path.startswith(FOLDERS) or inside or (call != path and call in CALLS)):
             raise _Refused(404, "There is nothing here.")
         if scope["method"] not in ("GET", "HEAD", "POST"):
-            raise _Refused(405, "This is not asked for in such a way.")
+            raise _Refused(405, "This HTTP method is not allowed here.")
         return str(call)
 
     def _checked(self, call: str, body: bytes) -> bytes:
@@ -120,9 +120,9 @@ class Guard:
         except (ValueError, RecursionError):
             question, written = None, b""
         if not isinstance(question, dict) or (call == "queue/join" and not _is_question(question, self.functions)):
-            raise _Refused(422, "This is no question of the page.")
+            raise _Refused(422, "The page sends no such request.")
         if not _is_harmless(question, self.folder):
-            raise _Refused(403, "Only what was uploaded here is looked at.")
+            raise _Refused(403, "Only files that were uploaded here are read.")
         return written
 
 

@@ -23,11 +23,11 @@ class ExampleError(UserError):
     """
 
     def __init__(self, problem: str, needed: str) -> None:
-        super().__init__(problem, needed)
+        super().__init__(f"{problem}: pass an `example` {needed}")
         self.problem, self.needed = problem, needed
 
-    def __str__(self) -> str:
-        return f"{self.problem}: pass an `example` {self.needed}"
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:  # into another process and back
+        return type(self), (self.problem, self.needed)
 
 
 def near(word: str, known: "list[str] | tuple[str, ...]", count: int = 3) -> str:

@@ -1,0 +1,12 @@
+"""What errors carry beside their sentence."""
+
+import pickle
+
+from regard.base.errors import ExampleError
+
+
+def test_an_error_about_an_example_comes_whole_out_of_another_process():
+    error = ExampleError("the dry run failed (TypeError)", "that the model accepts")
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(copy) == str(error) == "the dry run failed (TypeError): pass an `example` that the model accepts"
+    assert (copy.problem, copy.needed) == (error.problem, error.needed)

@@ -38,8 +38,10 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 import regard
 from regard.base.errors import UserError
 from regard.base.files import write_text
-from regard.insertion.site import WORDS, Site, choose
+from regard.insertion.site import Site, choose
 from regard.insertion.survey import dry_run
+from regard.insertion.surveyed import Surveyed
+from regard.insertion.words import WORDS
 from regard.networks.borrowing import call
 from regard.networks.models import open_model
 from regard.registry.named import TORCHVISION
@@ -184,8 +186,9 @@ def try_network(name: str, family: str, mechanisms: list[str]) -> Result:
         with time_limit(LIMIT):
             model, example, result["side"] = build(name)
             survey = dry_run(model, example)
+            network = Surveyed(model, survey)
             for word in WORDS:
-                result["words"][word] = attempt(lambda: list(map(describe, choose(model, word, survey))))  # noqa: B023
+                result["words"][word] = attempt(lambda: list(map(describe, choose(word, network))))  # noqa: B023
             before = outputs(model, example)
             with patch("regard.insertion.attach.dry_run", return_value=survey):  # it sees the same for every mechanism
                 for mechanism in mechanisms:

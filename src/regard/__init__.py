@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from regard.comparison.results import Comparison
     from regard.costs.advising import Advice, advise
     from regard.gallery.looking import Gallery, Subject, look
-    from regard.insertion.attach import Attached, attach, attached, load
+    from regard.insertion.attach import attach
+    from regard.insertion.attachment import Attached, attached
+    from regard.insertion.load import load
     from regard.insertion.site import Site, sites
     from regard.maps.meaning import Meaning, judge
     from regard.maps.recording import Map, record
@@ -69,7 +71,9 @@ _ROOMS = {
     "regard.comparison.results": ("Comparison",),
     "regard.pictures.drawing": ("draw", "overlay", "sheet"),
     "regard.base.errors": ("UserError",),
-    "regard.insertion.attach": ("Attached", "attach", "attached", "load"),
+    "regard.insertion.attach": ("attach",),
+    "regard.insertion.attachment": ("Attached", "attached"),
+    "regard.insertion.load": ("load",),
     "regard.gallery.looking": ("Gallery", "Subject", "look"),
     "regard.maps.meaning": ("Meaning", "judge"),
     "regard.networks.models": ("open_model",),

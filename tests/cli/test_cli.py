@@ -24,7 +24,7 @@ from regard.cli import progress as ticker
 from regard.cli.program import COMMANDS, examples, program
 from regard.cli.wording import as_options
 from regard.comparison import prices, question
-from regard.insertion.site import WORDS
+from regard.insertion.words import WORDS
 
 
 @pytest.fixture(scope="session")

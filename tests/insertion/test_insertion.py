@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import regard
-from regard.insertion.attach import Inserted
+from regard.insertion.container import Inserted
 from strangers import VISION, X, assert_same, logits, photograph, refused, site_names, small, vision, zoo
 
 # one map in, one of its shape out; all but those that need whole clips in the batch

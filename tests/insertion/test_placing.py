@@ -10,6 +10,7 @@ from torch import nn
 import regard
 from regard import UserError
 from regard.insertion.placing import plan
+from regard.insertion.words import WORDS
 from regard.registry.registration import PLACES
 
 X = torch.randn(2, 3, 32, 32)
@@ -32,6 +33,16 @@ def test_the_table_says_what_attaching_does(resnet):
         except UserError:
             sites = []
         assert [place.name for place in found.places if word in place.words] == sites
+
+
+def test_there_is_one_list_of_words():
+    assert tuple(WORDS) == ("auto", *PLACES)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
+    for word in WORDS.values():
+        with pytest.raises(
+            UserError, match=f"^at={word.name!r} finds nothing in this Seq.*: the dry run saw no {word.missing};"
+        ):
+            regard.sites(net, word.name, example=X)
 
 
 def test_at_marks_its_sites_and_a_pattern_shows_those_that_no_word_finds(resnet):

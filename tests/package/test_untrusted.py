@@ -509,13 +509,13 @@ def test_sites_that_are_none(attachment, tmp_path, site):
 
 @pytest.mark.parametrize("kind", [torch.complex64, torch.int8, torch.bool, torch.int64])
 def test_weights_of_another_kind(attachment, tmp_path, kind):
-    from regard.insertion.attach import _digest
+    from regard.insertion.storage import digest
 
     tensors, header = load_file(attachment), header_of(attachment)
     key = next(name for name in tensors if tensors[name].is_floating_point() and tensors[name].dim())
     tensors[key] = tensors[key].to(kind)
     save_file(
-        tensors, tmp_path / "b.safetensors", metadata={"regard": json.dumps(header | {"sha256": _digest(tensors)})}
+        tensors, tmp_path / "b.safetensors", metadata={"regard": json.dumps(header | {"sha256": digest(tensors)})}
     )
     refused(tmp_path / "b.safetensors", key, "float32 belongs")
 

@@ -5,9 +5,24 @@ class UserError(ValueError):
     """What is wrong, where, and what to do about it, in one sentence.
 
     The command line prints it without a traceback and exits with status 2.
+
+    Attributes:
+        subject: of whom it is said, as ``"tam"``, where the sentence begins with that; else "".
+        reason: the sentence without it.
     """
 
     __module__ = "regard"  # as users write it, and as a traceback says it
+
+    def __init__(self, *sentence: object, subject: str = "") -> None:
+        super().__init__(*sentence)
+        self.subject = subject
+
+    @property
+    def reason(self) -> str:
+        return super().__str__()
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.reason}" if self.subject else self.reason
 
 
 class DiskFull(UserError):

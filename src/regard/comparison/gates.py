@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regard.insertion.attach import attached, rehearsed
+from regard.insertion.attachment import attached
+from regard.insertion.scaled import rehearsed
 from regard.layers.tap import Tap, taps
 from regard.networks.borrowing import call
 

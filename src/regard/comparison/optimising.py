@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regard.insertion.attach import attached
+from regard.insertion.attachment import attached
 
 WARMUP = 0.15  # share of the training in which the rates rise
 # of Muon; tried on validation images (`make frontier`)

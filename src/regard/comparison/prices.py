@@ -13,7 +13,7 @@ from regard.comparison.arms import PARAMETERS, PLAIN, WIDER
 from regard.comparison.training import build, on_device
 from regard.costs import costing
 from regard.costs.timing import noisy
-from regard.insertion.attach import attached
+from regard.insertion.attachment import attached
 
 WIDEST = 16.0  # times the width of the host
 SECONDS = 20.0  # for all timings together

@@ -27,7 +27,7 @@ from regard.comparison.folders import text as as_text
 from regard.comparison.plan import LOOKS, Pairing, Plan, check_looks, fixed, planned
 from regard.comparison.results import BEFORE, Comparison, counted, read_cost, read_linear, read_run
 from regard.comparison.statistics import fewest_seeds
-from regard.insertion.attach import STARTS
+from regard.insertion.record import STARTS
 from regard.layers.tap import taps
 from regard.registry.named import SMALL, Named
 from regard.registry.registration import create, info, parse, spell

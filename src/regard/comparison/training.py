@@ -29,7 +29,8 @@ from regard.comparison.endpoints import log_loss, right
 from regard.comparison.optimising import Optimiser
 from regard.comparison.records import Checkpoint
 from regard.comparison.twins import make_constant
-from regard.insertion.attach import attach, attached
+from regard.insertion.attach import attach
+from regard.insertion.attachment import attached
 from regard.networks.borrowing import brief
 from regard.registry.named import Named
 from regard.registry.registration import parse

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regard.insertion.attach import Attached, rehearsed
+from regard.insertion.attachment import Attached
+from regard.insertion.scaled import rehearsed
 from regard.layers.tap import Constant, Tap, taps
 from regard.networks.borrowing import call
 from regard.ops import use_impl

@@ -22,9 +22,11 @@ from regard.base.tables import aligned
 from regard.costs import costing
 from regard.costs.costing import Cost, Loss
 from regard.costs.timing import ALLOCATOR, Spread, allocator_hint, noisy
-from regard.insertion.attach import Attached, attach
+from regard.insertion.attach import attach
+from regard.insertion.attachment import Attached
 from regard.insertion.site import At, choose
 from regard.insertion.survey import dry_run
+from regard.insertion.surveyed import Surveyed
 from regard.layers.tap import taps
 from regard.networks.borrowing import borrowed, brief, call, refuse_unhookable, shadow
 from regard.pictures import outline
@@ -235,7 +237,7 @@ def advise(
     refuse_unhookable(model)
     survey = dry_run(model, example, layout)
     if at != "auto":
-        choose(model, at, survey)
+        choose(at, Surveyed(model, survey))
     device = costing.device_of(example)
     own = costing.batch_size(example)
     untrained = _why_untrained(model, example, loss)

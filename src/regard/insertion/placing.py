@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -10,12 +11,15 @@ from torch import nn
 
 from regard.base.errors import UserError
 from regard.base.tables import aligned
-from regard.insertion.attach import Attached, attach
+from regard.insertion.attach import attach
+from regard.insertion.attachment import Attached
 from regard.insertion.site import At, choose
 from regard.insertion.survey import Survey, dry_run
+from regard.insertion.surveyed import Surveyed
+from regard.insertion.words import WORDS
 from regard.layers.tap import taps
 from regard.networks.borrowing import refuse_unhookable, shadow
-from regard.registry.registration import PLACES, info, parse
+from regard.registry.registration import info, parse
 
 MANY = 64 * 64  # places of a map: beyond, comparing all pairs takes seconds on a processor
 
@@ -107,67 +111,81 @@ def plan(
         UserError: the mechanism is unknown, or the model cannot be called with the example.
     """
     refuse_unhookable(model)
-    survey = dry_run(model, example, layout)
-    refused = None
+    network = Surveyed(model, dry_run(model, example, layout))
+    chosen: list[str] = []
     notes: tuple[str, ...] = ()
-    name, options = parse(mechanism) if mechanism is not None else ("", {})
-    if name:
-        info(name)
-    try:
-        if name:
+    refused = None
+    if mechanism is None:
+        try:
+            chosen = [site.name for site in choose(at, network)]
+        except UserError as error:
+            refused = str(error)
+    else:
+        name, options = parse(mechanism)
+        known = info(name)
+        try:
             attached = attach(shadow(model), name, at=at, layout=layout, example=example, **options)
-            chosen, notes = attached.sites, (*attached.notes, *_notes(attached, survey))
-        else:
-            chosen = [site.name for site in choose(model, at, survey)]
-    except UserError as error:
-        said = not name or "cannot be attached" in str(error)
-        refused, chosen = str(error) if said else f"{mechanism} cannot be attached: {error}", []
-    words = {word: set(_names(model, word, survey)) for word in PLACES}
-    modules = dict(model.named_modules())
-    called = []
-    for name in dict.fromkeys(survey.order):
-        outputs = survey.outputs[name]
-        finding = tuple(word for word, sites in words.items() if name in sites)
-        seen = outputs[0].layout
-        place = Place(
-            name, type(modules[name]).__name__, outputs[0].map, seen.word if seen else None, len(outputs), finding,
-            name in chosen, "",
-        )  # fmt: skip
-        called += [place] if name else []
-    shown = [place for place in called if every or place.words or place.chosen] or called
-    found = [replace(place, reason=_why_not(model, place, survey)) for place in shown]
+            chosen, notes = attached.sites, (*attached.notes, *_notes(attached, network.survey))
+        except UserError as error:
+            refused = str(error) if known.place is None else f"{mechanism} cannot be attached: {error}"
     what = mechanism or (at if isinstance(at, str) else "your function" if callable(at) else ",".join(at))
-    return Plan(what, tuple(found), refused, notes)
+    return Plan(what, _places(network, chosen, every), refused, notes)
+
+
+def _places(network: Surveyed, chosen: Sequence[str], every: bool) -> tuple[Place, ...]:
+    """What the dry run called, in the order of the pass: all, or what is chosen or found by a word, if anything is."""
+    words = {word: set(_names(word, network)) for word in WORDS if word != "auto"}
+    places = []
+    for name in dict.fromkeys(network.survey.order):
+        if not name:
+            continue
+        outputs = network.survey.outputs[name]
+        layout = outputs[0].layout
+        place = Place(
+            name=name,
+            kind=type(network.modules[name]).__name__,
+            shape=outputs[0].map,
+            layout=layout.word if layout else None,
+            calls=len(outputs),
+            words=tuple(word for word, names in words.items() if name in names),
+            chosen=name in chosen,
+            reason="",
+        )
+        places.append(place)
+    shown = [place for place in places if every or place.words or place.chosen] or places
+    return tuple(replace(place, reason=_why_not(place, network)) for place in shown)
 
 
 def _notes(attached: Attached, survey: Survey) -> tuple[str, ...]:
     """What compares every place of a map with every other takes time that grows with the square of the places."""
-    said = []
-    for site, mechanism in attached.modules.items():
-        sides = survey.outputs[site][0].map[2:]
-        if math.prod(sides) > MANY and any(tap.kind == "position" for _, tap in taps(mechanism)):
-            said.append(
-                f"At {site!r} {attached.mechanism} compares each of {' x '.join(map(str, sides))} places with every "
-                f"other ({math.prod(sides) ** 2:,} pairs for each image): a smaller map costs far less, see at."
-            )
-    return tuple(said)
+    sides = {site: survey.outputs[site][0].map[2:] for site in attached.sites}
+    slow = [
+        site
+        for site, mechanism in attached.modules.items()
+        if math.prod(sides[site]) > MANY and any(tap.kind == "position" for _, tap in taps(mechanism))
+    ]
+    return tuple(
+        f"At {site!r} {attached.mechanism} compares each of {' x '.join(map(str, sides[site]))} places with every "
+        f"other ({math.prod(sides[site]) ** 2:,} pairs for each image): a smaller map costs far less, see at."
+        for site in slow
+    )
 
 
-def _names(model: nn.Module, word: str, survey: Survey) -> list[str]:
+def _names(word: str, network: Surveyed) -> list[str]:
     try:
-        return [site.name for site in choose(model, word, survey)]
+        return [site.name for site in choose(word, network)]
     except UserError:  # the network has no such place
         return []
 
 
-def _why_not(model: nn.Module, place: Place, survey: Survey) -> str:
+def _why_not(place: Place, network: Surveyed) -> str:
     try:
-        (site,) = choose(model, [place.name], survey)
+        (site,) = choose([place.name], network)
     except UserError as error:
         return str(error)
     if site.name != place.name:
         return f"its last child stands for it: {site.name}"
-    outputs = survey.outputs[place.name]
+    outputs = network.survey.outputs[place.name]
     if len({output.kind for output in outputs}) > 1:
         shapes = sorted({output.map for output in outputs})
         return f"called with maps that no one mechanism serves, {' and '.join(map(str, shapes[:3]))}"

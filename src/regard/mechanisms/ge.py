@@ -177,7 +177,7 @@ class GE(nn.Module):
             return F.avg_pool2d(x, 2 * self.extent - 1, **around)
         if self.size is not None and tuple(x.shape[2:]) != self.size:
             raise UserError(
-                f"ge: its kernel was made for maps of {self.size}, got {tuple(x.shape[2:])}: give an extent"
+                f"its kernel was made for maps of {self.size}, got {tuple(x.shape[2:])}: give an extent", subject="ge"
             )
         for place, (conv, norm) in enumerate(zip(self.gather, self.norms, strict=True)):
             x = norm(conv(torch.relu(x) if place else x))

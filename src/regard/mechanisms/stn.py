@@ -237,14 +237,15 @@ class STN(nn.Module):
         """The frame of each image, (B, d, d + 1)."""
         if self.tutorial and tuple(x.shape[2:]) != (28, 28):
             raise UserError(
-                f"stn: the tutorial's network sees maps of 28 x 28 alone, got {tuple(x.shape[2:])}: "
-                "leave localisation out"
+                f"the tutorial's network sees maps of 28 x 28 alone, got {tuple(x.shape[2:])}: leave localisation out",
+                subject="stn",
             )
         features = self.localisation(x).flatten(1)
         if features.shape[1] != self.head.in_features:
             raise UserError(
-                f"stn: the localisation network gives {features.shape[1]} numbers for each image of "
-                f"{tuple(x.shape[1:])}, and hidden says {self.head.in_features}: pass hidden={features.shape[1]}"
+                f"the localisation network gives {features.shape[1]} numbers for each image of {tuple(x.shape[1:])}, "
+                f"and hidden says {self.head.in_features}: pass hidden={features.shape[1]}",
+                subject="stn",
             )
         with _full_precision(x):  # near the identity, bfloat16 frames would jump by pixels
             theta = self.head(features.to(self.unit.dtype))
@@ -253,7 +254,9 @@ class STN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         axes = self.unit.shape[1]
         if x.dim() != axes + 2:
-            raise UserError(f"stn: this one works on maps with {axes} spatial axes, and this map has {x.dim() - 2}")
+            raise UserError(
+                f"this one works on maps with {axes} spatial axes, and this map has {x.dim() - 2}", subject="stn"
+            )
         y = self._sample(x, self.locate(x))
         return x + (y - self._sample(x, self.unit.expand(x.shape[0], -1, -1))) if self.exact else y
 

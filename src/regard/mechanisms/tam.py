@@ -108,8 +108,9 @@ class TAM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[0] % self.frames:
             raise UserError(
-                f"tam: a batch of {x.shape[0]} frames does not hold whole clips of {self.frames}: give the frames of "
-                "whole clips, or create it with another frames="
+                f"a batch of {x.shape[0]} frames does not hold whole clips of {self.frames}: give the frames of "
+                "whole clips, or create it with another frames=",
+                subject="tam",
             )
         joint = ops.Joint(x)
         (squeezed,) = joint.squeeze(tuple(range(2, x.dim())))

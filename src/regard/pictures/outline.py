@@ -11,8 +11,9 @@ from xml.sax.saxutils import escape
 
 from torch import nn
 
-from regard.insertion.site import find
 from regard.insertion.survey import Survey
+from regard.insertion.surveyed import Surveyed
+from regard.insertion.words import find
 from regard.pictures import svg
 
 SEVERAL = 8  # blocks; where there are more, equal ones that follow each other share a box
@@ -47,7 +48,7 @@ def trace(model: nn.Module, survey: Survey) -> tuple[Step, ...]:
         survey: of its dry run.
     """
     modules = dict(model.named_modules())
-    blocks = set(find("blocks", modules, survey))
+    blocks = set(find("blocks", Surveyed(model, survey)))
     steps = []
     for name in sorted(set(_parts("", modules, blocks, survey)), key=survey.order.index):
         shape = survey.outputs[name][0].map

@@ -42,8 +42,8 @@ from regard.insertion.site import Site, choose
 from regard.insertion.survey import dry_run
 from regard.insertion.surveyed import Surveyed
 from regard.insertion.words import WORDS
-from regard.networks.borrowing import call
 from regard.networks.models import open_model
+from regard.networks.replica import call
 from regard.registry.named import TORCHVISION
 
 ROOT = Path(__file__).parents[1]

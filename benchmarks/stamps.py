@@ -38,7 +38,7 @@ from regard.comparison.results import Comparison, interval, points
 from regard.gallery.looking import open_subject
 from regard.maps.meaning import FIGURES, edge_strength, judge
 from regard.maps.recording import joined
-from regard.networks.borrowing import borrowed
+from regard.networks.replica import borrowed
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "examples"))  # the verdicts' table, and the network's ImageNet weights

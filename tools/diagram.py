@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_flatten_with_path, tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from regard.layers.tap import Tap
-from regard.networks.borrowing import borrowed
+from regard.networks.replica import borrowed
 from regard.ops.dispatch import Op, answered
 from regard.pictures import svg
 from regard.pictures.svg import LARGE, SMALL

@@ -28,7 +28,7 @@ from regard.costs.costing import (
     training_step,
     widen,
 )
-from regard.networks.borrowing import shadow
+from regard.networks.replica import shadow
 from restless import everything, restless
 
 BYTES = 4 * 1000 * 1000

@@ -7,9 +7,9 @@ import torchvision
 from torch import nn
 
 from regard import UserError
-from regard.networks import models
-from regard.networks.borrowing import call
+from regard.networks.from_timm import check_timm
 from regard.networks.models import open_model
+from regard.networks.replica import call
 
 
 def test_a_network_of_timm_at_its_own_size():
@@ -159,6 +159,6 @@ def test_mistakes_are_said_in_a_sentence(text, options, sentence):
 
 def test_other_names_that_would_do_are_near_matches_too():
     with pytest.raises(UserError, match="did you mean 'small_resnet'"):
-        models.check_timm("small_resnets", "small_resnet")
+        check_timm("small_resnets", "small_resnet")
     with pytest.raises(UserError, match="and it is not small_resnet"):
-        models.check_timm("zzzzzzzz", "small_resnet")
+        check_timm("zzzzzzzz", "small_resnet")

@@ -12,7 +12,7 @@ from torch import nn
 
 import regard
 from regard.layers.tap import taps
-from regard.networks.borrowing import twin
+from regard.networks.replica import replica
 
 ATTACHABLE = [name for name in regard.names() if regard.info(name).place]
 X = [torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(number)) for number in range(2)]
@@ -221,10 +221,10 @@ class Tangled(nn.Module):
         return self.method(self.helper(x)) @ self.tied
 
 
-def test_a_twin_shares_the_weights_and_nothing_else():
+def test_a_replica_shares_the_weights_and_nothing_else():
     net = Tangled().train()
     state = {key: tensor.clone() for key, tensor in net.state_dict().items()}
-    copy = twin(net)
+    copy = replica(net)
     assert type(copy) is Tangled
     assert all(a is b for a, b in zip(copy.parameters(), net.parameters(), strict=True))
     assert not {id(module) for module in copy.modules()} & {id(module) for module in net.modules()}
@@ -239,7 +239,7 @@ def test_a_twin_shares_the_weights_and_nothing_else():
     x = torch.randn(2, 4)
     y = copy(x)
     assert ran == 6 * [False], "all parts, all of them copies"
-    assert torch.equal(y, twin(net)(x))
+    assert torch.equal(y, replica(net)(x))
     assert (int(copy.count), int(net.count), net.helper.calls) == (1, 0, 0)
     assert all(module.training for module in net.modules())
     assert all(torch.equal(tensor, state[key]) for key, tensor in net.state_dict().items())

@@ -28,8 +28,10 @@ from regard.comparison import data, grid, hosts, question, report, training
 from regard.comparison.optimising import Optimiser
 from regard.comparison.results import Comparison
 from regard.gallery.looking import expand, open_subject, open_subjects, read, trained
-from regard.networks import models
-from regard.networks.models import OPTIONS, open_model, timm_model
+from regard.networks import from_timm
+from regard.networks.from_timm import timm_model
+from regard.networks.models import open_model
+from regard.networks.options import OPTIONS
 from stored import fit, store
 
 DAMAGED = {
@@ -292,7 +294,7 @@ def test_looking_opens_no_other_file_and_fetches_nothing(again, monkeypatch):
     asked = json.loads((out / "question.json").read_text())
     asked["question"] |= {"weights": "/etc/hostname", "pretrained": True}
     (out / "question.json").write_text(json.dumps(asked))
-    monkeypatch.setattr(models, "timm_model", lambda *_, **__: pytest.fail("it fetches"))
+    monkeypatch.setattr(from_timm, "timm_model", lambda *_, **__: pytest.fail("it fetches"))
     assert [subject.name.partition(" in")[0] for subject in open_subjects(str(out))] == ["none", "eca"]
     del asked["question"]["at"]
     (out / "question.json").write_text(json.dumps(asked))

@@ -69,3 +69,8 @@ def install(extra: str) -> str:
         return f"pip install 'regard[{extra}]{source}'"
     editable = "-e " if origin["dir_info"].get("editable") else ""
     return f"pip install {editable}'{url2pathname(urlparse(origin['url']).path)}[{extra}]'"
+
+
+def brief(error: Exception) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from regard.insertion.attachment import attached
 from regard.insertion.scaled import rehearsed
 from regard.layers.tap import Tap, taps
-from regard.networks.borrowing import call
+from regard.networks.replica import call
 
 MEANS, ASKED = 256, 1000  # training images that a gate's mean is taken over; validation or test images asked again
 

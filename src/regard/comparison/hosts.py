@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from regard.base.errors import UserError
 from regard.base.files import regular
 from regard.networks import models
-from regard.networks.borrowing import same_kind
+from regard.networks.randomness import seeded
+from regard.networks.weights import same_kind
 from regard.registry.named import Named
 
 
@@ -52,7 +53,7 @@ def build(
     named = Named.read(model)
     if digest is not None and named.digest() != digest:
         raise UserError(f"{named.file} has changed since the comparison was asked: ask again with another --out")
-    with models.seeded(seed):
+    with seeded(seed):
         host, _ = models.build(
             named, classes=classes, channels=channels, size=size, pretrained=pretrained, widening=widening
         )

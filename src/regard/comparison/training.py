@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import regard
-from regard.base.errors import UserError
+from regard.base.errors import UserError, brief
 from regard.base.files import slug, whole
 from regard.base.schema import fault
 from regard.comparison import answers, data, gates, hosts
@@ -31,7 +31,6 @@ from regard.comparison.records import Checkpoint
 from regard.comparison.twins import make_constant
 from regard.insertion.attach import attach
 from regard.insertion.attachment import attached
-from regard.networks.borrowing import brief
 from regard.registry.named import Named
 from regard.registry.registration import parse
 

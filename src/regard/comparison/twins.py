@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from regard.insertion.attachment import Attached
 from regard.insertion.scaled import rehearsed
 from regard.layers.tap import Constant, Tap, taps
-from regard.networks.borrowing import call
+from regard.networks.replica import call
 from regard.ops import use_impl
 
 

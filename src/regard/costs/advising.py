@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from regard.base import notebook
-from regard.base.errors import UserError
+from regard.base.errors import UserError, brief
 from regard.base.tables import aligned
 from regard.costs import costing
 from regard.costs.costing import Cost, Loss
@@ -28,7 +28,8 @@ from regard.insertion.site import At, choose
 from regard.insertion.survey import dry_run
 from regard.insertion.surveyed import Surveyed
 from regard.layers.tap import taps
-from regard.networks.borrowing import borrowed, brief, call, refuse_unhookable, shadow
+from regard.networks.hookable import refuse_unhookable
+from regard.networks.replica import borrowed, call, shadow
 from regard.pictures import outline
 from regard.registry.registration import check_options, info, names, parse, spell
 

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from regard.base.errors import UserError
 from regard.costs.timing import Spread, Timing, collector_resting, interleave, ratio
-from regard.networks.borrowing import call, shadow
+from regard.networks.replica import call, shadow
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """From a model in train mode and an example to the number that a training step differentiates."""

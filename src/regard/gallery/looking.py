@@ -19,14 +19,15 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from regard.base.errors import UserError
+from regard.base.errors import UserError, brief
 from regard.base.files import slug, whole, write_text
 from regard.base.images import below, deep, formats, is_image, once, reading, upright
 from regard.maps.meaning import FIGURES, Curves, Meaning, can_be_drawn, erase, judge, likeness, moved_by, randomised
 from regard.maps.recording import Map, record, views
 from regard.maps.saliency import METHODS, class_scores, evidence, find_layer
-from regard.networks.borrowing import borrowed, brief, refuse_unseen
+from regard.networks.hookable import refuse_unseen
 from regard.networks.models import open_model
+from regard.networks.replica import borrowed
 from regard.pictures import charts
 from regard.pictures.charts import Chart, Picture
 from regard.pictures.drawing import CAPTIONS, can_draw, data_uri, draw, grid, resize, rgb

@@ -25,7 +25,7 @@ from regard.insertion.site import At, Site, choose
 from regard.insertion.survey import CHILD, dry_run
 from regard.insertion.surveyed import Surveyed
 from regard.insertion.words import find
-from regard.networks.borrowing import refuse_unhookable
+from regard.networks.hookable import refuse_unhookable
 from regard.registry.registration import Info, info
 
 

@@ -19,7 +19,7 @@ from regard.insertion.record import below, build, site_options
 from regard.insertion.site import glob
 from regard.insertion.survey import CHILD
 from regard.layers.tap import Constant
-from regard.networks.borrowing import is_sharded
+from regard.networks.hookable import is_sharded
 
 
 class Attached:

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regard.base.errors import UserError
+from regard.base.errors import UserError, brief
 from regard.insertion.attachment import Attached
 from regard.insertion.container import labels, refuse_label
 from regard.insertion.record import STARTS
 from regard.insertion.site import Site
 from regard.insertion.survey import Survey
 from regard.insertion.surveyed import Surveyed
-from regard.networks.borrowing import borrowed, brief, call
+from regard.networks.replica import borrowed, call
 from regard.registry.registration import Info, wrong_axes
 
 

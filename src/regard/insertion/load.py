@@ -7,14 +7,15 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from regard.base.errors import UserError, near
+from regard.base.errors import UserError, brief, near
 from regard.insertion.attach import inserted
 from regard.insertion.attachment import Attached
 from regard.insertion.container import host_keys, labels
 from regard.insertion.record import build
 from regard.insertion.storage import Saved, read, site_shapes
 from regard.insertion.survey import CHILD, CONVOLUTIONS
-from regard.networks.borrowing import brief, refuse_unhookable, same_kind
+from regard.networks.hookable import refuse_unhookable
+from regard.networks.weights import same_kind
 
 
 def load(model: nn.Module, path: str | os.PathLike[str]) -> Attached:

@@ -18,7 +18,8 @@ from regard.insertion.survey import Survey, dry_run
 from regard.insertion.surveyed import Surveyed
 from regard.insertion.words import WORDS
 from regard.layers.tap import taps
-from regard.networks.borrowing import refuse_unhookable, shadow
+from regard.networks.hookable import refuse_unhookable
+from regard.networks.replica import shadow
 from regard.registry.registration import info, parse
 
 MANY = 64 * 64  # places of a map: beyond, comparing all pairs takes seconds on a processor

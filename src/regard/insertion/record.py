@@ -11,7 +11,7 @@ from torch import nn
 from regard.base.schema import Within
 from regard.insertion.hidden import start_as_identity
 from regard.layers.tap import keep_scale
-from regard.networks.borrowing import same_randomness
+from regard.networks.randomness import same_randomness
 from regard.registry.registration import create, info
 
 Number = Annotated[int, Within(-(2**16), 2**16)]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from regard.base.errors import UserError
+from regard.base.errors import UserError, brief
 from regard.insertion.attachment import Attached
 from regard.layers.tap import Tap, taps
-from regard.networks.borrowing import borrowed, brief, call
+from regard.networks.replica import borrowed, call
 
 
 @contextmanager

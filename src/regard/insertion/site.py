@@ -14,7 +14,7 @@ from regard.insertion.layout import LAYOUTS, Layout
 from regard.insertion.survey import Survey, dry_run, innermost, layout_of
 from regard.insertion.surveyed import Surveyed
 from regard.insertion.words import WORDS, find
-from regard.networks.borrowing import refuse_unhookable
+from regard.networks.hookable import refuse_unhookable
 
 At = str | Sequence[str] | Callable[[str, nn.Module, tuple[int, ...]], bool]
 

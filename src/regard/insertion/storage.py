@@ -19,12 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from regard.base.errors import UserError
+from regard.base.errors import UserError, brief
 from regard.base.files import opened, whole
 from regard.base.schema import Within, fault
 from regard.insertion.container import host_keys, is_added, refuse_label
 from regard.insertion.record import FIELDS, Record, site_options
-from regard.networks.borrowing import brief
 from regard.registry.registration import check_options, info
 
 

@@ -14,10 +14,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from regard.base.errors import ExampleError, UserError
+from regard.base.errors import ExampleError, UserError, brief
 from regard.insertion.layout import LAYOUTS, Layout
 from regard.insertion.positions import PRODUCTS, Positions, follow, whole
-from regard.networks.borrowing import borrowed, brief, call, weights_kept
+from regard.networks.replica import borrowed, call
+from regard.networks.weights import weights_kept
 
 CHILD = "regard"
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

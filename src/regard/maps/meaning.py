@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from regard.base.arrays import array
 from regard.base.errors import UserError
 from regard.maps.saliency import Target, evidence, explain, logits_of
-from regard.networks.borrowing import borrowed, call, same_randomness
+from regard.networks.randomness import same_randomness
+from regard.networks.replica import borrowed, call
 
 STEPS = 20  # of insertion and deletion
 

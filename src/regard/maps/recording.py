@@ -14,7 +14,7 @@ from regard.base.errors import UserError, near
 from regard.insertion.layout import Layout
 from regard.layers.tap import KINDS, Query, Reader, Tap, reading, taps
 from regard.maps.watching import Watch, watched
-from regard.networks.borrowing import refuse_unseen
+from regard.networks.hookable import refuse_unseen
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ from regard.base.errors import UserError, near
 from regard.insertion.layout import Layout
 from regard.insertion.survey import Survey, dry_run
 from regard.maps.recording import Map, record
-from regard.networks.borrowing import borrowed, call, refuse_unseen, weights_kept
+from regard.networks.hookable import refuse_unseen
+from regard.networks.replica import borrowed, call
+from regard.networks.weights import weights_kept
 
 Target = int | Sequence[int] | Tensor | Callable[[Any], Tensor] | None
 

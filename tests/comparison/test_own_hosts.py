@@ -18,6 +18,7 @@ from regard.comparison import grid, hosts, prices, report
 from regard.comparison.results import Comparison
 from regard.gallery.looking import open_subjects
 from regard.networks import models
+from regard.networks.source import Wanted
 from regard.registry.named import Named
 from stored import price
 
@@ -278,7 +279,7 @@ def test_the_channels_of_a_width_are_not_those_of_images(tmp_path):
             return nn.Conv2d(3, channels, classes)
         """)
     )
-    model, _ = models.build(Named.read(f"{tmp_path / 'wide.py'}:build"), classes=5, channels=3)
+    model, _ = models.build(Named.read(f"{tmp_path / 'wide.py'}:build"), Wanted(classes=5, channels=3))
     assert (model.out_channels, model.kernel_size) == (64, (5, 5))
 
 
@@ -291,7 +292,7 @@ def test_a_tag_of_timm_says_which_weights(monkeypatch):
 
 def test_a_users_file_takes_no_other_modules_place(tmp_path):
     (tmp_path / "json.py").write_text("from torch import nn\n\ndef build():\n    return nn.Linear(2, 2)\n")
-    model, _ = models.build(Named.read(f"{tmp_path / 'json.py'}:build"))
+    model, _ = models.build(Named.read(f"{tmp_path / 'json.py'}:build"), Wanted())
     assert isinstance(model, torch.nn.Linear)
     import json as still
 

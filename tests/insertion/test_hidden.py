@@ -9,7 +9,7 @@ from torch import nn
 import regard
 from regard.costs.advising import advise
 from regard.insertion.hidden import narrow, start_as_identity
-from regard.insertion.placing import plan
+from regard.insertion.plan import plan
 
 OPTIONS = {
     "cbam": [{}, {"squeeze": "max"}, {"arrangement": "channel"}],

@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 
 import regard
-from regard.insertion.placing import plan
+from regard.insertion.plan import plan
 from regard.insertion.words import WORDS
 from strangers import logits, refused, site_names
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import regard
 from regard import UserError
-from regard.insertion.placing import plan
+from regard.insertion.plan import plan
 from regard.insertion.words import WORDS
 from regard.registry.registration import PLACES
 

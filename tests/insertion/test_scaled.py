@@ -10,7 +10,7 @@ import regard
 from regard.base.errors import UserError
 from regard.comparison import hosts
 from regard.comparison.twins import make_constant
-from regard.insertion.scaled import rehearsed
+from regard.insertion.scaled import taps_in_replica
 from regard.layers.tap import Constant, Tap, keep_scale, taps
 from regard.ops.kernels import library
 
@@ -56,7 +56,7 @@ def test_a_scaled_gate_starts_with_the_mean_that_leaves_a_map_alone(name):
     for key, value in before.items():
         assert torch.equal(net.state_dict()[key], value), f"{key} has moved"
     found = []
-    with rehearsed(attached) as (twin, pairs), torch.no_grad():
+    with taps_in_replica(attached) as (twin, pairs), torch.no_grad():
         for tap, copied in pairs:
             if tap.rest is not None:
                 assert tap.strength is None, "a scaled gate does not fade in"
@@ -182,7 +182,7 @@ def test_a_twin_does_not_look(name, start):
 def test_a_twin_starts_with_the_mean_of_the_gate(name):
     net = host()
     attached = attach(net, name)
-    with rehearsed(attached) as (twin, pairs), torch.no_grad():
+    with taps_in_replica(attached) as (twin, pairs), torch.no_grad():
         means = []
         for tap, copied in pairs:
             if tap.rest is not None:

@@ -47,7 +47,7 @@ def sites(
     regard sites mynet.py:build --size 96 --json
     """
     say_loading()
-    from regard.insertion.placing import plan
+    from regard.insertion.plan import plan
     from regard.networks.models import open_model
 
     network, example = open_model(model, size=size, batch=batch, usual=2)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.insertion.attachment import attached
-from regard.insertion.scaled import rehearsed
+from regard.insertion.scaled import taps_in_replica
 from regard.layers.tap import Tap, taps
 from regard.networks.replica import call
 
@@ -28,15 +28,15 @@ def branch_scales(model: nn.Module, example: Any) -> dict[str, float | None]:
     """
     found: dict[str, float | None] = {}
     for attachment in attached(model):
-        with rehearsed(attachment) as (twin, _), torch.no_grad():
+        with taps_in_replica(attachment) as (replica, _), torch.no_grad():
 
             def ratio(module: nn.Module, args: tuple[Tensor, ...], y: Tensor, site: str) -> None:
                 before = args[-1].float().norm()
                 found[site] = float(y.float().norm() / before) if before > 0 else None
 
-            for site, module in attachment.on(twin).modules.items():
+            for site, module in attachment.on(replica).modules.items():
                 module.register_forward_hook(lambda m, args, y, site=site: ratio(m, args, y, site))
-            call(twin, example)
+            call(replica, example)
     return found
 
 

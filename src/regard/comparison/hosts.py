@@ -14,6 +14,7 @@ from regard.base.errors import UserError
 from regard.base.files import regular
 from regard.networks import models
 from regard.networks.randomness import seeded
+from regard.networks.source import Wanted
 from regard.networks.weights import same_kind
 from regard.registry.named import Named
 
@@ -54,9 +55,7 @@ def build(
     if digest is not None and named.digest() != digest:
         raise UserError(f"{named.file} has changed since the comparison was asked: ask again with another --out")
     with seeded(seed):
-        host, _ = models.build(
-            named, classes=classes, channels=channels, size=size, pretrained=pretrained, widening=widening
-        )
+        host, _ = models.build(named, Wanted(classes, channels, size, pretrained, widening))
     if pretrained and host.pretrained_cfg["num_classes"] != classes:  # type: ignore[index]
         for classifier in classifiers(host, classes):
             for parameter in classifier.parameters():

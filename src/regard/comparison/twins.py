@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.insertion.attachment import Attached
-from regard.insertion.scaled import rehearsed
+from regard.insertion.scaled import taps_in_replica
 from regard.layers.tap import Constant, Tap, taps
 from regard.networks.replica import call
 from regard.ops import use_impl
@@ -26,7 +26,7 @@ def make_constant(attached: Attached, example: Any) -> None:
         example: what the model was attached with.
     """
     means: dict[Tap, Tensor] = {}
-    with rehearsed(attached) as (host, pairs), torch.no_grad():
+    with taps_in_replica(attached) as (host, pairs), torch.no_grad():
 
         def average(tap: Tap, args: tuple[Tensor], value: Tensor) -> None:
             means.setdefault(tap, args[0].float().mean(0))
@@ -62,7 +62,7 @@ def _led_to_gates(attached: Attached, example: Any) -> set[int]:
     """Ids of the parameters that the output depends on no more: no path of the graph leads to them."""
     own = [parameter for parameter in attached.parameters() if parameter.requires_grad]
     # the reference joins nothing into one step: a path through it is one of the numbers
-    with rehearsed(attached) as (host, _), torch.enable_grad(), use_impl("reference"):
+    with taps_in_replica(attached) as (host, _), torch.enable_grad(), use_impl("reference"):
         output = call(host, example)
         found = torch.autograd.grad(output.float().sum(), own, allow_unused=True)
     return {id(parameter) for parameter, gradient in zip(own, found, strict=True) if gradient is None}

@@ -84,17 +84,17 @@ def attach(
         True
         >>> attached.remove()
     """
-    known = info(mechanism)
+    card = info(mechanism)
     label = mechanism if label is None else label
-    check_request(known, label, start, seed, options)
+    check_request(card, label, start, seed, options)
     refuse_unhookable(model)
     network = Surveyed(model, dry_run(model, example, layout))
-    by_itself = isinstance(at, str) and at == "auto"
-    chosen = choose(_own_place(known, network, repeated) if by_itself else at, network)
-    if known.beside:
-        chosen = _beside(known, chosen, network)
-    check_sites(known, chosen, network, label=label, options=options, repeated=repeated, by_itself=by_itself)
-    record = _record(known, chosen, network, start, options)
+    automatic = isinstance(at, str) and at == "auto"
+    chosen = choose(_own_place(card, network, repeated) if automatic else at, network)
+    if card.beside:
+        chosen = _beside(card, chosen, network)
+    check_sites(card, chosen, network, label=label, options=options, repeated=repeated, automatic=automatic)
+    record = _record(card, chosen, network, start, options)
     with inserted(model, label, record, build(record, seed)) as attachment:
         check_by_running(attachment, example, network.survey)
         if start == "scaled":
@@ -102,11 +102,11 @@ def attach(
     return attachment
 
 
-def _own_place(known: Info, network: Surveyed, repeated: bool) -> At:
+def _own_place(card: Info, network: Surveyed, repeated: bool) -> At:
     """What ``at="auto"`` stands for: the place that a mechanism was made for, or the one that comes nearest to it."""
-    place = known.place
+    place = card.place
     assert place is not None
-    if known.beside:
+    if card.beside:
         return place
     word = place if find(place, network) else "auto"
     if repeated or find(word, network, once=True):
@@ -135,7 +135,7 @@ def _around(name: str, network: Surveyed) -> str:
     return ""
 
 
-def _beside(known: Info, chosen: Sequence[Site], network: Surveyed) -> list[Site]:
+def _beside(card: Info, chosen: Sequence[Site], network: Surveyed) -> list[Site]:
     """The sites of a mechanism that takes a convolution of the host for its first branch: the ends of its unit."""
     kernels = network.survey.beside
     ends = {convolution: end for end, convolution in kernels.items()}
@@ -145,30 +145,30 @@ def _beside(known: Info, chosen: Sequence[Site], network: Surveyed) -> list[Site
             names = find("kernels", network)
             instead = f"try {names[0]!r}, or at='kernels'" if names else "this network has no such place"
             raise UserError(
-                f"{known.name} stands beside a convolution over neighbours with its norm and activation, and "
+                f"{card.name} stands beside a convolution over neighbours with its norm and activation, and "
                 f"{site.name!r} is the end of none: {instead}"
             )
     return sites
 
 
 def _record(
-    known: Info, chosen: Sequence[Site], network: Surveyed, start: str, options: Mapping[str, Any]
+    card: Info, chosen: Sequence[Site], network: Surveyed, start: str, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What is known of the attachment; see `regard.insertion.record.Record`."""
     axes = max(len(site.shape) - 2 for site in chosen)
-    if axes != 2 and "spatial_dims" in known.options and "spatial_dims" not in options:
+    if axes != 2 and "spatial_dims" in card.options and "spatial_dims" not in options:
         options = {**options, "spatial_dims": axes}
     channels = {site.name: site.shape[1] for site in chosen}
     beside = {}
-    if known.beside:
+    if card.beside:
         for site in chosen:
             name = network.survey.beside[site.name]
             convolution: Any = network.modules[name]
-            beside[site.name] = {"convolution": name, "options": known.beside(convolution)}
+            beside[site.name] = {"convolution": name, "options": card.beside(convolution)}
             channels[site.name] = convolution.in_channels
     layouts = {site.name: astuple(site.layout) for site in chosen}
     return {
-        "mechanism": known.name, "options": dict(options), "start": start, "channels": channels, "layouts": layouts,
+        "mechanism": card.name, "options": dict(options), "start": start, "channels": channels, "layouts": layouts,
         "beside": beside,
     }  # fmt: skip
 

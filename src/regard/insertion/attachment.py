@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -69,14 +69,16 @@ class Attached:
         everywhere = dict(self.model.named_modules())
         graph = getattr(self.model, "graph", None)  # of torch.fx, which calls what is attached to a block by itself
         traced = {node.target for node in getattr(graph, "nodes", ()) if node.op == "call_module"}
-        reasons = {site: self._why_orphan(site, everywhere) for site in self.sites if f"{site}.{CHILD}" not in traced}
+        reasons = {site: self._why_orphan(site, everywhere, traced) for site in self.sites}
         return {site: reason for site, reason in reasons.items() if reason}
 
-    def _why_orphan(self, site: str, everywhere: Mapping[str, nn.Module]) -> str | None:
+    def _why_orphan(self, site: str, everywhere: Mapping[str, nn.Module], traced: Collection[Any]) -> str | None:
         if site not in everywhere:
             return "the site is gone"
         if f"{site}.{CHILD}.{self.label}" not in everywhere:
             return "the mechanism is gone: the module at the site was rebuilt"
+        if f"{site}.{CHILD}" in traced:
+            return None
         if not is_hooked(everywhere[site]):
             return "the hook is gone: the module at the site was rebuilt, the mechanism is never called"
         if beside := self._record["beside"].get(site):

@@ -19,14 +19,14 @@ from regard.networks.replica import borrowed, call
 from regard.registry.registration import Info, wrong_axes
 
 
-def check_request(known: Info, label: str, start: str, seed: Any, options: Mapping[str, Any]) -> None:
+def check_request(card: Info, label: str, start: str, seed: Any, options: Mapping[str, Any]) -> None:
     """Refuse what no network could be given, whatever its sites."""
-    if known.place is None:
-        raise UserError(f"{known.name} cannot be attached: {known.said('Place')}")
+    if card.place is None:
+        raise UserError(f"{card.name} cannot be attached: {card.said('Place')}")
     for option, value in options.items():
         if isinstance(value, nn.Module):
             raise UserError(
-                f"{known.name}: the module given as {option} would be shared by all sites: give a word or None"
+                f"{card.name}: the module given as {option} would be shared by all sites: give a word or None"
             )
     refuse_label(label)
     if seed is not None and not isinstance(seed, int):
@@ -36,48 +36,48 @@ def check_request(known: Info, label: str, start: str, seed: Any, options: Mappi
 
 
 def check_sites(
-    known: Info,
+    card: Info,
     chosen: Sequence[Site],
     network: Surveyed,
     *,
     label: str,
     options: Mapping[str, Any],
     repeated: bool,
-    by_itself: bool,
+    automatic: bool,
 ) -> None:
     """Refuse sites at which a mechanism cannot stand.
 
     Args:
-        known: the mechanism.
+        card: the mechanism.
         chosen: its sites.
         network: theirs.
         label, options, repeated: see `attach`.
-        by_itself: whether the places were left to ``at="auto"``.
+        automatic: whether the places were left to ``at="auto"``.
     """
     for site in chosen:
-        _check_axes(known, site, options)
-        _check_calls(known, site, network, repeated=repeated, by_itself=by_itself)
+        _check_axes(card, site, options)
+        _check_calls(card, site, network, repeated=repeated, automatic=automatic)
         if label in labels(network.modules[site.name]):
             raise UserError(f"site {site.name!r} already has {label!r}: remove it first, or pass another label=")
 
 
-def _check_axes(known: Info, site: Site, options: Mapping[str, Any]) -> None:
+def _check_axes(card: Info, site: Site, options: Mapping[str, Any]) -> None:
     axes = len(site.shape) - 2
-    if axes not in known.spatial:
-        raise wrong_axes(known.name, axes, f"the map at {site.name!r}")
+    if axes not in card.spatial:
+        raise wrong_axes(card.name, axes, f"the map at {site.name!r}")
     if options.get("spatial_dims", axes) != axes:
         raise UserError(
-            f"{known.name} was asked for with spatial_dims={options['spatial_dims']}, and the map at {site.name!r} "
+            f"{card.name} was asked for with spatial_dims={options['spatial_dims']}, and the map at {site.name!r} "
             f"has {axes} spatial axes: leave spatial_dims out"
         )
 
 
-def _check_calls(known: Info, site: Site, network: Surveyed, *, repeated: bool, by_itself: bool) -> None:
+def _check_calls(card: Info, site: Site, network: Surveyed, *, repeated: bool, automatic: bool) -> None:
     """One mechanism serves every call of its site, so that these must be alike, and several must be meant."""
     outputs, several = network.survey.outputs[site.name], site.calls > 1 and not repeated
-    if several and by_itself:
+    if several and automatic:
         raise UserError(
-            f"every place for {known.name} in this {type(network.model).__name__} is called several times in one pass, "
+            f"every place for {card.name} in this {type(network.model).__name__} is called several times in one pass, "
             f"such as {site.name!r}, so that one mechanism would serve all: pass repeated=True if that is meant"
         )
     if len({output.kind for output in outputs}) > 1:
@@ -107,10 +107,10 @@ def check_by_running(attachment: Attached, example: Any, before: Survey) -> None
         return add
 
     try:
-        with borrowed(attachment.model) as twin, torch.no_grad():
-            for name, module in attachment.on(twin).modules.items():
+        with borrowed(attachment.model) as replica, torch.no_grad():
+            for name, module in attachment.on(replica).modules.items():
                 module.register_forward_hook(count(name))
-            call(twin, example)
+            call(replica, example)
     except UserError as error:
         raise UserError(f"{attachment.label!r} cannot stand there: {error.reason}") from error
     except Exception as error:

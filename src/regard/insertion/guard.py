@@ -50,31 +50,35 @@ class Guard:
 
 def guard(host: nn.Module, name: str, inserted: Inserted) -> None:
     """Let the host's guard watch over a site; a host that has none gets one."""
-    for hook in host._forward_pre_hooks.values():
-        if isinstance(hook, Guard):
-            hook.sites[name] = inserted
-            return
-    hook = Guard()
-    hook.sites[name] = inserted
-    host.register_forward_pre_hook(hook)
+    own = [hook for hook in host._forward_pre_hooks.values() if isinstance(hook, Guard)]
+    if not own:
+        own = [Guard()]
+        host.register_forward_pre_hook(own[0])
+    own[0].sites[name] = inserted
 
 
 def release(host: nn.Module) -> None:
     """Let the guards of a host and its parts forget what was removed, and take out those that guard nothing."""
-    for module in host.modules():
-        for key, hook in list(module._forward_pre_hooks.items()):
-            if isinstance(hook, Guard):
-                hook.sites = {name: inserted for name, inserted in hook.sites.items() if inserted.records}
-                if not hook.sites:
-                    del module._forward_pre_hooks[key]
+    for module, key, hook in _guards(host):
+        hook.sites = {name: inserted for name, inserted in hook.sites.items() if inserted.records}
+        if not hook.sites:
+            del module._forward_pre_hooks[key]
 
 
 def mend(host: nn.Module) -> None:
     """Let the guards of a host and its parts put back what they can."""
-    for module in host.modules():
-        for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, Guard):
-                hook.mend(module)
+    for module, _, hook in _guards(host):
+        hook.mend(module)
+
+
+def _guards(host: nn.Module) -> list[tuple[nn.Module, int, Guard]]:
+    """The guards of a host and its parts, each with the module on which it hangs and its key there."""
+    return [
+        (module, key, hook)
+        for module in host.modules()
+        for key, hook in module._forward_pre_hooks.items()
+        if isinstance(hook, Guard)
+    ]
 
 
 def _at(host: nn.Module, name: str) -> nn.Module | None:

@@ -48,11 +48,11 @@ def open_up(layer: nn.Module) -> None:
         bias.fill_(2.0)  # type: ignore[operator]
 
 
-def start_as_identity(known: Info, module: nn.Module) -> None:
+def start_as_identity(card: Info, module: nn.Module) -> None:
     """Let a fresh module leave its map as it is, with hidden units that can learn."""
-    if known.identity is not None:
-        known.identity(module)
-    for layer in known.hidden(module) if known.hidden else ():
+    if card.identity is not None:
+        card.identity(module)
+    for layer in card.hidden(module) if card.hidden else ():
         open_up(layer)
 
 
@@ -67,25 +67,25 @@ def narrow(name: str, channels: Mapping[str, int], options: Mapping[str, Mapping
         >>> narrow("se", {"layer1": 16, "layer2": 64}, {"layer1": {}, "layer2": {}})
         ['1 hidden unit at layer1: reduction=4 gives 4']
     """
-    said: dict[tuple[str, str], list[str]] = {}
+    places: dict[tuple[str, str], list[str]] = {}
     for site, count in channels.items():
         units = _units(name, count, options[site])
         if units is not None and units < FEW:
             words = f"{units} hidden unit{'s' * (units != 1)}", _wider(name, count, options[site], units)
-            said.setdefault(words, []).append(site)
+            places.setdefault(words, []).append(site)
     return [
         f"{units} at {', '.join(sites[:3])}{f' and {len(sites) - 3} more' * (len(sites) > 3)}{remedy}"
-        for (units, remedy), sites in said.items()
+        for (units, remedy), sites in places.items()
     ]
 
 
 def _units(name: str, channels: int, options: Mapping[str, Any]) -> int | None:
     """The least width of its hidden layers; None where it has none."""
-    known = info(name)
-    if known.hidden is None:
+    card = info(name)
+    if card.hidden is None:
         return None
     with torch.device("meta"):
-        return min(map(width, known.hidden(known.factory(channels, **options))), default=None)
+        return min(map(width, card.hidden(card.factory(channels, **options))), default=None)
 
 
 def _wider(name: str, channels: int, options: Mapping[str, Any], units: int) -> str:

@@ -70,16 +70,16 @@ def below(record: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 def build(record: Mapping[str, Any], seed: int | None) -> dict[str, nn.Module]:
     """A fresh mechanism for each site, drawn from a generator of its own."""
-    known = info(record["mechanism"])
+    card = info(record["mechanism"])
     with torch.inference_mode(False), same_randomness(), torch.device("cpu"):  # weights that can learn
         torch.default_generator.manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
         built = {
-            site: create(known.name, channels, **site_options(record, site))
+            site: create(card.name, channels, **site_options(record, site))
             for site, channels in record["channels"].items()
         }
         for mechanism in built.values():
             if record["start"] == "identity":
-                start_as_identity(known, mechanism)
+                start_as_identity(card, mechanism)
             if record["start"] == "scaled":
                 keep_scale(mechanism)
     return built

@@ -17,28 +17,28 @@ from regard.networks.replica import borrowed, call
 
 
 @contextmanager
-def rehearsed(attached: Attached) -> Iterator[tuple[nn.Module, list[tuple[Tap, Tap]]]]:
-    """A borrowed twin of the host and each tap of the attachment with its copy in there, to be hooked and called.
+def taps_in_replica(attached: Attached) -> Iterator[tuple[nn.Module, list[tuple[Tap, Tap]]]]:
+    """A borrowed replica of the host and each tap of the attachment with its copy in there, to be hooked and called.
 
     Batch norms are as in training: those of the host where they are so now, those of the mechanisms always.
     """
-    with borrowed(attached.model) as twin:
+    with borrowed(attached.model) as replica:
         own = {id(part) for module in attached.modules.values() for part in module.modules()}
-        for part, copy in zip(attached.model.modules(), twin.modules(), strict=True):
+        for part, copy in zip(attached.model.modules(), replica.modules(), strict=True):
             if isinstance(part, _BatchNorm):
                 copy.training = part.training or id(part) in own
-        copies = attached.on(twin).modules
+        copies = attached.on(replica).modules
         pairs = [
             (tap, copy)
             for site, module in attached.modules.items()
             for (_, tap), (_, copy) in zip(taps(module), taps(copies[site]), strict=True)
         ]
-        yield twin, pairs
+        yield replica, pairs
 
 
 def measure_gates(attached: Attached, example: Any) -> None:
     """Give every gate its factor, in the order of the pass, so that later ones see the earlier ones as they will be."""
-    with rehearsed(attached) as (twin, pairs), torch.no_grad():
+    with taps_in_replica(attached) as (replica, pairs), torch.no_grad():
         seen: set[Tap] = set()
 
         def measure(tap: Tap, args: tuple[Tensor], value: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def measure_gates(attached: Attached, example: Any) -> None:
             if tap.scale is not None:
                 copy.register_forward_hook(measure)
         try:
-            call(twin, example)
+            call(replica, example)
         except Exception as error:
             raise UserError(
                 f"the model fails on the example with batch norms as in training ({brief(error)}), which the start "

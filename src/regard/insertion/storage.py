@@ -134,17 +134,17 @@ def _contradiction(header: Any) -> str | None:
 
 def _count(path: Path, record: Mapping[str, Any]) -> int:
     """How many weights the mechanisms that a file asks for have, by the published formulas."""
-    known = info(record["mechanism"])
-    if known.place is None:
-        raise UserError(f"{path} holds no attachment of regard ({known.name} cannot be attached): write one with save")
+    card = info(record["mechanism"])
+    if card.place is None:
+        raise UserError(f"{path} holds no attachment of regard ({card.name} cannot be attached): write one with save")
     count = 0
     try:
         for site, channels in record["channels"].items():
             options = site_options(record, site)
-            check_options(known, options)
-            count += known.parameters(channels, **options)
+            check_options(card, options)
+            count += card.parameters(channels, **options)
     except Exception as error:  # a formula makes anything of options that no module would take
-        raise UserError(f"{path} asks for a {known.name} that cannot be built: {brief(error)}") from error
+        raise UserError(f"{path} asks for a {card.name} that cannot be built: {brief(error)}") from error
     return count
 
 

@@ -107,7 +107,7 @@ def _numbers(signature: inspect.Signature, classes: int | None, channels: int | 
 class _Beside(MetaPathFinder):
     """Finds what lies beside a user's file, as for a script, but never instead of a standard module."""
 
-    found: ClassVar[dict[str, str]] = {}  # module -> folder, of all files together
+    folders: ClassVar[dict[str, str]] = {}  # module -> folder, of all files together
 
     def __init__(self, folder: Path) -> None:
         self.folder = str(folder.resolve())
@@ -118,7 +118,7 @@ class _Beside(MetaPathFinder):
         spec = PathFinder.find_spec(name, [self.folder], target)
         if spec is None or spec.loader is None:  # nothing, or a folder of anything
             return None
-        self.found[name] = self.folder
+        self.folders[name] = self.folder
         return spec
 
 
@@ -126,12 +126,12 @@ class _Beside(MetaPathFinder):
 def _beside(path: Path) -> Iterator[None]:
     """What lies beside a file can be imported meanwhile; what lay beside another under the same name is forgotten."""
     finder = _Beside(path.parent)
-    others = [name for name, folder in finder.found.items() if folder != finder.folder]
+    others = [name for name, folder in finder.folders.items() if folder != finder.folder]
     for module in list(sys.modules):
         if module.partition(".")[0] in others:
             del sys.modules[module]
     for name in others:
-        del finder.found[name]
+        del finder.folders[name]
     sys.meta_path.insert(0, finder)
     try:
         yield

@@ -38,10 +38,9 @@ def open_model(
     Args:
         text: ``"small_resnet"``; a name of timm; ``"torchvision/NAME"``, also of its segmentation, detection, video and
             optical-flow networks; each with options where wanted (``"resnet18[num_classes=5]"``, those in
-            `regard.networks.options.OPTIONS`);
-            or ``"file.py:function"``, which runs the file, under a name of its own and with what lies beside it, and
-            returns a model, or a model and an example. The function is called without arguments, but for the numbers
-            of classes and channels where it asks for them.
+            `regard.networks.options.OPTIONS`); or ``"file.py:function"``, which runs the file, under a name of its own
+            and with what lies beside it, and returns a model, or a model and an example. The function is called without
+            arguments, but for the numbers of classes and channels where it asks for them.
         size: side of the images in pixels; None is the network's own. A detector, which resizes its images itself, is
             told to resize them to this.
         batch: images, or clips; None is the usual number.
@@ -70,7 +69,7 @@ def open_model(
         raise UserError(f"there is no device {str(device)!r} here: take cpu, or leave it out") from error
     named = Named.read(text)
     with seeded(0):
-        model, example = build(named, size=size, pretrained=pretrained)
+        model, example = build(named, Wanted(size=size, pretrained=pretrained))
         if example is None:
             example = SOURCES[named.kind].example(named, model, size, batch or usual)
         elif size or batch:
@@ -78,23 +77,8 @@ def open_model(
     return model.to(device), tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, example)
 
 
-def build(
-    named: Named,
-    *,
-    classes: int | None = None,
-    channels: int | None = None,
-    size: int | None = None,
-    pretrained: bool = False,
-    widening: float = 1.0,
-) -> tuple[nn.Module, Any]:
+def build(named: Named, wanted: Wanted) -> tuple[nn.Module, Any]:
     """Build a network, with weights from torch's global generator.
-
-    Args:
-        named: which.
-        classes, channels: of its output and of its images; its own where None.
-        size: a network for images of one size alone is built for this one.
-        pretrained: with timm's weights.
-        widening: every width is multiplied by this.
 
     Returns:
         The model, and the example that a user's function returned with it, or None.
@@ -102,13 +86,13 @@ def build(
     Raises:
         UserError: it cannot be built like that.
     """
-    if pretrained and named.kind != "timm":
+    if wanted.pretrained and named.kind != "timm":
         raise UserError(
             f"{named.text.partition('[')[0]} has no pretrained weights: take a model of timm, or --weights FILE"
         )
-    if widening != 1.0 and named.kind not in ("small", "timm"):
+    if wanted.widening != 1.0 and named.kind not in ("small", "timm"):
         raise cannot_widen(named)
-    return SOURCES[named.kind].build(named, Wanted(classes, channels, size, pretrained, widening))
+    return SOURCES[named.kind].build(named, wanted)
 
 
 def image_size(named: Named) -> int | None:

@@ -123,12 +123,12 @@ def plan(
             refused = str(error)
     else:
         name, options = parse(mechanism)
-        known = info(name)
+        card = info(name)
         try:
             attached = attach(shadow(model), name, at=at, layout=layout, example=example, **options)
             chosen, notes = attached.sites, (*attached.notes, *_notes(attached, network.survey))
         except UserError as error:
-            refused = str(error) if known.place is None else f"{mechanism} cannot be attached: {error}"
+            refused = str(error) if card.place is None else f"{mechanism} cannot be attached: {error}"
     what = mechanism or (at if isinstance(at, str) else "your function" if callable(at) else ",".join(at))
     return Plan(what, _places(network, chosen, every), refused, notes)
 

@@ -1004,3 +1004,10 @@ def test_attention_that_a_trace_calls_by_itself_is_not_taken_out():
     with pytest.raises(regard.UserError, match=r"traced by torch\.fx"):
         regard.attached(traced)[0].remove()
     assert torch.equal(traced(X), net(X))
+
+
+def test_what_a_mechanism_says_of_a_network_is_said_of_its_label():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+    with refused("^'clips' cannot stand there: a batch of 2 frames does not hold whole clips"):
+        regard.attach(net, "tam", at="0", label="clips", example=torch.randn(2, 3, 9, 9))
+    assert regard.attached(net) == []

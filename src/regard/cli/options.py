@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from regard.registry.registration import PLACES
+
 
 def mechanisms(_: Any) -> dict[str, str]:
     """Every mechanism with its summary, for the shell."""
@@ -30,8 +32,6 @@ def categories(_: Any) -> list[str]:
 
 def site_words(_: Any) -> list[str]:
     """The words for sites, for the shell."""
-    from regard.registry.registration import PLACES
-
     return ["auto", *PLACES]
 
 
@@ -48,8 +48,7 @@ Model = Annotated[
 Sites = Annotated[
     str,
     Parameter(
-        help="Sites: auto, branches, convolutions, expansions, kernels, blocks, stages, transitions, head; "
-        'a pattern such as "layer4.*.bn2"; or names joined by commas.',
+        help=f'Sites: {", ".join(("auto", *PLACES))}; a pattern such as "layer4.*.bn2"; or names joined by commas.',
         completer=site_words,
     ),
 ]

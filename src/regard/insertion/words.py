@@ -1,7 +1,7 @@
 """The words for places in a network: how the places of each are found, and what a network lacks that has none.
 
-A new word is one entry here, its name in `regard.registry.registration.PLACES`, which mechanisms register by, and a
-line in the docstring of `regard.sites`; `tests/test_placing.py` holds all of them to this list.
+A new word is one entry here; its name among the `PLACES` that a mechanism may register; and a line in the docstring of
+`regard.sites` and in the help of the commands that take ``--at``. Tests hold all of them to this list.
 """
 
 from __future__ import annotations

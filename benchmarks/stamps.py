@@ -36,7 +36,8 @@ from regard.base.files import slug, whole, write_text
 from regard.comparison import data, statistics
 from regard.comparison.results import Comparison, interval, points
 from regard.gallery.looking import open_subject
-from regard.maps.meaning import FIGURES, edge_strength, judge
+from regard.maps.figures import FIGURES
+from regard.maps.meaning import edge_strength, judge
 from regard.maps.recording import joined
 from regard.networks.borrowing import borrowed
 

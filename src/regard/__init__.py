@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from regard.insertion.site import Site, sites
     from regard.maps.meaning import Meaning, judge
     from regard.maps.recording import Map, record
-    from regard.maps.saliency import Saliency, box, explain, pixel, rollout
+    from regard.maps.rollout import rollout
+    from regard.maps.saliency import Saliency, explain
+    from regard.maps.targets import box, pixel
     from regard.networks.models import open_model
     from regard.ops import use_impl
     from regard.pictures.drawing import draw, overlay, sheet
@@ -76,7 +78,9 @@ _ROOMS = {
     "regard.ops": ("use_impl",),
     "regard.maps.recording": ("Map", "record"),
     "regard.registry.registration": ("Info", "create", "info", "load_official", "names", "register"),
-    "regard.maps.saliency": ("Saliency", "box", "explain", "pixel", "rollout"),
+    "regard.maps.rollout": ("rollout",),
+    "regard.maps.saliency": ("Saliency", "explain"),
+    "regard.maps.targets": ("box", "pixel"),
     "regard.insertion.site": ("Site", "sites"),
 }
 _HOME = {name: room for room, held in _ROOMS.items() for name in held}

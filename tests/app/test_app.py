@@ -30,7 +30,7 @@ from regard.base.errors import install
 from regard.cli import main as cli
 from regard.comparison import prices
 from regard.gallery.looking import open_subject, read, see
-from regard.maps.saliency import METHODS
+from regard.maps.gradcam import METHODS
 from regard.pictures.drawing import draw
 
 VIT, SE = "vit_tiny_patch16_224", "seresnet18"

@@ -12,9 +12,10 @@ from regard.app.networks import AS_IT_IS, Networks
 from regard.app.pictures import DRAWN_AT
 from regard.base.errors import UserError
 from regard.gallery.looking import Subject, caption, inside, judged, see, within
+from regard.maps.gradcam import METHODS
 from regard.maps.meaning import judge
 from regard.maps.recording import Map
-from regard.maps.saliency import METHODS, explain
+from regard.maps.saliency import explain
 from regard.pictures.drawing import draw
 
 OVERLAID = ("spatial", "axis", "element", "token", "criss-cross", "frame", "path", *METHODS)  # drawn on the picture

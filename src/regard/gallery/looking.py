@@ -22,9 +22,15 @@ from torch import Tensor, nn
 from regard.base.errors import UserError
 from regard.base.files import slug, whole, write_text
 from regard.base.images import below, deep, formats, is_image, once, reading, upright
-from regard.maps.meaning import FIGURES, Curves, Meaning, can_be_drawn, erase, judge, likeness, moved_by, randomised
+from regard.maps.deletion import Curves, deletion_insertion
+from regard.maps.figures import FIGURES
+from regard.maps.gradcam import METHODS
+from regard.maps.layer_choice import find_layer
+from regard.maps.meaning import Meaning, class_effect, judge, rank_correlation
+from regard.maps.randomisation import can_be_randomised, randomised
 from regard.maps.recording import Map, record, views
-from regard.maps.saliency import METHODS, class_scores, evidence, find_layer
+from regard.maps.saliency import evidence
+from regard.maps.targets import class_scores
 from regard.networks.borrowing import borrowed, brief, refuse_unseen
 from regard.networks.models import open_model
 from regard.pictures import charts
@@ -741,7 +747,7 @@ def _drawn_anew(
     """How like their maps with random weights the maps are, from no layer drawn anew to all; and the last of these."""
     likenesses = {key: [1.0] for key in values}
     last: dict[Key, np.ndarray] = {}
-    layers = sum(map(can_be_drawn, subject.model.modules()))
+    layers = sum(map(can_be_randomised, subject.model.modules()))
     stages = sorted({round(layers * stage / STAGES) for stage in range(1, STAGES + 1)} - {0})
     for number, (_, copy) in enumerate(randomised(subject.model, images[:1]), start=1):
         if number not in stages:
@@ -750,7 +756,7 @@ def _drawn_anew(
         for key in values.keys() & found.maps.keys():
             drawn = np.concatenate([judged(one, asked.head) for one in found.maps[key]])
             last[key] = within(drawn, places[key])
-            likenesses[key].append(likeness(within(values[key][: len(images)], places[key]), last[key]))
+            likenesses[key].append(rank_correlation(within(values[key][: len(images)], places[key]), last[key]))
         tell("drawing weights anew", stages.index(number) + 1, len(stages))
     return {key: one for key, one in likenesses.items() if len(one) > 1}, last
 
@@ -769,7 +775,7 @@ def _erased(
     for number, key in enumerate(keys, start=1):
         maps = torch.from_numpy(values[key][: len(images)]).to(images.device)
         chance = next((curve.chance for curve in curves.values()), None)
-        curves[key] = erase(model, images, maps, targets, steps=STEPS, batch=batch, chance=chance)
+        curves[key] = deletion_insertion(model, images, maps, targets, steps=STEPS, batch=batch, chance=chance)
         tell("taking places away", number, len(keys))
     return curves
 
@@ -782,7 +788,7 @@ def _by_class(column: Column, classes: Sequence[int], subject: Subject) -> None:
     means = {number: column.values[np.asarray(classes) == number].mean(0) for number in common}
     chart = charts.by_class({subject.called(number): mean for number, mean in means.items()}, CHART)
     column.charts["gates of each class that the pictures are taken for"] = chart
-    moved = moved_by(column.values, classes)
+    moved = class_effect(column.values, classes)
     if moved is not None and not column.meaning.words:
         highest = {
             c: max(means, key=lambda number: means[number][c])

@@ -35,10 +35,10 @@ import regard
 from regard.base.files import slug, whole, write_text
 from regard.comparison import data, statistics
 from regard.comparison.results import Comparison, interval, points
-from regard.gallery.looking import open_subject
+from regard.gallery.opening import open_subject
 from regard.maps.figures import FIGURES
 from regard.maps.meaning import edge_strength, judge
-from regard.maps.recording import joined
+from regard.maps.views import joined_axes
 from regard.networks.borrowing import borrowed
 
 ROOT = Path(__file__).parents[1]
@@ -252,7 +252,7 @@ def own_maps(model: nn.Module, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         regard.record(model, kinds=("spatial", "axis", "element", "position")) as maps,
     ):
         model(x)
-    for found in joined(maps):
+    for found in joined_axes(maps):
         yield found.name, found.value.float().flatten(1, -3).mean(1)
 
 

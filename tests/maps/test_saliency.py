@@ -16,7 +16,8 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 import regard
-from regard.gallery.looking import Subject, see
+from regard.gallery.attention import see
+from regard.gallery.subjects import Subject
 from regard.maps.deletion import deletion_insertion
 from regard.maps.gradcam import METHODS
 from regard.maps.layer_choice import find_layer

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import regard
-from regard.gallery.looking import Subject
+from regard.gallery.subjects import Subject
 from regard.layers.tap import Tap
 from regard.maps.deletion import deletion_insertion
 from regard.maps.meaning import judge

@@ -314,13 +314,13 @@ def test_a_network_is_shown_what_it_was_trained_on(folder, tmp_path):
     gallery = regard.look(squares, [tmp_path / "wide.png"], checks=False)
     assert {picture.image().height for column in gallery.views[0].columns for picture in column.pictures} == {160}
     page = gallery.save(tmp_path / "out").read_text()
-    assert "The network is shown the middle square of each picture, scaled to 32 x 32 pixels" in page
-    assert "the mean (0.5, 0.5, 0.5) and divided by the deviation (0.25, 0.25, 0.25)" in page.replace("&#39;", "'")
+    assert "The network is shown the middle square of each picture, resized to 32 x 32 pixels" in page
+    assert "normalised by the mean (0.5, 0.5, 0.5) and the standard deviation (0.25, 0.25, 0.25)" in page.replace("&#39;", "'")
 
     whole = regard.look(
         little(), [tmp_path / "wide.png"], checks=False, input_size=(16, 32), mean=[0, 0, 0], std=[1] * 3
     )
-    assert "each whole picture, squeezed to 16 x 32 pixels, less the mean (0, 0, 0)" in whole.views[0].notes[-1]
+    assert "each whole picture, resized to 16 x 32 pixels, normalised by the mean (0, 0, 0)" in whole.views[0].notes[-1]
     for wrong in ({"mean": [0.5]}, {"std": [1, 0, 1]}, {"input_size": 0}, {"input_size": (3, 3, 3)}):
         with pytest.raises(regard.UserError, match=f"^{next(iter(wrong))} is"):
             regard.look(little(), [tmp_path / "wide.png"], **wrong)

@@ -33,7 +33,7 @@ class Subject:
         random: whether its weights are known to be.
         note: what a reader must know of it.
         square: whether it is shown the middle square of a picture alone, as `compare` does it; else the whole picture,
-            squeezed.
+            resized to a square.
         peak: the largest number in the pictures of more than 8 bits a value that it was trained on, if it was.
         stored: the side to which `compare` scaled the middle squares that it stored, if it is more than the network is
             shown: the middle of these.
@@ -55,7 +55,7 @@ class Subject:
     @classmethod
     def of(cls, model: nn.Module, name: str | None = None, sides: tuple[int, ...] | None = None) -> Subject:
         """A network with the size, mean and deviation of pictures that timm names, else those usual for ImageNet. The
-        whole picture is squeezed to that size, not cut, so that maps cover it.
+        whole picture is resized to that size, not cropped, so that maps cover it.
 
         Args:
             model: the network.
@@ -105,15 +105,15 @@ class Subject:
     def prepared(self) -> str:
         """How its pictures are prepared, in words."""
         height, width = self.size
-        shown = "each whole picture, squeezed"
+        shown = "each whole picture, resized"
         if self.square:
             share = f" ({100 * self._share:.0f} % of its shorter side)" if self._share < 1 else ""
-            shown = f"the middle square of each picture{share}, scaled"
+            shown = f"the middle square of each picture{share}, resized"
         grey = ", in grey" if self.channels == 1 else ""
         mean, deviation = (", ".join(f"{value:.3g}" for value in values) for values in (self.mean, self.deviation))
         return (
-            f"The network is shown {shown} to {height} x {width} pixels{grey}, less the mean ({mean}) and divided by "
-            f"the deviation ({deviation}) of each channel."
+            f"The network is shown {shown} to {height} x {width} pixels{grey}, normalised by the mean ({mean}) and the "
+            f"standard deviation ({deviation}) of each channel."
         )
 
     def called(self, number: int) -> str:

@@ -118,8 +118,9 @@ def curves(lines: Mapping[str, Sequence[float]], size: int, *, over: str, ends: 
     axes.set_ylim(min(0, low), max(1, *map(max, lines.values())))
     if ends:
         axes.set_xticks([0, 1], ends)
-    if len(lines) > 1:
-        axes.legend(fontsize=SMALL - 1, frameon=False)
+    if len(lines) > 1:  # above the curves, which may run anywhere
+        chart.figure.subplots_adjust(top=0.8)
+        axes.legend(fontsize=SMALL - 1, frameon=False, loc="lower center", bbox_to_anchor=(0.45, 0.98), ncols=2)
     return chart
 
 

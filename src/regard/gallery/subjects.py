@@ -33,7 +33,7 @@ class Subject:
         random: whether its weights are known to be.
         note: what a reader must know of it.
         square: whether it is shown the middle square of a picture alone, as `compare` does it; else the whole picture,
-            resized to a square.
+            resized.
         peak: the largest number in the pictures of more than 8 bits a value that it was trained on, if it was.
         stored: the side to which `compare` scaled the middle squares that it stored, if it is more than the network is
             shown: the middle of these.

@@ -352,7 +352,7 @@ What is compared was chosen before any map of a test picture was looked at:
 * *pointing*: the share of the pictures whose highest value lies on the object. *energy*: the share of the map's sum
   that does. *lifted*: the same for what is above the lowest value of each picture's map; an opened gate lets everything
   through and the object at most a little more, so that its energy is near chance whatever it prefers, while Grad-CAM is
-  0 wherever there is no evidence for the class. All are scored on the picture's pixels, where the map is blended between
+  0 wherever it found no evidence. All are scored on the picture's pixels, where the map is blended between
   its places. By chance they are {area:.1f} %; pointing is less with coarse maps, whose highest value at the rim of the
   picture counts as its outermost pixel.
 * *spread*: of a map's values beside their mean; up to {flat} a map is flat and says nothing. *edges*: the rank

@@ -6,10 +6,10 @@ from regard.maps.gradcam import METHODS, PAPERS
 from regard.maps.recording import Map
 
 CAPTIONS = {
-    "channel": "How much each channel is let through.",
-    "spatial": "How much each place is let through",
-    "axis": "How much each row and column is let through, their product",
-    "element": "How much each place is let through, mean of the channels",
+    "channel": "Channel gates: how much of each channel is let through.",
+    "spatial": "Spatial gate: how much of each place is let through",
+    "axis": "Gates of rows and columns: how much of each place is let through, their product",
+    "element": "Gates of all elements: how much of each place is let through, mean of the channels",
     "token": "Where the place with the cross looks",
     "criss-cross": "Where the place with the cross looks, in its row and column",
     "branch": "How much each branch counts, mean of the channels.",

@@ -396,7 +396,7 @@ def test_two_visitors_send_the_same_picture(tmp_path, photo):
         assert not whole.exists()
     broken.write_bytes(b"nothing")
     for _ in range(2):
-        with pytest.raises(regard.UserError, match="^This file cannot be read as a picture"):
+        with pytest.raises(regard.UserError, match=r"^This file cannot be read as a picture"):
             pictures.take(broken)
         assert not broken.exists()
     other.write_bytes(saved(photo, "PNG"))
@@ -502,7 +502,7 @@ def test_a_picture_a_click_a_head_a_mechanism(visit, photo):
     one.says("words-B", "cbam was attached just now and is untrained")
     assert "regard.cbam" in one.page.locator("#key-B input").input_value()
     one.choose("key-B", "evidence (layercam)")
-    one.says("words-B", "(layercam at layer4)")
+    one.says("words-B", "(LayerCAM at layer4)")
     one.choose("network-B", NOTHING)
     one.page.locator("#map-B img").wait_for(state="hidden")
     assert one.wrong == []

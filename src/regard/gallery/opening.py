@@ -140,8 +140,8 @@ def _compared(path: Path, own: str | None) -> Subject:
         mean=mean,
         deviation=deviation,
         classes=classes,
-        note=f"Trained by regard compare on {question['data']}, {channels} x {side} x {side}: the network knows these "
-        f"classes alone, {', '.join(classes[:12])}{', ...' if len(classes) > 12 else ''}.",
+        note=f"Trained by regard compare on {question['data']}, {channels} x {side} x {side}. The network knows these "
+        f"classes alone: {', '.join(classes[:12])}{', ...' if len(classes) > 12 else ''}.",
         square=True,
         peak=images.peak,
         stored=stored if stored > side else None,

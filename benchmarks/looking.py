@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import regard
 from regard.base.files import write_text
 from regard.costs.timing import ALLOCATOR, Spread, Timing, interleave, ratio
-from regard.maps.saliency import find_layer
+from regard.maps.layer_choice import find_layer
 
 ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "docs" / "looking.md", ROOT / "benchmarks" / "results" / "looking.json"

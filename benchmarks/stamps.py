@@ -35,9 +35,10 @@ import regard
 from regard.base.files import slug, whole, write_text
 from regard.comparison import data, statistics
 from regard.comparison.results import Comparison, interval, points
-from regard.gallery.looking import open_subject
-from regard.maps.meaning import FIGURES, edge_strength, judge
-from regard.maps.recording import joined
+from regard.gallery.opening import open_subject
+from regard.maps.figures import FIGURES
+from regard.maps.meaning import edge_strength, judge
+from regard.maps.views import joined_axes
 from regard.networks.replica import borrowed
 
 ROOT = Path(__file__).parents[1]
@@ -251,7 +252,7 @@ def own_maps(model: nn.Module, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         regard.record(model, kinds=("spatial", "axis", "element", "position")) as maps,
     ):
         model(x)
-    for found in joined(maps):
+    for found in joined_axes(maps):
         yield found.name, found.value.float().flatten(1, -3).mean(1)
 
 
@@ -351,8 +352,8 @@ What is compared was chosen before any map of a test picture was looked at:
 * *pointing*: the share of the pictures whose highest value lies on the object. *energy*: the share of the map's sum
   that does. *lifted*: the same for what is above the lowest value of each picture's map; an opened gate lets everything
   through and the object at most a little more, so that its energy is near chance whatever it prefers, while Grad-CAM is
-  0 wherever nothing spoke for the class. All are scored on the picture's pixels, where the map is blended between its
-  places. By chance they are {area:.1f} %; pointing is less with coarse maps, whose highest value at the rim of the
+  0 wherever it found no evidence. All are scored on the picture's pixels, where the map is blended between
+  its places. By chance they are {area:.1f} %; pointing is less with coarse maps, whose highest value at the rim of the
   picture counts as its outermost pixel.
 * *spread*: of a map's values beside their mean; up to {flat} a map is flat and says nothing. *edges*: the rank
   correlation with the strength of the picture's edges.

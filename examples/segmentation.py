@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import regard
-from regard.pictures.drawing import overlay
 
 SKIPS = ["unet", "unet + gates"]
 HEADS = ["plain head", "danet head, attention off", "danet head"]
@@ -162,7 +161,7 @@ def draw(models: dict[str, nn.Module], x: Tensor, truth: Tensor) -> Image.Image:
                 found = torch.bincount(answer[answer > 0], minlength=CLASSES)
                 axis.set_xlabel(names[found.argmax() - 1] if found.any() else "nothing", fontsize=8, labelpad=2)
             elif column == "the finer gate":
-                picture = np.asarray(overlay(picture, gate[row], alpha=0.75, limits=(0, 1)))
+                picture = np.asarray(regard.overlay(picture, gate[row], alpha=0.75, limits=(0, 1)))
             axis.imshow(picture, cmap="gray")
             axis.set(xticks=[], yticks=[])
             if row == 0:

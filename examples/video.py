@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import regard
-from regard.pictures.drawing import overlay
 
 FRAMEWISE = ["one frame", "frames", "frames + non-local", "frames + tam"]
 CONVOLVED = ["temporal convolution", "temporal convolution + non-local"]
@@ -152,7 +151,8 @@ def draw(models: dict[str, nn.Module], clips: Tensor, direction: Tensor) -> Imag
     for t in range(FRAMES):
         picture = (clips[0, t] * 255).byte().numpy()
         cells[0, t].imshow(picture, cmap="gray")
-        cells[1, t].imshow(overlay(picture, weights[t], alpha=0.75, smooth=False, limits=(0, weights.max().item())))
+        limits = 0, weights.max().item()
+        cells[1, t].imshow(regard.overlay(picture, weights[t], alpha=0.75, smooth=False, limits=limits))
         cells[0, t].set_title(f"frame {t + 1}", fontsize=9)
     cell = SIDE / weights.shape[-1]
     corner = (QUERY[2] * cell - 0.5, QUERY[1] * cell - 0.5)

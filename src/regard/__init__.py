@@ -12,17 +12,23 @@ if TYPE_CHECKING:
     from regard.comparison.question import compare
     from regard.comparison.results import Comparison
     from regard.costs.advising import Advice, advise
-    from regard.gallery.looking import Gallery, Subject, look
+    from regard.gallery.looking import look
+    from regard.gallery.page import Gallery
+    from regard.gallery.subjects import Subject
     from regard.insertion.attach import attach
     from regard.insertion.attachment import Attached, attached
     from regard.insertion.load import load
     from regard.insertion.site import Site, sites
     from regard.maps.meaning import Meaning, judge
     from regard.maps.recording import Map, record
-    from regard.maps.saliency import Saliency, box, explain, pixel, rollout
+    from regard.maps.rollout import rollout
+    from regard.maps.saliency import Saliency, explain
+    from regard.maps.targets import box, pixel
     from regard.networks.models import open_model
     from regard.ops import use_impl
-    from regard.pictures.drawing import draw, overlay, sheet
+    from regard.pictures.drawing import draw
+    from regard.pictures.overlay import overlay
+    from regard.pictures.sheet import sheet
     from regard.registry.registration import Info, create, info, load_official, names, register
 
 __version__ = "0.1.0"
@@ -69,18 +75,24 @@ _ROOMS = {
     "regard.costs.advising": ("Advice", "advise"),
     "regard.comparison.question": ("compare",),
     "regard.comparison.results": ("Comparison",),
-    "regard.pictures.drawing": ("draw", "overlay", "sheet"),
+    "regard.pictures.drawing": ("draw",),
+    "regard.pictures.overlay": ("overlay",),
+    "regard.pictures.sheet": ("sheet",),
     "regard.base.errors": ("UserError",),
     "regard.insertion.attach": ("attach",),
     "regard.insertion.attachment": ("Attached", "attached"),
     "regard.insertion.load": ("load",),
-    "regard.gallery.looking": ("Gallery", "Subject", "look"),
+    "regard.gallery.looking": ("look",),
+    "regard.gallery.page": ("Gallery",),
+    "regard.gallery.subjects": ("Subject",),
     "regard.maps.meaning": ("Meaning", "judge"),
     "regard.networks.models": ("open_model",),
     "regard.ops": ("use_impl",),
     "regard.maps.recording": ("Map", "record"),
     "regard.registry.registration": ("Info", "create", "info", "load_official", "names", "register"),
-    "regard.maps.saliency": ("Saliency", "box", "explain", "pixel", "rollout"),
+    "regard.maps.rollout": ("rollout",),
+    "regard.maps.saliency": ("Saliency", "explain"),
+    "regard.maps.targets": ("box", "pixel"),
     "regard.insertion.site": ("Site", "sites"),
 }
 _HOME = {name: room for room, held in _ROOMS.items() for name in held}

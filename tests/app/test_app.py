@@ -29,8 +29,10 @@ from regard.app.pictures import DRAWN_AT, KEPT, PIXELS, Pictures
 from regard.base.errors import install
 from regard.cli import main as cli
 from regard.comparison import prices
-from regard.gallery.looking import open_subject, read, see
-from regard.maps.saliency import METHODS
+from regard.gallery.attention import see
+from regard.gallery.images import read
+from regard.gallery.opening import open_subject
+from regard.maps.gradcam import METHODS
 from regard.pictures.drawing import draw
 
 VIT, SE = "vit_tiny_patch16_224", "seresnet18"
@@ -145,11 +147,11 @@ def test_pictures_of_any_kind_are_read(name, tmp_path):
 REFUSED = {
     "empty.png": (b"", "cannot be read as a picture"),
     "words.jpg": (b"no picture", "cannot be read as a picture"),
-    "cut.jpg": (saved(Image.fromarray(photos.astronaut()), "JPEG")[:9000], "it is broken"),
+    "cut.jpg": (saved(Image.fromarray(photos.astronaut()), "JPEG")[:9000], "truncated"),
     "drawing.eps": (saved(RED, "EPS"), "cannot be read as a picture"),
     "none.png": (header(0, 0), "cannot be read as a picture"),
-    "large.png": (header(9000, 9000), "more than 60,000,000 pixels"),
-    "bomb.png": (header(90_000, 90_000), "more than 60,000,000 pixels"),
+    "large.png": (header(9000, 9000), "more than 60 megapixels"),
+    "bomb.png": (header(90_000, 90_000), "more than 60 megapixels"),
 }
 
 
@@ -188,7 +190,7 @@ def test_a_panel_shows_what_draw_draws(networks, photo):
         pictures.append(seen.drawn)
     assert not any(same(a, b) for a, b in pairwise(pictures))
     assert seen.key.startswith("token/blocks.11.attn")
-    assert any("head 2. 4 x 4 places" in word for word in seen.sentences)
+    assert any("head 2. 4 x 4 values" in word for word in seen.sentences)
     assert any(word.startswith("! The weights of this network are random") for word in seen.sentences)
     for site, head in (("nowhere", 7), (None, -1)):  # what is not there stands for what is
         assert look_into(networks, VIT, AS_IT_IS, site, head, photo, (0.1, 0.9)) == look_into(
@@ -394,7 +396,7 @@ def test_two_visitors_send_the_same_picture(tmp_path, photo):
         assert not whole.exists()
     broken.write_bytes(b"nothing")
     for _ in range(2):
-        with pytest.raises(regard.UserError, match="cannot be read as a picture"):
+        with pytest.raises(regard.UserError, match=r"^This file cannot be read as a picture"):
             pictures.take(broken)
         assert not broken.exists()
     other.write_bytes(saved(photo, "PNG"))
@@ -484,7 +486,7 @@ def test_a_picture_a_click_a_head_a_mechanism(visit, photo):
     assert (row, column) == pytest.approx((90, 12), abs=1)
 
     one.choose("head-A", "2")
-    one.says("words-A", "head 2. 4 x 4 places")
+    one.says("words-A", "head 2. 4 x 4 values")
     assert same(one.drawn("map-A"), expected(VIT, photo, (row / 100, column / 100), head=2))
     assert not one.page.locator("#head-B").is_visible()
 
@@ -500,7 +502,7 @@ def test_a_picture_a_click_a_head_a_mechanism(visit, photo):
     one.says("words-B", "cbam was attached just now and is untrained")
     assert "regard.cbam" in one.page.locator("#key-B input").input_value()
     one.choose("key-B", "evidence (layercam)")
-    one.says("words-B", "(layercam at layer4)")
+    one.says("words-B", "(LayerCAM at layer4)")
     one.choose("network-B", NOTHING)
     one.page.locator("#map-B img").wait_for(state="hidden")
     assert one.wrong == []
@@ -511,7 +513,7 @@ def test_a_broken_file_a_large_one_and_on_it_goes(visit, photo):
     one.drop("broken.png", b"\x89PNG no picture")
     one.says("trouble", "This file cannot be read as a picture")
     one.drop("bomb.png", header(90_000, 90_000))
-    one.says("trouble", "more than 60,000,000 pixels")
+    one.says("trouble", "more than 60 megapixels")
     one.drop("large.png", b"0" * 600_000)
     one.page.get_by_text("exceed the maximum allowed size").first.wait_for()
     one.drop("photo.png", saved(photo, "PNG"))

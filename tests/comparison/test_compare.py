@@ -19,9 +19,9 @@ import regard
 import tiny
 from regard.base.errors import UserError
 from regard.cli import main as cli
-from regard.comparison import grid, hosts, prices, question, report, training
+from regard.comparison import data, grid, hosts, prices, question, report, training
 from regard.comparison.results import Comparison
-from regard.gallery.looking import open_subjects
+from regard.gallery.opening import open_subjects
 from stored import price
 
 
@@ -146,6 +146,8 @@ def test_the_stored_command_asks_the_same_question(out, photos, finished, monkey
 
 def test_its_arms_can_be_looked_into(finished, photos):
     none, se, cbam = open_subjects(str(finished))
+    stored = data.load(finished / "data").pixels.shape[-1]
+    assert none.stored == stored > none.size[0]
     gallery = regard.look([none, se, cbam], sorted(photos.rglob("*.png"))[:3], checks=False)
     assert [view.name for view in gallery.views] == [
         f"{arm} in small_resnet[width=4]" for arm in ("none", "se", "cbam[squeeze=max]")

@@ -16,7 +16,7 @@ from regard.base.errors import UserError
 from regard.cli import main as cli
 from regard.comparison import grid, hosts, prices, report
 from regard.comparison.results import Comparison
-from regard.gallery.looking import open_subjects
+from regard.gallery.opening import open_subjects
 from regard.networks import models
 from regard.networks.source import Wanted
 from regard.registry.named import Named

@@ -14,11 +14,13 @@ from skimage import data as photos
 from torch import nn
 
 import regard
-import regard.maps.meaning
 from regard.cli.main import main
 from regard.comparison import data
-from regard.gallery import looking
-from regard.gallery.looking import Subject, expand, open_subject
+from regard.gallery.images import expand, read
+from regard.gallery.masks import read_masks
+from regard.gallery.opening import open_subject
+from regard.gallery.subjects import Subject
+from regard.maps.meaning import judge
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def test_from_the_command_line(folder, tmp_path, monkeypatch, capsys):
     assert kinds == ["channel"] * 4 + ["grad-cam"]
     assert network["maps"][-1]["name"] == "layer4"
     assert "random: pass --weights" in " ".join(network["notes"])
-    assert any("broken.jpg was left out" in note for note in found["notes"])
+    assert any("broken.jpg cannot be read as a picture" in note for note in found["notes"])
     page = (tmp_path / "gallery.html").read_text()
     charts = page.count("<figure>")
     assert charts >= 5 + 1  # random weights for every column, places taken away for Grad-CAM
@@ -119,7 +121,7 @@ def test_a_network_without_classes(folder):
 
 
 def test_random_weights_tell_learnt_from_unlearnt(folder):
-    """Against itself drawn anew, a network that learnt nothing is compared with its like."""
+    """Against itself with randomised weights, a network that learnt nothing is compared with its like."""
     gallery = regard.look(open_subject("seresnet18", size=64), sorted(folder.glob("*.png")))
     assert all(column.meaning.random_weights is not None for column in gallery.views[0].columns)
     quick = regard.look(open_subject("seresnet18", size=64), sorted(folder.glob("*.png")), checks=False)
@@ -182,7 +184,7 @@ def test_networks_side_by_side(folder, tmp_path):
     assert [view.name for view in gallery.views] == ["one", "two & three"]
     assert [column.kind for column in gallery.views[1].columns] == ["channel", "spatial", "grad-cam"]
     assert gallery.views[0].columns[1].meaning == gallery.views[1].columns[1].meaning  # the same weights
-    assert {what for what, _, _ in said} >= {"one: looking", "two & three: taking places away"}
+    assert {what for what, _, _ in said} >= {"one: looking", "two & three: deleting and inserting"}
     assert all(done <= total for _, done, total in said)
     page = gallery.save(tmp_path, pictures="svg").read_text()
     assert "two &amp; three" in page
@@ -200,10 +202,10 @@ def test_the_checks_run_the_network_again(folder):
     model = little()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     pictures = [Image.open(path) for path in sorted(folder.glob("*.png"))] * 4  # twelve, of which eight are checked
-    channel, spatial, reasons = regard.look(Subject(model, "little", (32, 32)), pictures).views[0].columns
+    channel, spatial, evidence = regard.look(Subject(model, "little", (32, 32)), pictures).views[0].columns
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert channel.meaning.matters is None  # channels have no places
-    for column in (spatial, reasons):
+    for column in (spatial, evidence):
         left = column.figures["score_left"]
         assert set(left) == {"deletion", "insertion", "random deletion", "random insertion"}
         assert all(len(curve) == 11 for curve in left.values())
@@ -212,11 +214,11 @@ def test_the_checks_run_the_network_again(folder):
         assert column.meaning.matters == pytest.approx(
             gained - areas["random insertion"] + areas["random deletion"], abs=1e-5
         )
-    for column in (channel, spatial, reasons):
+    for column in (channel, spatial, evidence):
         likeness = column.figures["random_weights_by_layer"]
         assert likeness[0] == 1
         assert likeness[-1] == column.meaning.random_weights
-    # drawn anew from the output on: the classifier is not seen by what comes before it
+    # randomised from the output on: the classifier is not seen by what comes before it
     assert spatial.figures["random_weights_by_layer"][1] == pytest.approx(1)
 
 
@@ -253,8 +255,8 @@ def test_masks(folder, tmp_path):
         Image.fromarray(mask).save(tmp_path / f"{name}.png")
     subject = Subject(little(), "little", (32, 32))
     gallery = regard.look(subject, sorted(folder.glob("*.png")), masks=tmp_path, checks=False)
-    spatial, reasons = gallery.views[0].columns[1:]
-    assert spatial.meaning.object_area == reasons.meaning.object_area == 0.5
+    spatial, evidence = gallery.views[0].columns[1:]
+    assert spatial.meaning.object_area == evidence.meaning.object_area == 0.5
     assert 0 < spatial.meaning.on_object < 1
     (tmp_path / "coffee.png").unlink()
     with pytest.raises(regard.UserError, match=r"no mask for coffee\.png"):
@@ -312,16 +314,31 @@ def test_a_network_is_shown_what_it_was_trained_on(folder, tmp_path):
     gallery = regard.look(squares, [tmp_path / "wide.png"], checks=False)
     assert {picture.image().height for column in gallery.views[0].columns for picture in column.pictures} == {160}
     page = gallery.save(tmp_path / "out").read_text()
-    assert "The network is shown the middle square of each picture, scaled to 32 x 32 pixels" in page
-    assert "the mean (0.5, 0.5, 0.5) and divided by the deviation (0.25, 0.25, 0.25)" in page.replace("&#39;", "'")
+    assert "The network is shown the middle square of each picture, resized to 32 x 32 pixels" in page
+    assert "normalised by the mean (0.5, 0.5, 0.5) and the standard deviation (0.25, 0.25, 0.25)" in page
 
     whole = regard.look(
         little(), [tmp_path / "wide.png"], checks=False, input_size=(16, 32), mean=[0, 0, 0], std=[1] * 3
     )
-    assert "each whole picture, squeezed to 16 x 32 pixels, less the mean (0, 0, 0)" in whole.views[0].notes[-1]
+    assert "each whole picture, resized to 16 x 32 pixels, normalised by the mean (0, 0, 0)" in whole.views[0].notes[-1]
     for wrong in ({"mean": [0.5]}, {"std": [1, 0, 1]}, {"input_size": 0}, {"input_size": (3, 3, 3)}):
         with pytest.raises(regard.UserError, match=f"^{next(iter(wrong))} is"):
             regard.look(little(), [tmp_path / "wide.png"], **wrong)
+
+
+def test_a_network_from_a_comparison_is_shown_what_it_was_evaluated_on(tmp_path):
+    """The files are stored an eighth larger than the network sees them, and their middle is what counts."""
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number, photo in enumerate([photos.astronaut(), photos.chelsea(), photos.coffee()] * 2):
+            Image.fromarray(photo).resize((90, 60)).save(tmp_path / "photos" / name / f"{number}.png")
+    stored = data.prepare(tmp_path / "photos", tmp_path / "data", size=40).pixels
+    assert stored.shape[-1] == 45
+    subject = Subject(little(), "little", (40, 40), mean=(0,) * 3, deviation=(1,) * 3, square=True, stored=45)
+    pictures = [read(path) for path in expand([tmp_path / "photos"])]
+    assert torch.equal(subject.prepare(pictures), data.centre(torch.tensor(stored), 40))
+    assert subject.framed(pictures[0]).size == (53, 53)  # 40 of 45 of a square of 60: maps are drawn on that
+    assert "the middle square of each picture (89 % of its shorter side)" in subject.prepared
 
 
 @pytest.mark.parametrize("kind", ["palette", "grey labels", "grey palette", "soft"])
@@ -339,7 +356,7 @@ def test_labels_and_their_border(kind, tmp_path):
             colours[15], colours[255] = (192, 128, 128), (224, 224, 192)
         mask.putpalette(colours.ravel().tolist())
     mask.save(tmp_path / "a.png")
-    found = np.asarray(looking._object(tmp_path / "a.png")) > 0
+    found = np.asarray(read_masks(tmp_path, ["a.jpg"])[0]) > 0
     expected = np.zeros((64, 64), bool)
     expected[20:40, 20:40] = True
     if kind == "grey palette":
@@ -375,7 +392,7 @@ def test_a_window_is_judged_by_what_lies_in_it(folder):
         assert within.sum() <= 49
         assert "flat: says nothing" not in column.meaning.words
         if not within.all():
-            expected = regard.maps.meaning.judge(column.values[:, within])
+            expected = judge(column.values[:, within])
             assert (column.meaning.spread, column.meaning.between_images) == (expected.spread, expected.between_images)
             assert column.meaning.random_weights == column.figures["random_weights_by_layer"][-1]
 
@@ -457,10 +474,10 @@ def test_a_mask_may_be_what_is_not_transparent(tmp_path):
     for name, grey in (("white", 255), ("black", 0)):
         image = Image.merge("RGBA", [Image.fromarray(np.full_like(mask, grey))] * 3 + [Image.fromarray(mask)])
         image.save(tmp_path / f"{name}.png")
-    for found in looking._masks(tmp_path, ["white.jpg", "black.jpg"]):
+    for found in read_masks(tmp_path, ["white.jpg", "black.jpg"]):
         assert np.array_equal(np.asarray(found), mask)
     with pytest.raises(regard.UserError, match="there is no folder"):
-        looking._masks(tmp_path / "nowhere", ["white.jpg"])
+        read_masks(tmp_path / "nowhere", ["white.jpg"])
 
 
 def test_a_mean_that_is_no_number_is_said():

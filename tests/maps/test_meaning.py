@@ -9,7 +9,9 @@ from scipy.stats import spearmanr
 from torch import nn
 
 import regard
-from regard.maps.meaning import erase, judge, likeness, moved_by, randomised, stays
+from regard.maps.deletion import deletion_insertion
+from regard.maps.meaning import class_effect, judge, rank_correlation
+from regard.maps.randomisation import randomisation_curve, randomised
 from regard.registry.registration import example_inputs
 
 GENERATOR = np.random.default_rng(0)
@@ -86,7 +88,7 @@ def test_rank_correlation_is_scipys():
     a, b = GENERATOR.random((2, 3, 5, 5)).round(1)
     expected = np.median([spearmanr(x.ravel(), y.ravel()).statistic for x, y in zip(a, b, strict=True)])
     assert judge(a, random=b).random_weights == pytest.approx(expected)
-    assert judge(a, random=b[:2]).random_weights == likeness(a[:2], b[:2])  # of the first images
+    assert judge(a, random=b[:2]).random_weights == rank_correlation(a[:2], b[:2])  # of the first images
 
 
 class Corner(nn.Module):
@@ -107,33 +109,33 @@ def test_erasing_what_matters():
     images = torch.zeros(2, 1, 32, 32)
     images[:, :, :8, :8] = 1
     right, wrong = images[:, 0], images[:, 0].flip(1, 2)
-    good, bad = (erase(Corner(), images, maps, 1).areas for maps in (right, wrong))
+    good, bad = (deletion_insertion(Corner(), images, maps, 1).areas for maps in (right, wrong))
     assert good["deletion"] < good["random deletion"] < bad["deletion"]
     assert good["insertion"] > good["random insertion"] > bad["insertion"]
     for maps, sign in ((right, 1), (wrong, -1)):
-        found = judge(maps, curves=erase(Corner(), images, maps, 1))
+        found = judge(maps, curves=deletion_insertion(Corner(), images, maps, 1))
         assert found.matters * sign > 0
-        assert ("no more than random ones" in " ".join(found.words)) == (sign < 0)
-    curves = erase(Corner(), images, right)  # the class that it is given
+        assert ("no more than removing random ones" in " ".join(found.words)) == (sign < 0)
+    curves = deletion_insertion(Corner(), images, right)  # the class that it is given
     assert curves.deletion.shape == (2, 21)
     assert np.allclose(curves.deletion[:, 0], 1)
     assert np.allclose(curves.insertion[:, -1], 1)
-    again = erase(Corner(), images, right, chance=curves.chance)
+    again = deletion_insertion(Corner(), images, right, chance=curves.chance)
     assert all(np.array_equal(again.all[name], curve) for name, curve in curves.all.items())
 
 
 def test_channels_that_follow_the_class():
     classes = [4, 4, 4, 7, 7, 7]
     noise = GENERATOR.random((6, 300))
-    share, each = moved_by(noise, classes)
+    share, each = class_effect(noise, classes)
     assert share == pytest.approx(0, abs=0.05)  # what chance gives is taken off
     noise[:, 5] = [0, 0, 0, 1, 1, 1]
     noise[:, 6] = 0.5
-    _, each = moved_by(noise, classes)
+    _, each = class_effect(noise, classes)
     assert (int(each.argmax()), each[5], each[6]) == (5, pytest.approx(1), 0)
-    assert judge(noise, classes=classes).by_class == pytest.approx(moved_by(noise, classes)[0])
-    assert moved_by(noise, [1] * 6) is None  # one class
-    assert moved_by(noise, range(6)) is None  # nothing to tell chance by
+    assert judge(noise, classes=classes).by_class == pytest.approx(class_effect(noise, classes)[0])
+    assert class_effect(noise, [1] * 6) is None  # one class
+    assert class_effect(noise, range(6)) is None  # nothing to tell chance by
     from scipy.stats import f_oneway
 
     f = f_oneway(noise[:3, 0], noise[3:, 0]).statistic
@@ -177,7 +179,7 @@ def test_a_map_that_stays_shows_the_picture():
     net[4].weight.data = torch.tensor([[1.0], [-1.0]])
     net[0].weight.data.fill_(1)
     images = torch.rand(4, 1, 16, 16)
-    found = stays(net, images, 0, layer="1", relu=False)
+    found = randomisation_curve(net, images, 0, layer="1", relu=False)
     assert list(found) == ["4", "0"]
     assert all(abs(value) > 0.99 or value == 0 for value in found.values())
 

@@ -16,9 +16,13 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 import regard
-from regard.gallery.looking import Subject, see
-from regard.maps.meaning import erase
-from regard.maps.saliency import METHODS, box, find_layer, pixel, rollout
+from regard.gallery.attention import see
+from regard.gallery.subjects import Subject
+from regard.maps.deletion import deletion_insertion
+from regard.maps.gradcam import METHODS
+from regard.maps.layer_choice import find_layer
+from regard.maps.rollout import rollout
+from regard.maps.targets import box, pixel
 
 THEIRS = {
     "grad-cam": pytorch_grad_cam.GradCAM,
@@ -82,7 +86,7 @@ def test_the_formula_where_it_can_be_done_by_hand():
 
 def torchvision_vit():
     model = torchvision.models.vit_b_16(image_size=96)
-    nn.init.normal_(model.heads.head.weight)  # it starts at 0, and then nothing speaks for anything
+    nn.init.normal_(model.heads.head.weight)  # it starts at 0, and then there is no evidence for anything
     return model
 
 
@@ -264,9 +268,9 @@ def test_nothing_is_blank_in_silence(resnet, images):
     net[0].weight.data, net[0].bias.data = torch.ones(1, 1, 1, 1), torch.zeros(1)
     net[4].weight.data = torch.tensor([[1.0], [-1]])
     x = torch.rand(2, 1, 4, 4)
-    with pytest.raises(regard.UserError, match=r"nothing speaks for the target .*relu=False"):
+    with pytest.raises(regard.UserError, match=r"there is no evidence for the target .*relu=False"):
         regard.explain(net, x, 1)
-    with pytest.warns(UserWarning, match="in the images 1 at '1' nothing speaks"):
+    with pytest.warns(UserWarning, match="in the images 1 at '1' there is no evidence"):
         assert regard.explain(net, x, [0, 1]).value[0].any()
     assert regard.explain(net, x, 1, relu=False).value.any(3).all()
 
@@ -316,7 +320,7 @@ def test_where_the_scores_are(images, wrap):
     plain = nn.Sequential(model.net, model.head)
     found, expected = (regard.explain(net, images, [1, 2, 3], relu=False) for net in (model, plain))
     assert torch.equal(found.value, expected.value)
-    (figures,) = {type(erase(net, images, found.value).deletion) for net in (model, plain)}
+    (figures,) = {type(deletion_insertion(net, images, found.value).deletion) for net in (model, plain)}
     assert figures is np.ndarray
     subject = Subject(model, "one")
     assert see(subject, images).classes == see(replace(subject, model=plain), images).classes
@@ -332,11 +336,9 @@ def test_scores_that_cannot_be_told(images):
 
 
 def test_the_layer_is_remembered_until_the_network_changes(resnet, images, monkeypatch):
-    import regard.maps.saliency
-
     first = find_layer(resnet, images)
     with monkeypatch.context() as patch:
-        patch.setattr(regard.maps.saliency, "dry_run", None)
+        patch.setattr("regard.maps.layer_choice.dry_run", None)
         assert find_layer(resnet, images) == first
     net = torchvision.models.resnet18()
     assert find_layer(net, images) == "layer4"

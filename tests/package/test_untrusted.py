@@ -27,7 +27,8 @@ from regard.base.files import opened, whole, write_text
 from regard.comparison import data, grid, hosts, question, report, training
 from regard.comparison.optimising import Optimiser
 from regard.comparison.results import Comparison
-from regard.gallery.looking import expand, open_subject, open_subjects, read, trained
+from regard.gallery.images import expand, read
+from regard.gallery.opening import open_subject, open_subjects, trained
 from regard.networks import from_timm
 from regard.networks.from_timm import timm_model
 from regard.networks.models import open_model

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import regard
-from regard.gallery.looking import Subject
+from regard.gallery.subjects import Subject
 from regard.layers.tap import Tap
-from regard.maps.meaning import erase, judge, randomised
+from regard.maps.deletion import deletion_insertion
+from regard.maps.meaning import judge
+from regard.maps.randomisation import randomised
 from regard.registry import registration as registry
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -93,7 +95,7 @@ def test_its_reasons_are_captums_and_the_network_needs_them(model, photos):
     found = regard.explain(model, x, labels)
     expected = LayerGradCam(model, model.get_submodule(found.name)).attribute(x, labels).detach().relu()
     assert torch.allclose(found.value, expected, rtol=1e-4, atol=1e-5 * float(expected.max()))
-    meaning = judge(found.value.squeeze(1), x, curves=erase(model, x, found.value, labels, steps=5))
+    meaning = judge(found.value.squeeze(1), x, curves=deletion_insertion(model, x, found.value, labels, steps=5))
     assert meaning.matters > 0.1
     assert meaning.words == []
     *_, (_, copy) = randomised(model, x[:1])

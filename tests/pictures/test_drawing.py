@@ -11,7 +11,9 @@ from contract import MAPS
 from regard.base.errors import UserError
 from regard.insertion.layout import Layout
 from regard.maps.recording import Map
-from regard.pictures.drawing import draw, overlay, sheet
+from regard.pictures.drawing import draw
+from regard.pictures.overlay import overlay
+from regard.pictures.sheet import sheet
 
 RAMP = np.linspace(0.2, 0.8, 64).reshape(1, 64).repeat(48, axis=0)
 

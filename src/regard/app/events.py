@@ -42,7 +42,7 @@ class Events:
         try:
             return None, self.pictures.take(Path(path)), paragraphs([])
         except UserError as error:
-            return None, gr.skip(), paragraphs([], fault=f"This file {error}.")
+            return None, gr.skip(), paragraphs([], fault=f"{error}.")
 
     def mark(self, picture: Image.Image | None, row: float | None, column: float | None) -> tuple[Any, Any]:
         """The picture with a cross at the query location, and where that is."""

@@ -14,7 +14,8 @@ import torch
 
 import regard
 from regard.base.errors import UserError
-from regard.gallery.looking import Subject, open_subject, trained, trained_on
+from regard.gallery.opening import open_subject, trained, trained_on
+from regard.gallery.subjects import Subject
 
 DEFAULTS = ("vit_tiny_patch16_224", "seresnet18", "skresnet18", "efficientnet_b0", "resnet18")  # if none is named
 OPEN = 4  # networks, at most
@@ -26,7 +27,7 @@ class Offer(NamedTuple):
 
     Attributes:
         open: opens it.
-        peak: see `regard.gallery.looking.Subject`, as far as it is known before that.
+        peak: see `regard.Subject`, as far as it is known before that.
     """
 
     open: Callable[[], Subject]
@@ -44,9 +45,9 @@ def offers(
     """The networks that words name, by what the page calls them.
 
     Args:
-        words: networks as `regard.gallery.looking.open_subject` takes them, and folders of comparisons, of which every
+        words: networks as `regard.gallery.opening.open_subject` takes them, and folders of comparisons, of which every
             variant with weights is offered; without words a few networks of timm are.
-        weights, pretrained, size, own: see `regard.gallery.looking.open_subject`.
+        weights, pretrained, size, own: see `regard.gallery.opening.open_subject`.
 
     Raises:
         UserError: a folder holds no comparison or no weights, or the weights are meant for several networks.

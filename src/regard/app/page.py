@@ -9,7 +9,7 @@ import gradio as gr
 
 from regard.app.events import MEAN, NOTHING, WAITING, Events, paragraphs
 from regard.app.networks import AS_IT_IS, Networks, attachable
-from regard.maps.meaning import FIGURES
+from regard.maps.figures import FIGURES
 
 ABOUT = """# What does a network look at?
 

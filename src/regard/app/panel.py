@@ -11,10 +11,13 @@ from PIL import Image
 from regard.app.networks import AS_IT_IS, Networks
 from regard.app.pictures import DRAWN_AT
 from regard.base.errors import UserError
-from regard.gallery.looking import Subject, caption, inside, judged, see, within
-from regard.maps.meaning import judge
+from regard.gallery.attention import see
+from regard.gallery.series import Series
+from regard.gallery.subjects import Subject
+from regard.maps.gradcam import METHODS
 from regard.maps.recording import Map
-from regard.maps.saliency import METHODS, explain
+from regard.maps.saliency import explain
+from regard.pictures.captions import caption
 from regard.pictures.drawing import draw
 
 OVERLAID = ("spatial", "axis", "element", "token", "criss-cross", "frame", "path", *METHODS)  # drawn on the picture
@@ -80,13 +83,13 @@ def look_into(
         shown = maps[key].map if key in maps else explain(subject.model, images, method=key)
     heads = shown.value.shape[1] if shown.kind == "token" else 1
     head = head if head is not None and 0 <= head < heads > 1 else None
-    values = judged(shown, head)
-    places = inside(shown, values)
-    meaning = judge(within(values, places), images if places is None else None)
+    kind = shown.kind if key in maps else key
+    series = Series.of((shown.name, kind, 0), [shown], head)
+    values, meaning = series.values, series.meaning(images)
     sentences = [
         *_about_the_network(subject, mechanism, prediction),
         *([] if maps else ["No attention was recognised in this network: it can only show the evidence for a class."]),
-        caption(shown, shown.kind if key in maps else key, head),
+        caption(shown, kind, head),
         *([] if shown.kind in ("token", "criss-cross") else ["This map is the same for every query location."]),
         *(f"{WARNING}{warning[0].upper()}{warning[1:]}." for warning in meaning.words),
         f"{_scale(shown.kind, values.min(), values.max())}; {meaning}.",

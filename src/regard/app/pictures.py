@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from regard.base.errors import UserError
-from regard.gallery.looking import read
-from regard.pictures.drawing import resize
+from regard.gallery.images import read
+from regard.pictures.picture import resize
 
 PIXELS = 60_000_000  # of a picture, at most: more than a usual phone's
 KEPT = 1024  # pixels of its longer side that are kept
@@ -35,7 +35,7 @@ class Pictures:
         """The picture in a file, as RGB.
 
         Raises:
-            UserError: see `regard.gallery.looking.read`.
+            UserError: see `regard.gallery.images.read`.
         """
         with self._lock:
             if path.exists() or path not in self._read:
@@ -47,7 +47,7 @@ class Pictures:
 
     def _taken(self, path: Path) -> Image.Image | str:
         try:
-            return read(path, pixels=PIXELS, longest=KEPT, peak=self.peak)
+            return read(path, called="This file", pixels=PIXELS, longest=KEPT, peak=self.peak)
         except UserError as error:
             return str(error)
         finally:

@@ -1,4 +1,4 @@
-"""Image files of anybody: which are taken, where they are found, and how they are opened."""
+"""Image files of anybody: which are taken, where they are found, how they are opened, and why one cannot be read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from regard.base.files import regular
 
@@ -85,6 +85,30 @@ def reading(path: str | Path, *, pixels: int = PIXELS) -> Iterator[Image.Image]:
             if image.width * image.height > pixels:
                 raise Image.DecompressionBombError
             yield image
+
+
+def why_unreadable(error: Exception, path: str | Path, pixels: int = PIXELS) -> str:
+    """Why an image cannot be read, in a line that does not name the file.
+
+    Args:
+        error: that a decoder raised, or `reading` or `upright`.
+        path: of the file.
+        pixels: more were refused.
+    """
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {pixels / 1e6:.0f} megapixels"
+    if isinstance(error, UnidentifiedImageError):
+        return "it is empty" if Path(path).stat().st_size == 0 else "it is no image that Pillow can read"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def middle_square(image: Image.Image, side: int) -> Image.Image:
+    """The largest square in the middle of an image, scaled."""
+    edge = min(image.size)
+    left, top = ((length - edge) / 2 for length in image.size)
+    return image.resize((side, side), Image.Resampling.LANCZOS, box=(left, top, left + edge, top + edge))
 
 
 def deep(image: Image.Image) -> bool:

@@ -98,8 +98,9 @@ def look(
     """
     say_loading()
     from regard.cli.progress import progress_bar
-    from regard.gallery.looking import expand, open_subjects
+    from regard.gallery.images import expand
     from regard.gallery.looking import look as look_into
+    from regard.gallery.opening import open_subjects
 
     channel_mean, channel_std = values.per_channel("--mean", mean), values.per_channel("--std", std)
     paths = expand(images)

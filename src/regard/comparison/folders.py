@@ -11,10 +11,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from regard.base.errors import UserError, near
-from regard.base.images import PIXELS, below, deep, formats, is_image, once, reading, subfolders, upright
+from regard.base.images import (
+    below,
+    deep,
+    formats,
+    is_image,
+    middle_square,
+    once,
+    reading,
+    subfolders,
+    upright,
+    why_unreadable,
+)
 
 SIZES = {"fashion": 28, "cluttered": 56}  # the embedded sets, and the side of their images in pixels
 UNASSIGNED, TRAIN, VALIDATION, TEST = -1, 0, 1, 2
@@ -132,7 +142,7 @@ def decode_all(
         try:
             return _decode(paths[row], side, max(peaks.values()) if row in peaks else None)
         except Exception as error:  # whatever a decoder stumbles over, the file is broken
-            return _reason(error, paths[row])
+            return why_unreadable(error, paths[row])
 
     def decode(rows: Sequence[int]) -> None:
         for start in range(0, len(rows), BATCH):
@@ -170,22 +180,7 @@ def _decode(path: Path, side: int, peak: int | None) -> np.ndarray | int:
         image = upright(file, peak)
         if deep(file) and peak is None:
             return int(np.asarray(file).max())
-        width, height = image.size
-        edge = min(width, height)
-        left, top = (width - edge) / 2, (height - edge) / 2
-        square = (left, top, left + edge, top + edge)
-        small = image.resize((side, side), Image.Resampling.LANCZOS, box=square)
-    return np.asarray(small).transpose(2, 0, 1)
-
-
-def _reason(error: Exception, path: Path) -> str:
-    if isinstance(error, Image.DecompressionBombError):
-        return f"it has more than {PIXELS / 1e6:.0f} megapixels"
-    if isinstance(error, UnidentifiedImageError):
-        return "it is empty" if path.stat().st_size == 0 else "it is no image that Pillow can read"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return f"{error}" or type(error).__name__
+        return np.asarray(middle_square(image, side)).transpose(2, 0, 1)
 
 
 def text(name: str) -> str:

@@ -16,8 +16,9 @@ from regard.base.errors import UserError
 from regard.base.files import slug, whole
 from regard.comparison import data
 from regard.layers.tap import taps
-from regard.maps.recording import Map, record, views
+from regard.maps.recording import Map, record
 from regard.maps.saliency import evidence
+from regard.maps.views import views
 from regard.pictures.drawing import can_draw
 
 COUNT = 8

@@ -29,7 +29,10 @@ from regard.comparison.statistics import Verdict
 from regard.insertion.layout import Layout
 from regard.maps.meaning import judge
 from regard.maps.recording import Map
-from regard.pictures import drawing
+from regard.pictures.captions import CAPTIONS
+from regard.pictures.drawing import draw
+from regard.pictures.marks import without_scale
+from regard.pictures.picture import data_uri, resize
 
 PICTURE = 112  # pixels of a picture in the sheet of maps
 PICTURES = 8  # images in that sheet
@@ -399,13 +402,13 @@ def _gallery(folder: Path, arm: str, classes: int = 2**31) -> dict[str, Any] | N
 def _drawn(arm: str, taps: list[dict[str, Any]], kept: dict[str, np.ndarray]) -> dict[str, Any] | None:
     if not taps:
         return None
-    pictures = [drawing.resize(image, PICTURE) for image in kept["images"]]
+    pictures = [resize(image, PICTURE) for image in kept["images"]]
     return {
         "arm": arm,
         "files": [str(file) for file in kept["files"]],
         "labels": [int(label) for label in kept["labels"]],
         "predictions": [int(label) for label in kept["predictions"]],
-        "images": [drawing.data_uri(picture) for picture in pictures],
+        "images": [data_uri(picture) for picture in pictures],
         "rows": [_map_row(tap, kept[tap["key"]], pictures, kept.get("masks")) for tap in _chosen(taps, kept)],
         "taps": len(taps),
     }
@@ -436,7 +439,7 @@ def _maps(path: Path, classes: int) -> tuple[list[dict[str, Any]], dict[str, np.
     for tap in taps:
         kind, array = tap["kind"], kept[tap["key"]]
         axes = (2,) if kind == "channel" else (3,) if kind in ("spatial", "token", REASONS) else (2, 3, 4, 5, 6)
-        known = kind in ("channel", "token", REASONS) or kind in drawing.CAPTIONS
+        known = kind in ("channel", "token", REASONS) or kind in CAPTIONS
         wanted[tap["key"]] = known and array.dtype.kind == "f" and array.ndim in axes and wanted.get(tap["key"], True)
     for name, sound in wanted.items():
         if name in kept and (not sound or len(kept[name]) != count or kept[name].size == 0):
@@ -464,7 +467,7 @@ def _map_row(
         bounds = [bound for bound in tap["limits"] or () if type(bound) in (int, float) and abs(bound) < 1e30]
         reach = [low, high, *(bounds or (0.0, 2 * float(maps.mean())))]
         limits = min(reach), max(reach)
-    caption = "What spoke for the class" if kind == REASONS else drawing.CAPTIONS[kind].rstrip(".")
+    caption = "What spoke for the class" if kind == REASONS else CAPTIONS[kind].rstrip(".")
     row = {"site": site, "tap": rest.rpartition(".")[2] or kind, "kind": kind, "caption": caption, "empty": empty}
     row |= {"low": f"{low:.3g}", "high": f"{high:.3g}", "object": None}
     if tap["kind"] == "channel":
@@ -482,12 +485,12 @@ def _map_row(
     else:
         found = Map(tap["name"], "spatial" if placed else kind, torch.from_numpy(maps))
     drawn = [
-        drawing.draw(found, picture, number=number, size=PICTURE, limits=limits if placed else None)
+        draw(found, picture, number=number, size=PICTURE, limits=limits if placed else None)
         for number, picture in enumerate(pictures)
     ]
     return row | {
         "size": " × ".join(map(str, maps.shape[1:])),
-        "cells": [drawing.data_uri(drawing.bare(one)) for one in drawn],
+        "cells": [data_uri(without_scale(one)) for one in drawn],
         "object": None if masks is None or kind not in ("spatial", REASONS) else _share_on(maps, masks),
     }
 

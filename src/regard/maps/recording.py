@@ -1,10 +1,10 @@
-"""Maps: what a model's attention looks at, its own and that of mechanisms put into it."""
+"""`record`: what a model's attention looks at, its own and that of mechanisms put into it."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -111,13 +111,10 @@ def record(
         raise UserError("DataParallel runs copies of the model in threads, which are not recorded: record model.module")
     if queries is not None:
         _check_queries(queries)
-    found = list(taps(model))
+    named_taps = list(taps(model))
     if kinds is not None:
-        known = {*KINDS, *(tap.kind for _, tap in found)}
-        if isinstance(kinds, str) or (unknown := sorted(set(kinds) - known)):
-            wrong = f"the string {kinds!r}" if isinstance(kinds, str) else f"{unknown[0]!r}{near(unknown[0], [*known])}"
-            raise UserError(f"kinds is a collection of {', '.join(KINDS)}, got {wrong}")
-    if not found and not every:
+        _check_kinds(kinds, {*KINDS, *(tap.kind for _, tap in named_taps)})
+    if not named_taps and not every:
         raise UserError("the model has no taps: attach a mechanism first")
     maps = Maps()
     watch = Watch(
@@ -126,7 +123,7 @@ def record(
     maps.dropped = watch.dropped.keys()
     handles = []
     try:
-        for name, tap in found:
+        for name, tap in named_taps:
             if kinds is not None and tap.kind not in kinds:
                 continue
 
@@ -142,6 +139,13 @@ def record(
             handle.remove()
 
 
+def _check_kinds(kinds: Collection[str], known: Collection[str]) -> None:
+    """Raise a `UserError` where these are no kinds of maps."""
+    if isinstance(kinds, str) or (unknown := sorted(set(kinds) - {*known})):
+        wrong = f"the string {kinds!r}" if isinstance(kinds, str) else f"{unknown[0]!r}{near(unknown[0], [*known])}"
+        raise UserError(f"kinds is a collection of {', '.join(KINDS)}, got {wrong}")
+
+
 def _check_queries(queries: Any) -> None:
     """Raise a `UserError` where these are no tokens or places."""
     if not isinstance(queries, Sequence) or isinstance(queries, str):
@@ -155,40 +159,3 @@ def _check_queries(queries: Any) -> None:
         if not pair or not all(0 <= at <= 1 for at in query):
             one = ": write queries=[(0.5, 0.5)] for one place" if isinstance(query, float) else ""
             raise UserError(f"a place is (row, column) as shares of the sides, from 0 to 1, got {query!r}{one}")
-
-
-def views(maps: Sequence[Map], query: tuple[float, float] = (0.5, 0.5)) -> Iterator[Map]:
-    """Recorded maps as they can be drawn, on the CPU: the gates along the axes of one mechanism multiply, so they are
-    one map; of weights between positions there is the view from one place, whether pixels or tokens are weighed.
-
-    Args:
-        maps: recorded with ``queries=[query]``, or with all.
-        query: the place (row, column) as shares of the sides.
-    """
-    for found in joined(maps):
-        value = found.value
-        if found.kind == "position" and value.dim() == 6:  # a mechanism that builds all of them anyway
-            row, column = (min(side - 1, int(at * side)) for at, side in zip(query, value.shape[2:4], strict=True))
-            value = value[:, :, row, column].unsqueeze(2)
-        value = value.float().cpu()
-        if found.kind == "position" and value.dim() == 5:
-            yield Map(found.name, "token", value.flatten(3), Layout("tokens", 0, tuple(value.shape[3:])))
-        else:
-            yield replace(found, value=value)
-
-
-def joined(maps: Sequence[Map]) -> Iterator[Map]:
-    """The gates along the axes of one mechanism multiply, so they are one map."""
-    axes: dict[str, Map] = {}
-    for found in maps:
-        if found.kind != "axis":
-            yield found
-            continue
-        where = found.name.rpartition(".")[0] if found.name.rpartition(".")[2].isdigit() else found.name
-        before = axes.get(where)
-        sides = [i for i in range(2, found.value.dim()) if found.value.shape[i] > 1]
-        if before is None or (sides and all(before.value.shape[i] > 1 for i in sides)):
-            axes[where] = Map(where, "axis", found.value)
-        else:
-            axes[where] = Map(where, "axis", before.value * found.value)
-    yield from axes.values()

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import io
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from regard.base.errors import UserError
-from regard.base.files import whole, write_text
+from regard.pictures.picture import Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,34 +26,6 @@ STYLES: list[dict[str, Any]] = [
     {"color": "#7a6200", "linestyle": (0, (1, 2))},
 ]
 SMALL = 7  # size of text
-
-
-class Picture(ABC):
-    """Something drawn, as pixels or as SVG."""
-
-    @abstractmethod
-    def image(self) -> Image.Image:
-        """RGB."""
-
-    @abstractmethod
-    def svg(self) -> str:
-        """The same text every time."""
-
-    def save(self, path: str | Path) -> Path:
-        """Write it whole; the suffix says how: .svg, or of pixels .png, .webp, .jpg.
-
-        Raises:
-            UserError: the suffix is not known.
-        """
-        path = Path(path)
-        if path.suffix.lower() == ".svg":
-            return write_text(path, self.svg())
-        kind = Image.registered_extensions().get(path.suffix.lower())
-        if kind is None:
-            raise UserError(f"{path}: a picture is written as .svg, .png, .webp or .jpg")
-        with whole(path) as temporary:
-            self.image().save(temporary, kind)
-        return path
 
 
 @dataclass(frozen=True)
@@ -149,8 +118,9 @@ def curves(lines: Mapping[str, Sequence[float]], size: int, *, over: str, ends: 
     axes.set_ylim(min(0, low), max(1, *map(max, lines.values())))
     if ends:
         axes.set_xticks([0, 1], ends)
-    if len(lines) > 1:
-        axes.legend(fontsize=SMALL - 1, frameon=False)
+    if len(lines) > 1:  # above the curves, which may run anywhere
+        chart.figure.subplots_adjust(top=0.8)
+        axes.legend(fontsize=SMALL - 1, frameon=False, loc="lower center", bbox_to_anchor=(0.45, 0.98), ncols=2)
     return chart
 
 

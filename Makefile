@@ -125,4 +125,4 @@ stamps: .venv/built
 	$(BIN)/python benchmarks/stamps.py
 
 clean:
-	rm -rf .venv runs build dist
+	rm -rf .venv runs build images/build dist

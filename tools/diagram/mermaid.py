@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+
 from diagram.flow import Flow, Node
 
 CONFIG = """---
@@ -10,7 +13,7 @@ config:
   flowchart: {nodeSpacing: 24, rankSpacing: 26, padding: 7}
 ---
 flowchart TD"""
-ROUND = ("input", "tap", "output", "note")
+ROUND = ("input", "tap", "output")
 STYLES = {
     "input": "fill:#e6eaef,stroke:#818b98,color:#1f2328",
     "step": "fill:#ffffff,stroke:#818b98,color:#1f2328",
@@ -29,17 +32,32 @@ def draw(flow: Flow, title: str) -> str:
         flow: from `trace`.
         title: what it shows, for those who cannot see it; the flow as text is added.
     """
-    names = {node: f"n{number}" for number, node in enumerate(flow.nodes)}
-    boxes = [f"{names[node]}{_box(node)}:::{node.kind}" for node in flow.nodes]
+    nodes = [node for node in flow.nodes if not _is_on_an_arrow(node)]
+    names = {node: f"n{number}" for number, node in enumerate(nodes)}
+    boxes = [f"{names[node]}{_box(node)}:::{node.kind}" for node in nodes]
     arrows = [
-        f"{names[source]} {'---' if node.kind == 'note' else '-->'} {names[node]}"
-        for node in flow.nodes
+        f"{names[start]} -->{words} {names[node]}"
+        for node in nodes
         for source in node.sources
+        for start, words in _arrows(source)
     ]
-    kinds = {node.kind for node in flow.nodes}
+    kinds = {node.kind for node in nodes}
     styles = [f"classDef {kind} {style}" for kind, style in STYLES.items() if kind in kinds]
     lines = [f"accTitle: {title}", f"accDescr: {flow}", *boxes, *arrows, *styles]
     return "\n    ".join([CONFIG, *lines])
+
+
+def _is_on_an_arrow(node: Node) -> bool:
+    return node.kind == "note" and bool(node.sources)
+
+
+def _arrows(source: Node, *notes: str) -> Iterator[tuple[Node, str]]:
+    """Where the arrows from a source start, and the words on them."""
+    if _is_on_an_arrow(source):
+        for before in source.sources:
+            yield from _arrows(before, _escaped(str(source)), *notes)
+    else:
+        yield source, f'|"{", ".join(notes)}"|' if notes else ""
 
 
 def _box(node: Node) -> str:
@@ -53,8 +71,6 @@ def _lines(node: Node) -> list[str]:
     for text, name in node.rows:
         gap = "<br>" if len(f"{text} {name}") > LONG else " "
         lines.append(gap.join(filter(None, (_escaped(text), name and _small(name)))))
-    if node.kind == "note":
-        return [_small(text) for text, _ in node.rows]
     changes = all(source.shape != node.shape for source in node.sources)
     shape = node.shape if changes or node.kind in ("tap", "output") else ""
     rounds = f"{node.rounds} times" if node.rounds > 1 else ""
@@ -67,7 +83,5 @@ def _small(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text that is no tag and ends no string: Mermaid's own way to write such letters."""
-    for letter, code in (("#", "#35;"), ('"', "#quot;"), ("<", "#lt;"), (">", "#gt;")):
-        text = text.replace(letter, code)
-    return text
+    """Text that is no tag and ends no string: Mermaid's own way to write such letters, by their numbers."""
+    return re.sub('["#<>]', lambda letter: f"#{ord(letter[0])};", text)

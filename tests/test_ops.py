@@ -15,17 +15,7 @@ from regard.base.errors import UserError
 from regard.layers.tap import Tap
 from regard.ops.dispatch import FAST
 
-OPS = {
-    "agree": ops.agreeing,
-    "squeeze": ops.squeezing,
-    "excite": ops.exciting,
-    "gate": ops.gating,
-    "attend": ops.attending,
-    "convolve": ops.convolving,
-    "cross": ops.crossing,
-    "recalibrate": ops.recalibrating,
-    "selfgate": ops.selfgating,
-}
+OPS = ops.OPS
 SLOTS = ("Formula", "Shape", "Gradient", "Keeps", "Traffic", "Impls", "Tolerance")
 CASES = [
     pytest.param(op, impl, arguments, id=f"{op.name}-{impl}-{name}")
@@ -237,7 +227,7 @@ def test_squeeze_says_what_numpy_says():
     assert ops.squeeze(x, (1,))[0] is x
 
 
-@pytest.fixture(params=["reference", *ops.squeezing.fast])
+@pytest.fixture(params=["reference", *OPS["squeeze"].fast])
 def squeeze(request):
     """The op by each implementation, without the map that it passes on."""
 
@@ -247,7 +237,7 @@ def squeeze(request):
         with ops.use_impl(request.param):
             return [result.cpu() for result in ops.squeeze(x.to(where), dims, kinds=kinds)[1:]]
 
-    reason = ops.squeezing.why_not(request.param, torch.ones(1, 1, 1, 1, device=where), ((2, 3),), ("avg",), ())
+    reason = OPS["squeeze"].why_not(request.param, torch.ones(1, 1, 1, 1, device=where), ((2, 3),), ("avg",), ())
     return pytest.skip(reason) if reason else run
 
 

@@ -11,7 +11,7 @@ import torch
 
 from regard import ops
 from regard.ops.kernels.plan import Request
-from regard.ops.squeezing.triton import INTERPRETED
+from regard.ops.squeeze.triton import INTERPRETED
 
 kernels = pytest.importorskip("regard.ops.kernels.triton", reason="needs the package triton")
 
@@ -178,7 +178,7 @@ def test_memory_may_hold_anything_before():
 @runs
 def test_what_is_refused():
     def reason(x, *dims, kinds=("avg",), gates=()):
-        return ops.squeezing.why_not("triton", x, dims, kinds, gates)
+        return ops.OPS["squeeze"].why_not("triton", x, dims, kinds, gates)
 
     x = draw(2, 6, 5, 7)
     assert reason(x, (2, 3)) is None
@@ -189,7 +189,7 @@ def test_what_is_refused():
     assert "dense" in reason(draw(2, 6, 5, 14)[..., ::2], (2, 3))
     assert "no gates with var" in reason(x, (2, 3), kinds=("var",), gates=(x[:, :1],))
     assert "between 1 and 2^31" in reason(x[:0], (2, 3))
-    assert "smaller than the map" in ops.gating.why_not("triton", x, (x,), False, None)
+    assert "smaller than the map" in ops.OPS["gate"].why_not("triton", x, (x,), False, None)
 
 
 @elsewhere
@@ -197,7 +197,7 @@ def test_on_the_cpu_triton_is_never_imported():
     script = (
         "import sys, torch, regard; regard.create('se', 8)(torch.ones(1, 8, 2, 2)); print('triton' in sys.modules);"
         "args = torch.ones(1, 8, 2, 2), (torch.ones(1, 8, 1, 1),), False, None;"
-        "print(regard.ops.gating.why_not('triton', *args))"
+        "print(regard.ops.gate.why_not('triton', *args))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["False", "needs a tensor on a GPU, got cpu"]

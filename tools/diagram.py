@@ -301,27 +301,27 @@ class _Watch(TorchFunctionMode):
             return result
 
         def watched(op: Op, *args: Any) -> Any:
-            if self.hidden or op.name in ("agreeing", "selfgating"):  # these step by step
+            if self.hidden or op.name in ("agree", "selfgate"):  # these step by step
                 return op.reference(*args)
-            if op.name in ("attending", "crossing") and args[-1] is not None:
+            if op.name in ("attend", "cross") and args[-1] is not None:
                 return attend(op, *args)
             result = hide(op, *args)
-            if op.name == "squeezing":
+            if op.name == "squeeze":
                 x, dims, kinds, factors = args
                 for (axes, kind), squeezed in zip(product(dims, kinds), result[1:], strict=True):
                     times = f"times {self.names(factors)}, " if factors else ""
                     self.add("step", times + self.over(OVER[kind], x, axes), [x, *factors], squeezed)
-            elif op.name == "gating":
+            elif op.name == "gate":
                 x, gates, mean, shift = args
                 words = [f"times {'the mean of ' * mean}{self.names(gates)}"] if gates else []
                 words += ["add"] * (shift is not None)
                 self.add("step", ", ".join(words), [x, *gates, shift], result)
-            elif op.name == "convolving":
+            elif op.name == "convolve":
                 x, weight = args
                 name = self.constants.get(weight, "").removesuffix(".weight")
                 kind = "Conv" if x.dim() == 4 else f"Conv{x.dim() - 2}d"
                 self.add("layer", f"{kind} {_by(weight.shape[2:])}, {len(x[0])} → 1", [x], result, name=name)
-            elif op.name == "attending":
+            elif op.name == "attend":
                 self.compute("scaled_dot_product_attention", (*args[:3], args[4]), {}, [result])
             else:
                 self.add("step", op.name, args, result)

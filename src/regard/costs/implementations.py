@@ -8,21 +8,14 @@ from typing import Any
 
 import torch
 
-from regard import ops
 from regard.base.errors import UserError, near
 from regard.base.tables import aligned
+from regard.ops import OPS
 from regard.ops.dispatch import Op
 from regard.ops.kernels import library as kernels
 
 Draw = Callable[[torch.dtype, str], tuple[Any, ...]]
 """From a dtype and a device to the arguments of one case."""
-
-
-def known() -> dict[str, Op]:
-    """The public functions and the ops that they run: `gate` runs `gating`."""
-    named = {op.name: op for op in vars(ops).values() if isinstance(op, Op)}
-    forms = {form: word for word in ops.__all__ for form in (f"{word}ing", f"{word[:-1]}ing")}
-    return {forms[name]: op for name, op in named.items()}
 
 
 def cases(op: Op) -> dict[str, Draw]:
@@ -37,9 +30,9 @@ def find(text: str) -> tuple[Op, Draw]:
         UserError: there is no such op or case.
     """
     word, _, case = text.partition(":")
-    if word not in known():
-        raise UserError(f"there is no op {word!r}{near(word, [*known()]) or ': the ops are ' + ', '.join(known())}")
-    op = known()[word]
+    if word not in OPS:
+        raise UserError(f"there is no op {word!r}{near(word, [*OPS]) or ': the ops are ' + ', '.join(OPS)}")
+    op = OPS[word]
     if case not in cases(op):
         raise UserError(f"{word} has no case {case!r}: its cases are {', '.join(cases(op))}")
     return op, cases(op)[case]
@@ -49,7 +42,7 @@ def overview() -> list[dict[str, Any]]:
     """A row for each op, device and implementation: how many cases there are, how many run, and for each reason why not
     the cases that it keeps from running. In float32, on the CPU and, where there is one, on CUDA."""
     rows = []
-    for word, op in known().items():
+    for word, op in OPS.items():
         for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
             answers = {case: op.explain(*draw(torch.float32, device)) for case, draw in cases(op).items()}
             for name in next(iter(answers.values())):

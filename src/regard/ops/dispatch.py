@@ -130,7 +130,7 @@ class Op:
     """One op and its implementations.
 
     Args:
-        package: the op's folder, e.g. ``"regard.ops.gating"``.
+        package: the op's folder, e.g. ``"regard.ops.gate"``.
         reference: its plain implementation, imported statically (a lazy import inside a call breaks tracing).
     """
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from regard.ops.dispatch import not_plain
-from regard.ops.gating import reference as gating
+from regard.ops.gate import reference as gating
 from regard.ops.kernels.plan import Cannot, Request, arrange, broadcast_along, order
-from regard.ops.squeezing import reference as squeezing
+from regard.ops.squeeze import reference as squeezing
 
 Gradients = tuple[Tensor | None, ...]
 

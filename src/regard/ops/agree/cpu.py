@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from regard.ops.agreeing import reference
+from regard.ops.agree import reference
 from regard.ops.gradients import differentiate, must_be_plain
 from regard.ops.kernels import cpu, interface, library
 

@@ -1,4 +1,4 @@
-"""The law of `excite`: plain torch, any device and dtype."""
+"""The reference implementation of `excite`: plain torch, any device and dtype."""
 
 from collections.abc import Sequence
 

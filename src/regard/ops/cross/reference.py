@@ -1,4 +1,4 @@
-"""The law of `cross`: plain torch, any device and dtype."""
+"""The reference implementation of `cross`: plain torch, any device and dtype."""
 
 from collections.abc import Callable
 

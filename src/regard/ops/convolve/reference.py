@@ -1,4 +1,4 @@
-"""The law of `convolve`: plain torch, any device, dtype and rank."""
+"""The reference implementation of `convolve`: plain torch, any device, dtype and rank."""
 
 from torch import Tensor
 from torch.nn import functional as F

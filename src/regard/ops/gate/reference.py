@@ -1,4 +1,4 @@
-"""The law of `gate`: plain torch, any device, dtype and rank."""
+"""The reference implementation of `gate`: plain torch, any device, dtype and rank."""
 
 from collections.abc import Sequence
 from functools import reduce

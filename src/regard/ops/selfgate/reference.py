@@ -1,4 +1,4 @@
-"""The law of `selfgate`: plain torch, any device, dtype and rank."""
+"""The reference implementation of `selfgate`: plain torch, any device, dtype and rank."""
 
 from collections.abc import Callable
 from math import prod

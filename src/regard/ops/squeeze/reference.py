@@ -1,4 +1,4 @@
-"""The law of `squeeze`: plain torch, any device, dtype and rank."""
+"""The reference implementation of `squeeze`: plain torch, any device, dtype and rank."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The law of `attend`: plain torch, any device, dtype and rank."""
+"""The reference implementation of `attend`: plain torch, any device, dtype and rank."""
 
 from collections.abc import Callable
 

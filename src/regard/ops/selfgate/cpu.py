@@ -11,7 +11,7 @@ from torch.autograd import Function
 
 from regard.ops.gradients import differentiate, must_be_plain
 from regard.ops.kernels import cpu, interface, library
-from regard.ops.selfgating import reference
+from regard.ops.selfgate import reference
 
 Parameters = tuple[Tensor | None, ...]
 Options = tuple[bool, float | None, float, bool]

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from regard.ops.exciting import cpu as exciting
+from regard.ops.excite import cpu as exciting
 from regard.ops.gradients import differentiate, must_be_plain
 from regard.ops.kernels import cpu, interface
 from regard.ops.kernels.library import function
 from regard.ops.kernels.plan import Request, arrange, order, steps
-from regard.ops.recalibrating import reference
+from regard.ops.recalibrate import reference
 
 Weights = tuple[Tensor | None, ...]  # kernel, down, down_bias, up, up_bias, strength
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from regard.ops.convolving import reference
+from regard.ops.convolve import reference
 from regard.ops.gradients import differentiate, must_be_plain
 from regard.ops.kernels import cpu
 

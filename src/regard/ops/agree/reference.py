@@ -1,4 +1,4 @@
-"""The law of `agree`: plain torch, any device, dtype and rank."""
+"""The reference implementation of `agree`: plain torch, any device, dtype and rank."""
 
 from collections.abc import Callable
 from math import prod

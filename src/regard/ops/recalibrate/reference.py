@@ -1,4 +1,4 @@
-"""The law of `recalibrate`: plain torch, any device, dtype and rank."""
+"""The reference implementation of `recalibrate`: plain torch, any device, dtype and rank."""
 
 import torch
 from torch import Tensor

@@ -81,9 +81,6 @@ class _Agree(Function):
         return None, dx, dweight.to(weight.dtype), dbias.to(bias.dtype), faded
 
 
-# --- the call into C++ -----------------------------------------------------------------------------------------------
-
-
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, strength: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor, Tensor]:

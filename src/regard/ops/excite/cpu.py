@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from ctypes import addressof, c_void_p
 from typing import Any
 
 import torch
@@ -11,11 +10,11 @@ from torch import Tensor
 from torch.autograd import Function
 
 from regard.ops.excite import reference
+from regard.ops.excite.call import excited, prepared
 from regard.ops.gradients import differentiate, must_be_plain
-from regard.ops.kernels import cpu, interface
-from regard.ops.kernels.library import call, function
+from regard.ops.kernels import cpu
 
-MOST = 4  # tensors that were squeezed
+INPUTS = 4  # tensors that were squeezed, at most
 
 
 def why_not(
@@ -26,8 +25,8 @@ def why_not(
         return "needs tensors on the CPU"
     if len({tensor.dtype for tensor in (*squeezed, *weights)}) > 1 or torch.is_autocast_enabled("cpu"):
         return "needs tensors of one dtype"
-    if not 1 <= len(squeezed) <= MOST:
-        return f"takes up to {MOST} squeezed tensors, got {len(squeezed)}"
+    if not 1 <= len(squeezed) <= INPUTS:
+        return f"takes up to {INPUTS} squeezed tensors, got {len(squeezed)}"
     hidden, channels = down.shape
     fits = up.shape == (channels, hidden) and {s.shape for s in squeezed} == {(len(squeezed[0]), channels)}
     biases = (down_bias, hidden), (up_bias, channels)
@@ -42,7 +41,7 @@ def run(
     tensors = (*squeezed, down, down_bias, up, up_bias)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         return _Excite.apply(down, down_bias, up, up_bias, *squeezed)
-    return _forward(squeezed, down, down_bias, up, up_bias, None)
+    return excited(squeezed, down, down_bias, up, up_bias, None)
 
 
 class _Excite(Function):
@@ -51,7 +50,7 @@ class _Excite(Function):
         ctx: Any, down: Tensor, down_bias: Tensor | None, up: Tensor, up_bias: Tensor | None, *squeezed: Tensor
     ) -> Tensor:
         activations = down.new_empty(len(squeezed), len(squeezed[0]), len(down), dtype=torch.float32)
-        gate = _forward(squeezed, down, down_bias, up, up_bias, activations)
+        gate = excited(squeezed, down, down_bias, up, up_bias, activations)
         ctx.save_for_backward(gate, activations, down, down_bias, up, up_bias, *squeezed)
         return gate
 
@@ -62,12 +61,12 @@ class _Excite(Function):
             return _differentiate_reference(squeezed, down, down_bias, up, up_bias, dgate)
         needed, dtype = ctx.needs_input_grad, gate.dtype
         dgate, gate, down, up, *squeezed = (tensor.float() for tensor in (dgate, gate, down, up, *squeezed))
-        dsqueezed, *dweights = backward(dgate, gate, activations, squeezed, down, up, needed)
+        dsqueezed, *dweights = excite_backward(dgate, gate, activations, squeezed, down, up, needed)
         found = (*dweights, *(dsqueezed.chunk(len(squeezed)) if any(needed[4:]) else [None] * len(squeezed)))
         return found if dtype == torch.float32 else tuple(d if d is None else d.to(dtype) for d in found)
 
 
-def backward(
+def excite_backward(
     dgate: Tensor,
     gate: Tensor,
     activations: Tensor,
@@ -115,69 +114,4 @@ def prepare(
     given = (*squeezed, down, down_bias, up, up_bias)
     if down.dtype != torch.float32 or not all(tensor is None or tensor.is_contiguous() for tensor in given):
         return None
-    plan, excite, shape = _plan(squeezed, down, down_bias, up_bias), function("excite"), tuple(squeezed[0].shape)
-    address = addressof(plan)
-    pointers_to = c_void_p * (1 + sum(tensor is not None for tensor in given))
-
-    def run(
-        squeezed: tuple[Tensor, ...],
-        down: Tensor,
-        down_bias: Tensor | None,
-        up: Tensor,
-        up_bias: Tensor | None,
-        plan: interface.Excite = plan,  # kept
-    ) -> Tensor:
-        gate = torch.empty(shape, dtype=torch.float32, device=cpu.CPU)
-        pointers = [gate.data_ptr()]
-        for tensor in (*squeezed, down, down_bias, up, up_bias):
-            if tensor is not None:
-                pointers.append(tensor.data_ptr())
-        excite(address, pointers_to(*pointers))
-        return gate
-
-    return run
-
-
-# --- the call into C++ -----------------------------------------------------------------------------------------------
-
-
-def _forward(
-    squeezed: Sequence[Tensor],
-    down: Tensor,
-    down_bias: Tensor | None,
-    up: Tensor,
-    up_bias: Tensor | None,
-    activations: Tensor | None,
-) -> Tensor:
-    gate = down.new_empty(squeezed[0].shape, dtype=torch.float32)
-    weights = (weight for weight in (down, down_bias, up, up_bias) if weight is not None)
-    given = [tensor.float().contiguous() for tensor in (*squeezed, *weights)]
-    present = [gate, *given, *(() if activations is None else (activations,))]
-    plan = _plan(squeezed, down, down_bias, up_bias, activations is not None)
-    call("excite", plan, [tensor.data_ptr() for tensor in present])
-    return gate.to(down.dtype)
-
-
-def _plan(
-    squeezed: Sequence[Tensor], down: Tensor, down_bias: Tensor | None, up_bias: Tensor | None, keep: bool = False
-) -> interface.Excite:
-    biases = down_bias is not None, up_bias is not None
-    return plan(torch.get_num_threads(), len(squeezed), squeezed[0].shape, len(down), *biases, keep)
-
-
-def plan(
-    threads: int, inputs: int, shape: Sequence[int], hidden: int, down_bias: bool, up_bias: bool, keep: bool
-) -> interface.Excite:
-    """Pointers are numbered in the order of the call: gate, what was squeezed, the weights that there are, and the
-    activations where they are kept."""
-    plan = interface.Excite(threads, inputs, *shape, hidden)
-    numbers = iter(range(1, 11))
-    plan.gate = next(numbers)
-    for at in range(inputs):
-        plan.squeezed[at] = next(numbers)
-    plan.down = next(numbers)
-    plan.down_bias = next(numbers) if down_bias else None
-    plan.up = next(numbers)
-    plan.up_bias = next(numbers) if up_bias else None
-    plan.activations = next(numbers) if keep else None
-    return plan
+    return prepared(squeezed, down, down_bias, up, up_bias)

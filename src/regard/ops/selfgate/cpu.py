@@ -103,9 +103,6 @@ def _differentiate_reference(
     return tuple(map(found.get, range(5)))
 
 
-# --- the call into C++ -----------------------------------------------------------------------------------------------
-
-
 def _period(x: Tensor, parameters: Parameters) -> int:
     return next((len(vector) for vector in parameters[:3] if vector is not None), x.shape[1])
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from regard.ops import gradients
+from regard.ops.gate import gradient
 from regard.ops.kernels import cpu
 
 
@@ -12,11 +12,11 @@ def why_not(x: Tensor, gates: tuple[Tensor, ...], mean: bool, shift: Tensor | No
     smalls = gates if shift is None else (*gates, shift)
     if not (x.is_cpu and all(tensor.is_cpu for tensor in smalls)):
         return f"needs tensors on the CPU, got {', '.join(str(tensor.device) for tensor in (x, *smalls))}"
-    return gradients.cannot_gate(x, smalls) or cpu.why_not(x) or cpu.cannot_weigh(x, gates, mean, shift)
+    return gradient.cannot_gate(x, smalls) or cpu.why_not(x) or cpu.cannot_weigh(x, gates, mean, shift)
 
 
 def run(x: Tensor, gates: tuple[Tensor, ...], mean: bool, shift: Tensor | None) -> Tensor:
-    return gradients.gate(cpu, x, gates, mean, shift)
+    return gradient.gate(cpu, x, gates, mean, shift)
 
 
 def prepare(x: Tensor, gates: tuple[Tensor, ...], mean: bool, shift: Tensor | None) -> Callable[..., Tensor] | None:

@@ -4,7 +4,7 @@ import os
 
 from torch import Tensor
 
-from regard.ops import gradients
+from regard.ops.gate import gradient
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # then the kernels run anywhere, very slowly
 
@@ -15,7 +15,7 @@ def why_not(x: Tensor, gates: tuple[Tensor, ...], mean: bool, shift: Tensor | No
     smalls = (*gates, *(() if shift is None else (shift,)))
     if any(tensor.device != x.device for tensor in smalls):
         return f"needs everything on {x.device}"
-    reason = gradients.cannot_gate(x, smalls)
+    reason = gradient.cannot_gate(x, smalls)
     if reason is not None:
         return reason
     try:
@@ -28,4 +28,4 @@ def why_not(x: Tensor, gates: tuple[Tensor, ...], mean: bool, shift: Tensor | No
 def run(x: Tensor, gates: tuple[Tensor, ...], mean: bool, shift: Tensor | None) -> Tensor:
     from regard.ops.kernels import triton
 
-    return gradients.gate(triton, x, gates, mean, shift)
+    return gradient.gate(triton, x, gates, mean, shift)

@@ -6,9 +6,9 @@ from math import prod
 import torch
 from torch import Tensor
 
-from regard.ops import gradients
 from regard.ops.kernels import cpu
 from regard.ops.kernels.plan import Request
+from regard.ops.squeeze import gradient
 
 KINDS = ("avg", "sum", "max", "var", "lp")
 
@@ -29,13 +29,13 @@ def why_not(
         return "takes var and lp along one set of axes only"
     if any(gate.dim() != x.dim() for gate in gates):
         return "needs gates of the map's rank"
-    return cpu.why_not(x) or cpu.cannot_reduce(x, gradients.requests(dims, kinds, gates, places=True))
+    return cpu.why_not(x) or cpu.cannot_reduce(x, gradient.requests(dims, kinds, gates, places=True))
 
 
 def run(
     x: Tensor, dims: tuple[tuple[int, ...], ...], kinds: tuple[str, ...], gates: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    return gradients.squeeze(cpu, x, dims, kinds, gates)
+    return gradient.squeeze(cpu, x, dims, kinds, gates)
 
 
 def prepare(

@@ -4,7 +4,7 @@ import os
 
 from torch import Tensor
 
-from regard.ops import gradients
+from regard.ops.squeeze import gradient
 
 KINDS = ("avg", "sum", "max", "var", "lp")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # then the kernels run anywhere, very slowly
@@ -26,7 +26,7 @@ def why_not(
         from regard.ops.kernels import triton
     except ImportError:
         return "needs the package triton"
-    return triton.why_not(x) or triton.cannot_reduce(x, gradients.requests(dims, kinds, gates, places=True))
+    return triton.why_not(x) or triton.cannot_reduce(x, gradient.requests(dims, kinds, gates, places=True))
 
 
 def run(
@@ -34,4 +34,4 @@ def run(
 ) -> tuple[Tensor, ...]:
     from regard.ops.kernels import triton
 
-    return gradients.squeeze(triton, x, dims, kinds, gates)
+    return gradient.squeeze(triton, x, dims, kinds, gates)

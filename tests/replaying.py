@@ -11,7 +11,7 @@ import struct
 import torch
 
 from regard import ops
-from regard.costs.implementations import cases
+from regard.costs.support import cases
 from regard.ops.kernels import interface, library
 
 TAKES = {name.lower(): held for name, held in interface.STRUCTS.items()} | {"convolve_backward": interface.Convolve}

@@ -619,8 +619,8 @@ def bench(
 ) -> int:
     """Time mechanisms and ops against the least that memory allows, and against other libraries.
 
-    What is shown is time over the floor, measured in the same rounds: of inference
-    to sum the map and to copy it; of training to do so, to sum the map again, and
+    What is shown is time over a lower bound, measured in the same rounds: of
+    inference to sum the map and to copy it; of training to do so, to sum the map again, and
     to sum and copy the gradient. What does not agree with the reference gets no
     time. Options that take several values take them joined by commas.
 
@@ -658,12 +658,12 @@ def bench(
         Print JSON instead of tables.
     """
     _show_a_sign_of_life()
-    from regard.costs import benchmarking
-    from regard.costs.speed import GATES
+    from regard.costs import bench as benchmark
+    from regard.costs.goals import GATES
 
     if out is not None:
         _check_target(out / "bench.svg")
-    speed = benchmarking.bench(
+    speed = benchmark.bench(
         names or GATES,
         shapes=shapes.split(","),
         dtypes=dtype.split(","),
@@ -857,14 +857,14 @@ def ops(*, json: bool = False) -> None:
         Print JSON instead of a table.
     """
     _show_a_sign_of_life()
-    from regard.costs import implementations
+    from regard.costs import support
     from regard.ops.kernels import library
 
-    rows = implementations.overview()
+    rows = support.overview()
     if json:
         _print_json({"ops": rows, "no_kernels": library.missing(), **library.overview()})
     else:
-        print(implementations.table(rows))
+        print(support.table(rows))
 
 
 def _show(comparison: Any, as_json: bool) -> None:

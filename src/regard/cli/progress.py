@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from regard.costs.advising import Row
+from regard.costs.advice import Row
 
 PATIENCE = 2.0  # seconds that pass in silence
 

@@ -1,4 +1,5 @@
-"""What takes part in a race: a mechanism or an op's case, by one of our implementations or from another library."""
+"""What a benchmark times: a mechanism or an op's case, by one of our implementations or from another library; and the
+lower bound."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 import regard
 from regard import ops
-from regard.costs import implementations
-from regard.costs.peers import PEERS
+from regard.costs import support
+from regard.costs.other_libraries import OTHER_LIBRARIES
 from regard.ops.dispatch import Op
 from regard.registry.registration import parse, shapes
 
@@ -25,7 +26,7 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True)
 class Setting:
-    """What all that race against each other have in common; `name` is a mechanism with options, or an op's case."""
+    """What all contestants have in common; `name` is a mechanism with options, or an op's case."""
 
     name: str
     shape: tuple[int, ...]
@@ -57,12 +58,12 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One that takes part.
+class Contestant:
+    """One that is timed.
 
     Attributes:
         source: "ours", or the library it comes from.
-        implementation: which of ours is asked for; None for a peer.
+        implementation: which of ours is asked for; None for another library.
         compiled: under `torch.compile`.
     """
 
@@ -74,7 +75,11 @@ class Entry:
         """Built anew, always with the same weights."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            module = _ours(setting) if self.source == "ours" else PEERS[setting.name][self.source](setting.shape[1])
+            module = (
+                _ours(setting)
+                if self.source == "ours"
+                else OTHER_LIBRARIES[setting.name][self.source](setting.shape[1])
+            )
         module = module.to(setting.device, getattr(torch, setting.dtype)).train(setting.training)
         return torch.compile(module, dynamic=False) if self.compiled else module  # type: ignore[return-value]
 
@@ -124,7 +129,7 @@ def inputs_of(setting: Setting) -> list[Tensor]:
     """Random inputs, the map first; the same whenever asked."""
     dtype = getattr(torch, setting.dtype)
     if ":" in setting.name:
-        arguments = implementations.find(setting.name)[1](dtype, setting.device)
+        arguments = support.find(setting.name)[1](dtype, setting.device)
         drawn = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
     else:
         name, options = parse(setting.name)
@@ -135,7 +140,7 @@ def inputs_of(setting: Setting) -> list[Tensor]:
     return [x.to(setting.device).detach().requires_grad_(setting.training) for x in drawn]
 
 
-def floor(x: Tensor, *, training: bool) -> Step:
+def lower_bound(x: Tensor, *, training: bool) -> Step:
     """The passes over memory that a gate cannot do without."""
     if not training:
         return lambda: (x.sum(), x.clone())
@@ -145,7 +150,7 @@ def floor(x: Tensor, *, training: bool) -> Step:
 
 def _ours(setting: Setting) -> nn.Module:
     if ":" in setting.name:
-        op, draw = implementations.find(setting.name)
+        op, draw = support.find(setting.name)
         return _Case(op, draw(torch.float32, "cpu"))
     name, options = parse(setting.name)
     module = regard.create(name, setting.shape[1], **options)

@@ -1,4 +1,4 @@
-"""The same mechanisms in other libraries, to race against: each with its library's own defaults."""
+"""The same mechanisms in other libraries, to compare with: each with its library's own defaults."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-Peer = Callable[[int], nn.Module]
+Builder = Callable[[int], nn.Module]
 """From channels to a module."""
 
 HOMES = {
@@ -30,7 +30,7 @@ def missing() -> dict[str, str]:
     }
 
 
-def _peer(library: str, place: str, build: Callable[[Any, int], nn.Module] | None) -> dict[str, Peer]:
+def _module(library: str, place: str, build: Callable[[Any, int], nn.Module] | None) -> dict[str, Builder]:
     module, _, name = f"{HOMES[library]}.{place}".rpartition(".")
 
     def create(channels: int) -> nn.Module:
@@ -40,20 +40,20 @@ def _peer(library: str, place: str, build: Callable[[Any, int], nn.Module] | Non
     return {library: create}
 
 
-def _timm(place: str, build: Callable[[Any, int], nn.Module] | None = None) -> dict[str, Peer]:
-    return _peer("timm", place, build)
+def _timm(place: str, build: Callable[[Any, int], nn.Module] | None = None) -> dict[str, Builder]:
+    return _module("timm", place, build)
 
 
-def _torchvision(place: str, build: Callable[[Any, int], nn.Module] | None = None) -> dict[str, Peer]:
-    return _peer("torchvision", place, build)
+def _torchvision(place: str, build: Callable[[Any, int], nn.Module] | None = None) -> dict[str, Builder]:
+    return _module("torchvision", place, build)
 
 
-def _fightingcv(place: str, build: Callable[[Any, int], nn.Module] | None = None) -> dict[str, Peer]:
-    return _peer("fightingcv-attention", place, build)
+def _fightingcv(place: str, build: Callable[[Any, int], nn.Module] | None = None) -> dict[str, Builder]:
+    return _module("fightingcv-attention", place, build)
 
 
 # as many groups as ours take, and the hidden width of the paper where a library leaves it open
-PEERS: dict[str, dict[str, Peer]] = {
+OTHER_LIBRARIES: dict[str, dict[str, Builder]] = {
     "se": _timm("SEModule")
     | _torchvision("SqueezeExcitation", lambda kind, c: kind(c, max(1, c // 16)))
     | _fightingcv("SEAttention.SEAttention"),

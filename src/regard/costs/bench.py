@@ -71,7 +71,7 @@ def bench(
         passes: of ``"inference"``, ``"training"`` (forward and backward pass, no optimiser).
         device: ``"cpu"`` or ``"cuda"``.
         threads: how many, each by itself; by default torch's own number.
-        peers: other libraries too, where they are installed; see `regard.costs.other_libraries`.
+        peers: modules of other libraries too, where they are installed; see `regard.costs.other_libraries`.
         compiled: everything under `torch.compile` too.
         rounds: timings of each.
         budget: seconds for all timings together; 5 rounds are done even so.
@@ -156,12 +156,12 @@ def measure(asked: dict[str, Any], tell: Tell) -> dict[str, Any]:
     limits = {"rounds": asked["rounds"], "budget": asked["budget"] and asked["budget"] / total}
     records, slopes = [], []
     for done, setting in enumerate(settings, start=1):
-        records += (found := contest(setting, _contestants(setting, asked), **limits))
-        tell(f"{done}/{total} {setting}: {'; '.join(map(said, found))}")
+        records += (answers := contest(setting, _contestants(setting, asked), **limits))
+        tell(f"{done}/{total} {setting}: {'; '.join(map(said, answers))}")
     for done, (setting, axis) in enumerate(sweeps, start=len(settings) + 1):
         eager = [contestant for contestant in _contestants(setting, asked) if not contestant.compiled]
-        slopes += (found := growth(setting, axis, eager, **limits))
-        tell(f"{done}/{total} {setting}, {axis}: {'; '.join(map(said, found))}")
+        slopes += (answers := growth(setting, axis, eager, **limits))
+        tell(f"{done}/{total} {setting}, {axis}: {'; '.join(map(said, answers))}")
     torch.set_num_threads(threads)
     machine = _machine(asked["device"]) | {"load_before": before[0], "load_after": os.getloadavg()[0]}
     return {"schema": SCHEMA, "machine": machine, "settings": asked, "records": records, "scaling": slopes}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,13 @@ from regard.ops.agree import reference
 from regard.ops.gradients import differentiate, must_be_plain
 from regard.ops.kernels import cpu, interface, library
 
-Options = tuple[bool, bool, float]
+
+class Options(NamedTuple):
+    """What of an agreement is no tensor; see `ops.agree`."""
+
+    fades: bool
+    unbiased: bool
+    epsilon: float
 
 
 def why_not(
@@ -49,8 +55,8 @@ def run(
     x = x if x.movedim(1, -1).is_contiguous() else x.contiguous()
     tensors = (x, weight, bias, strength)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        return _Agree.apply((fades, unbiased, epsilon), *tensors)
-    return _forward(x, weight, bias, strength, (fades, unbiased, epsilon))[0]
+        return _Agree.apply(Options(fades, unbiased, epsilon), *tensors)
+    return _forward(x, weight, bias, strength, Options(fades, unbiased, epsilon))[0]
 
 
 class _Agree(Function):
@@ -65,11 +71,11 @@ class _Agree(Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, strength, means, scales = ctx.saved_tensors
         if must_be_plain(dy):
-            fades, unbiased, epsilon = ctx.options
+            options: Options = ctx.options
             given = [tensor for tensor in (x, weight, bias, strength) if tensor is not None]
 
             def run(x: Tensor, weight: Tensor, bias: Tensor, strength: Tensor | None = None) -> tuple[Tensor]:
-                return (reference.run(x, weight, bias, strength, fades, unbiased, epsilon, None),)
+                return (reference.run(x, weight, bias, strength, *options, None),)
 
             return None, *differentiate(run, given, (dy,)), *[None] * (4 - len(given))
         sums = x.new_empty(3, len(x), len(weight), dtype=torch.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,15 @@ from regard.ops.kernels import cpu, interface, library
 from regard.ops.selfgate import reference
 
 Parameters = tuple[Tensor | None, ...]
-Options = tuple[bool, float | None, float, bool]
+
+
+class Options(NamedTuple):
+    """What of a self-gate is no tensor; see `ops.selfgate`."""
+
+    fades: bool
+    energy: float | None
+    epsilon: float
+    shuffle: bool
 
 
 def why_not(
@@ -56,8 +64,8 @@ def run(
     x = x if x.movedim(1, -1).is_contiguous() else x.contiguous()
     parameters = (slope, level, bias, strength)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in (x, *parameters)):
-        return _SelfGate.apply((fades, energy, epsilon, shuffle), x, *parameters)
-    return _forward(x, parameters, (fades, energy, epsilon, shuffle))[0]
+        return _SelfGate.apply(Options(fades, energy, epsilon, shuffle), x, *parameters)
+    return _forward(x, parameters, Options(fades, energy, epsilon, shuffle))[0]
 
 
 class _SelfGate(Function):
@@ -90,14 +98,13 @@ class _SelfGate(Function):
 def _differentiate_reference(
     x: Tensor, parameters: Parameters, options: Options, dy: Tensor
 ) -> tuple[Tensor | None, ...]:
-    fades, energy, epsilon, shuffle = options
     given = {at: tensor for at, tensor in enumerate((x, *parameters)) if tensor is not None}
 
     def run(*tensors: Tensor) -> tuple[Tensor]:
         present = dict(zip(given, tensors, strict=True))
         x, slope, level, bias, strength = map(present.get, range(5))
         assert x is not None
-        return (reference.run(x, slope, level, bias, strength, fades, energy, epsilon, shuffle, None),)
+        return (reference.run(x, slope, level, bias, strength, *options, None),)
 
     found = dict(zip(given, differentiate(run, [*given.values()], (dy,)), strict=True))
     return tuple(map(found.get, range(5)))

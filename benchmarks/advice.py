@@ -15,7 +15,7 @@ import torch
 
 import regard
 from regard.base.files import write_text
-from regard.costs.advising import Row
+from regard.costs.advice import Row
 from regard.costs.timing import ALLOCATOR, allocator_hint
 from regard.networks.models import open_model
 

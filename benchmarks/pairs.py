@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import regard
 from regard.base.files import write_text
-from regard.costs.costing import peak_memory
+from regard.costs.memory import peak_memory
 from regard.costs.timing import ALLOCATOR, allocator_hint, interleave, noisy, ratio
 from regard.layers.tap import taps
 from regard.registry.registration import parse

@@ -19,8 +19,11 @@ from textwrap import fill
 from typing import Any
 
 from regard.base.files import slug, write_text
-from regard.costs.benchmarking import PASSES, SHAPES, bench
-from regard.costs.speed import GATES, MAPS, Record, Speed, best, by_name, faster, goal, judged, spread, verdict
+from regard.costs.bench import PASSES, SHAPES, bench
+from regard.costs.goals import GATES, MAPS, faster, goal, verdict
+from regard.costs.records import Record, as_used, best, by_name
+from regard.costs.speed import Speed
+from regard.costs.speed_table import spread
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "speed"
@@ -110,11 +113,11 @@ backward pass, and never slower than the best peer, compiled ones included."""
 
 def summary(found: dict[str, Any]) -> str:
     """How many goals are reached, and each that is not."""
-    rows = [row for race in Speed({"records": found["races"]}).races() for row in by_name(race).values()]
-    asked = [row for row in rows if (ours := judged(row)) and goal(ours)]
+    rows = [row for race in Speed({"records": found["races"]}).contests() for row in by_name(race).values()]
+    asked = [row for row in rows if (ours := as_used(row)) and goal(ours)]
     missed = [row for row in asked if "missed" in verdict(row)]
     slower = [row for row in asked if faster(row)]
-    greedy = {r["name"]: r["maps_kept"] for r in map(judged, asked) if r and (r["maps_kept"] or 0) > MAPS}
+    greedy = {r["name"]: r["maps_kept"] for r in map(as_used, asked) if r and (r["maps_kept"] or 0) > MAPS}
     wrong = [row[0] for row in rows if any((r["refused"] or "").startswith("wrong") for r in row)]
     lines = [
         f"**{len(asked) - len(missed)} of {len(asked)} times reach their goal; in {len(slower)} a peer is faster; "
@@ -134,7 +137,7 @@ def sections(device: str, found: dict[str, Any]) -> list[str]:
     """The picture and the tables of one device."""
     picture = Speed({"records": found["races"]}).draw(ROOT / "docs" / "images" / f"{NAMES[device]}.svg")
     parts = [f"![Time over the floor: ours, the best of other libraries, and both compiled](images/{picture.name})"]
-    for race in Speed({"records": found["races"]}).races():
+    for race in Speed({"records": found["races"]}).contests():
         first = race[0]
         title = f"### {first['pass'].capitalize()}, {_shape(first)}, {first['dtype']}, {first['layout']}"
         floors = f"The floor takes {1e3 * first['floor_seconds'][1]:.3g} ms, a copy reaches {_copies(race)} GB/s."
@@ -165,7 +168,7 @@ def _race(race: list[Record]) -> str:
         compiled = next((r for r in row if r["source"] == "ours" and r["compiled"]), None)
         cells = [f"[{name}](mechanisms/{name}.md)", _ours(row), verdict(row), _cell(compiled)]
         cells += [_cell(best(row, compiled=False)), _cell(best(row, compiled=True))]
-        ours = judged(row)
+        ours = as_used(row)
         rows.append([*cells, f"{ours['of_copy_bandwidth']:.0%}" if ours else ""] if cuda else cells)
     silent = [f"{r['source']}'s {r['name']} {r['refused']}" for r in race if r["refused"] and r["source"] != "ours"]
     return _markdown(rows) + ("\n\n" + "; ".join(dict.fromkeys(silent)) + "." if silent else "")
@@ -302,7 +305,7 @@ def origin(found: dict[str, Any]) -> str:
 
 
 def _ours(row: list[Record]) -> str:
-    return _cell(judged(row) or next(r for r in row if r["source"] == "ours"))
+    return _cell(as_used(row) or next(r for r in row if r["source"] == "ours"))
 
 
 def _cell(record: Record | None) -> str:

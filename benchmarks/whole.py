@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import regard
 from regard.base.files import write_text
-from regard.costs.entries import floor
+from regard.costs.contestants import lower_bound
 from regard.costs.timing import ALLOCATOR, Spread, allocator_hint, interleave, noisy, ratio
 
 RESULTS = Path(__file__).parent / "results" / "whole.json"
@@ -70,12 +70,12 @@ def step(net: nn.Module, x: Tensor) -> Callable[[], None]:
 
 
 def shares(x: Tensor, mode: str, model: str) -> Callable[[], None]:
-    """The floor of every site, one after the other."""
+    """The lower bound of every site, one after the other."""
     plain: nn.Module = timm.create_model(model)
     found = regard.sites(plain, at="branches", example=x[:1])
     layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     maps = [torch.randn(len(x), *site.shape[1:]).contiguous(memory_format=layout) for site in found]
-    passes = [floor(a, training=mode == "training") for a in maps]
+    passes = [lower_bound(a, training=mode == "training") for a in maps]
 
     def call() -> None:
         for one in passes:

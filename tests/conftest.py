@@ -1,10 +1,13 @@
 """One thread for each test process: they run side by side. No deadlines: a busy machine is not a defect."""
 
 import shutil
+import time
 
 import pytest
 import torch
 from hypothesis import settings
+
+from regard.costs import timing
 
 torch.set_num_threads(1)
 settings.register_profile("regard", deadline=None)
@@ -30,3 +33,28 @@ def browser():
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=quiet)
         yield browser
         browser.close()
+
+
+class Clock:
+    """Time that passes while somebody sleeps, and by a tick whenever it is read."""
+
+    TICK = 1e-6
+
+    def __init__(self):
+        self.now = 0.0
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+    def __call__(self):
+        self.now += self.TICK
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Nobody waits: what `regard.costs.timing` reads, and what `time.sleep` moves on."""
+    clock = Clock()
+    monkeypatch.setattr(timing, "perf_counter", clock)
+    monkeypatch.setattr(time, "sleep", clock.sleep)
+    return clock

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from regard.base.errors import UserError
     from regard.comparison.question import compare
     from regard.comparison.results import Comparison
-    from regard.costs.advising import Advice, advise
+    from regard.costs.advice import Advice
+    from regard.costs.advising import advise
     from regard.gallery.looking import look
     from regard.gallery.page import Gallery
     from regard.gallery.subjects import Subject
@@ -72,7 +73,8 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "regard.costs.advising": ("Advice", "advise"),
+    "regard.costs.advice": ("Advice",),
+    "regard.costs.advising": ("advise",),
     "regard.comparison.question": ("compare",),
     "regard.comparison.results": ("Comparison",),
     "regard.pictures.drawing": ("draw",),

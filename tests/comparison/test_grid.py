@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import threading
+from contextlib import suppress
 
 import pytest
 import torch
@@ -139,15 +140,10 @@ def complain(sentence):
     raise UserError(sentence)
 
 
-def test_a_call_gives_the_result_or_raises_the_error(monkeypatch):
-    monkeypatch.setattr(grid, "_settle", lambda threads: None)
-    here, there = multiprocessing.Pipe()
-    grid._call(there, 1, complain, ("no",))
-    result, error = here.recv()
-    assert result is None
-    assert isinstance(error, UserError)
-    grid._call(there, 1, max, (3, 4))
-    assert here.recv() == (4, None)
+def test_a_call_gives_the_result_or_raises_the_error():
+    assert grid.call(max, 3, 4, threads=1) == 4
+    with pytest.raises(UserError, match=r"^no$"):
+        grid.call(complain, "no", threads=1)
 
 
 @pytest.mark.parametrize(
@@ -168,17 +164,21 @@ def test_the_cores_are_divided_among_the_workers(monkeypatch, cores, device, run
 # ---- what a worker does
 
 
+def serve_until_the_end(*given):
+    with suppress(EOFError, ConnectionError):  # the parent is gone
+        grid.serve(*given)
+
+
 @pytest.fixture
-def serve(asked, place, monkeypatch):
+def serve(asked, place):
     """Give a worker, which is this process, some runs; what it tells comes back."""
-    monkeypatch.setattr(grid, "_settle", lambda threads: None)
 
     def serve(*runs, **other):
         here, there = multiprocessing.Pipe()
         for arm, seed in runs:
             here.send((arm, seed, False, None))
         given = there, 1, str(place), asked[1] | other, str(place / "data")
-        worker = threading.Thread(target=grid._serve, args=given)
+        worker = threading.Thread(target=serve_until_the_end, args=given)
         worker.start()
         told = []
         while sum(kind in ("done", "failed") for kind, _ in told) < len(runs):
@@ -235,7 +235,6 @@ def test_whatever_a_run_raises_is_its_reason(serve, place, monkeypatch, error, r
 
 def test_a_worker_whose_parent_is_gone_blames_nobody(asked, place, monkeypatch):
     """Its run was not at fault: nothing is recorded, and the checkpoint stays."""
-    monkeypatch.setattr(grid, "_settle", lambda threads: None)
     here, there = multiprocessing.Pipe()
     here.send(("se", 0, False, None))
     train = training.train
@@ -249,7 +248,7 @@ def test_a_worker_whose_parent_is_gone_blames_nobody(asked, place, monkeypatch):
         return train(question, arm, seed, folder, tell_nobody, *others)
 
     monkeypatch.setattr(training, "train", cut)
-    grid._serve(there, 1, str(place), asked[1], str(place / "data"))
+    serve_until_the_end(there, 1, str(place), asked[1], str(place / "data"))
     assert not tiny.records(place)
     assert training.checkpoint_path(place, "se", 0).is_file()
 

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 import regard
 from regard import UserError, advise
-from regard.costs import advising
-from regard.costs.advising import Advice, Row
-from regard.costs.costing import Cost, peak_memory, resized, training_step
+from regard.costs import advice_text, advising, warnings
+from regard.costs.advice import Advice, Row
+from regard.costs.costing import Cost
+from regard.costs.examples import resized
+from regard.costs.memory import peak_memory
+from regard.costs.steps import training_step
 from restless import everything, restless
 
 
@@ -126,14 +129,14 @@ def test_single_pixels_and_single_values_are_warned_of():
 
 def test_the_map_between_positions_is_warned_of_with_its_size(monkeypatch):
     size = 4 * (12 * 12) ** 2 * 4  # images, weights, bytes each
-    monkeypatch.setattr(advising, "LARGE", size - 1)
+    monkeypatch.setattr(warnings, "LARGE", size - 1)
     (row,) = ask(Net(), ["danet_position"], batch=4).rows
     assert row.warnings == (
         "At 'blocks.1' the map between positions (144 x 144) takes up to 324 KiB where it is recorded or built.",
     )
-    monkeypatch.setattr(advising, "LARGE", size)
+    monkeypatch.setattr(warnings, "LARGE", size)
     assert ask(Net(), ["danet_position"], batch=4).rows[0].warnings == ()
-    monkeypatch.setattr(advising, "_memory", lambda device: 4 * size - 4)
+    monkeypatch.setattr(warnings, "memory_of", lambda device: 4 * size - 4)
     assert len(ask(Net(), ["danet_position"], batch=4).rows[0].warnings) == 1, "a quarter of the device"
 
 
@@ -141,7 +144,7 @@ def test_a_promise_not_kept_outside_python_is_a_warning(monkeypatch):
     known = replace(
         regard.info("se"), exceptions=MappingProxyType({"torch.export": "it counts", "gradients": "it draws"})
     )
-    monkeypatch.setattr(advising, "info", lambda name: known)
+    monkeypatch.setattr(warnings, "info", lambda name: known)
     assert ask(Net(), ["se[reduction=2]"]).rows[0].warnings == ("No torch.export: it counts.",)
 
 
@@ -223,7 +226,7 @@ def test_predicted_memory_is_what_a_large_batch_takes():
 
 
 def test_what_is_too_large_for_the_device_is_said(monkeypatch):
-    monkeypatch.setattr(advising, "_memory", lambda device: 10**6)
+    monkeypatch.setattr(warnings, "memory_of", lambda device: 10**6)
     assert "the device has" not in str(ask())
     advice = advise(Net(), torch.randn(2, 3, 12, 12), mechanisms=["se"], batch=400, rounds=1)
     assert "At batch 400 a training step needs about" in advice.notes[0]
@@ -290,14 +293,14 @@ def test_json_holds_everything():
 def test_a_restless_machine_is_said(monkeypatch):
     costs = [replace(made("none", *spread).cost, train_ms=spread) for spread in [(1, 1, 1.04), (2, 2, 3), (3, 4, 5)]]
     monkeypatch.setattr(advising, "allocator_hint", lambda: "set the allocator")
-    notes = advising._notes(costs, torch.device("cpu"), None, None, True)
+    notes = advising.notes_of(costs, torch.device("cpu"), None, None, True)
     assert notes == [
         "The machine is busy, stop other programs: timings spread by up to 50% (2 of 3 mechanisms).",
         "Set MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 for steadier timings.",
     ]
-    assert max(map(len, notes)) <= advising.WIDTH - 2, "a line each"
+    assert max(map(len, notes)) <= advice_text.WIDTH - 2, "a line each"
     monkeypatch.setattr(advising, "allocator_hint", lambda: None)
-    assert advising._notes(costs[:1], torch.device("cpu"), None, None, True) == []
+    assert advising.notes_of(costs[:1], torch.device("cpu"), None, None, True) == []
 
 
 @pytest.mark.parametrize(

@@ -15,29 +15,30 @@ import torch
 from regard.costs.timing import ALLOCATOR, Timing, allocator_hint, interleave, noisy, ratio
 
 
+@pytest.mark.usefixtures("clock")
 def test_known_sleeps_give_their_ratio() -> None:
     timings = interleave({"short": partial(time.sleep, 0.01), "long": partial(time.sleep, 0.03)}, rounds=9)
-    low, median, high = ratio(timings["long"], timings["short"])
-    assert low <= median <= high
-    assert 2 < median < 4
-    assert 0.01 <= timings["short"].seconds.min() < 0.015
+    assert ratio(timings["long"], timings["short"]) == pytest.approx((3, 3, 3), rel=1e-3)
+    assert timings["short"].seconds == pytest.approx(np.full(9, 0.01), rel=1e-3)
     assert timings["short"].seconds.shape == (9,)
     assert timings["short"].quartiles == pytest.approx(np.percentile(timings["short"].seconds, (25, 75)))
 
 
+@pytest.mark.usefixtures("clock")
 def test_calls_too_short_for_the_clock_are_repeated_and_told_per_call() -> None:
     calls = {"once": 0, "thrice": 0}
 
-    def work(name: str, size: int) -> None:
+    def work(name: str, seconds: float) -> None:
         calls[name] += 1
-        sum(range(size))
+        time.sleep(seconds)
 
-    timings = interleave({"once": partial(work, "once", 1000), "thrice": partial(work, "thrice", 3000)}, rounds=7)
-    assert calls["once"] > 7 * 5
-    assert 2 < ratio(timings["thrice"], timings["once"])[1] < 4
-    assert timings["once"].median < 1e-3
+    timings = interleave({"once": partial(work, "once", 1e-4), "thrice": partial(work, "thrice", 3e-4)}, rounds=7)
+    assert calls == {"once": 3 + 7 * 10, "thrice": 3 + 7 * 4}  # until a timing takes a millisecond
+    assert ratio(timings["thrice"], timings["once"])[1] == pytest.approx(3, rel=1e-2)
+    assert timings["once"].median == pytest.approx(1e-4, rel=1e-2)
 
 
+@pytest.mark.usefixtures("clock")
 def test_every_round_runs_each_once_in_a_new_order() -> None:
     ran: list[str] = []
 
@@ -54,6 +55,7 @@ def test_every_round_runs_each_once_in_a_new_order() -> None:
     assert {order[0] for order in rounds} == set(names)
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_spent_budget_still_gives_five_rounds() -> None:
     rounds = []
     timings = interleave(
@@ -62,6 +64,8 @@ def test_a_spent_budget_still_gives_five_rounds() -> None:
     assert len(timings["a"].seconds) == 5
     assert rounds == [(done, 40) for done in range(1, 6)]
     assert len(interleave({"a": partial(time.sleep, 0.002)}, rounds=7, budget=60.0)["a"].seconds) == 7
+    # three calls to warm up, then as many as fit
+    assert len(interleave({"a": partial(time.sleep, 1)}, rounds=40, budget=11.5)["a"].seconds) == 9
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -92,6 +96,7 @@ def test_random_states_stay() -> None:
     assert torch.equal(torch.get_rng_state(), before[2])
 
 
+@pytest.mark.usefixtures("clock")
 def test_cuda_is_waited_for_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append(str(device)))

@@ -211,7 +211,7 @@ def test_use_impl_refuses_unknown_names(op):
 
 def test_the_names_reach_the_mechanisms():
     se = regard.create("se", 8)
-    with regard.use_impl("triton"), pytest.raises(regard.UserError, match=r"recalibrating\[triton\]: "):
+    with regard.use_impl("triton"), pytest.raises(regard.UserError, match=r"recalibrate\[triton\]: "):
         se(torch.ones(1, 8, 2, 2))
 
 

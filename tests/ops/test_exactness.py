@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from regard.costs.implementations import cases
+from regard.costs.support import cases
 from regard.ops import use_impl
 from running import OPS, differentiable, every_tensor, forward_and_gradients, tensors
 

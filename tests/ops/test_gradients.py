@@ -10,11 +10,11 @@ import regard
 from regard import ops
 
 
-@pytest.fixture(params=ops.squeezing.fast, autouse=True)
+@pytest.fixture(params=ops.OPS["squeeze"].fast, autouse=True)
 def impl(request):
     device = "cuda" if request.param == "triton" and torch.cuda.is_available() else "cpu"
     with ops.use_impl(request.param), torch.device(device):
-        reason = ops.squeezing.why_not(request.param, torch.ones(1, 1, 1, 1), ((2, 3),), ("avg",), ())
+        reason = ops.OPS["squeeze"].why_not(request.param, torch.ones(1, 1, 1, 1), ((2, 3),), ("avg",), ())
         if reason:
             pytest.skip(reason)
         yield request.param

@@ -25,9 +25,8 @@ def fresh():
     """Forget what was loaded."""
     for remembered in (library._open, library._chosen, library.function):
         remembered.cache_clear()
-    for op in vars(ops).values():
-        if isinstance(op, ops.Op):
-            op.chosen.clear()
+    for op in ops.OPS.values():
+        op.chosen.clear()
 
 
 @pytest.fixture

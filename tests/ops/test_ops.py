@@ -202,7 +202,7 @@ def test_squeeze_says_what_numpy_says():
     assert ops.squeeze(x, (1,))[0] is x
 
 
-@pytest.fixture(params=["reference", *ops.squeezing.fast])
+@pytest.fixture(params=["reference", *OPS["squeeze"].fast])
 def squeeze(request):
     """The op by each implementation, without the map that it passes on."""
 
@@ -212,7 +212,7 @@ def squeeze(request):
         with ops.use_impl(request.param):
             return [result.cpu() for result in ops.squeeze(x.to(where), dims, kinds=kinds)[1:]]
 
-    reason = ops.squeezing.why_not(request.param, torch.ones(1, 1, 1, 1, device=where), ((2, 3),), ("avg",), ())
+    reason = OPS["squeeze"].why_not(request.param, torch.ones(1, 1, 1, 1, device=where), ((2, 3),), ("avg",), ())
     return pytest.skip(reason) if reason else run
 
 

@@ -11,9 +11,14 @@ import torch
 
 from regard import ops
 from regard.ops.kernels.plan import Request
-from regard.ops.squeezing.triton import INTERPRETED
+from regard.ops.squeeze.triton import INTERPRETED
 
 kernels = pytest.importorskip("regard.ops.kernels.triton", reason="needs the package triton")
+
+from regard.ops.kernels.triton.affine import affine_tile  # noqa: E402
+from regard.ops.kernels.triton.pick import scatter_values  # noqa: E402
+from regard.ops.kernels.triton.reduce import plan_reduce  # noqa: E402
+from regard.ops.kernels.triton.reduce_kernel import combine_rows, reduce_tile  # noqa: E402
 
 GPU = torch.cuda.is_available()
 runs = pytest.mark.skipif(not (GPU or INTERPRETED), reason="runs in the interpreter's process")
@@ -25,7 +30,7 @@ EXPRESSIONS = {
     "test_triton.py": "not interpreter",
 }
 if INTERPRETED:
-    kernels.MANY = 1  # large tiles and few programs, of which the interpreter runs some forty in a second
+    kernels.launch.MANY = 1  # large tiles and few programs, of which the interpreter runs some forty in a second
 
 
 @elsewhere
@@ -63,10 +68,10 @@ def near(found, expected, tolerance=1e-5):
 def tiny(monkeypatch):
     """Tiles so small that what one program reduces is never enough, and rows of results are joined several times."""
     for name, size in {"LEAST": 32, "MOST": 32, "ROW": 2}.items():
-        monkeypatch.setattr(kernels, name, size)
-    kernels._plan_reduce.cache_clear()
+        monkeypatch.setattr(kernels.launch, name, size)
+    plan_reduce.cache_clear()
     yield
-    kernels._plan_reduce.cache_clear()
+    plan_reduce.cache_clear()
 
 
 @runs
@@ -178,7 +183,7 @@ def test_memory_may_hold_anything_before():
 @runs
 def test_what_is_refused():
     def reason(x, *dims, kinds=("avg",), gates=()):
-        return ops.squeezing.why_not("triton", x, dims, kinds, gates)
+        return ops.OPS["squeeze"].why_not("triton", x, dims, kinds, gates)
 
     x = draw(2, 6, 5, 7)
     assert reason(x, (2, 3)) is None
@@ -189,7 +194,7 @@ def test_what_is_refused():
     assert "dense" in reason(draw(2, 6, 5, 14)[..., ::2], (2, 3))
     assert "no gates with var" in reason(x, (2, 3), kinds=("var",), gates=(x[:, :1],))
     assert "between 1 and 2^31" in reason(x[:0], (2, 3))
-    assert "smaller than the map" in ops.gating.why_not("triton", x, (x,), False, None)
+    assert "smaller than the map" in ops.OPS["gate"].why_not("triton", x, (x,), False, None)
 
 
 @elsewhere
@@ -197,7 +202,7 @@ def test_on_the_cpu_triton_is_never_imported():
     script = (
         "import sys, torch, regard; regard.create('se', 8)(torch.ones(1, 8, 2, 2)); print('triton' in sys.modules);"
         "args = torch.ones(1, 8, 2, 2), (torch.ones(1, 8, 1, 1),), False, None;"
-        "print(regard.ops.gating.why_not('triton', *args))"
+        "print(regard.ops.OPS['gate'].why_not('triton', *args))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["False", "needs a tensor on a GPU, got cpu"]
@@ -216,8 +221,7 @@ def compiled(monkeypatch, tmp_path):
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     assembly = []
-    for name in ("_reduce", "_combine", "_affine", "_scatter"):
-        kernel = getattr(kernels, name)
+    for kernel in (reduce_tile, combine_rows, affine_tile, scatter_values):
 
         def compile(*args, run=kernel.run, **options):
             assembly.append(run(*args, **options | {"warmup": True}).asm["ptx"])

@@ -103,7 +103,7 @@ def test_the_rooms_are_those_that_are_there():
         ("regard.mechanisms.se", "import regard.insertion.survey", ["regard.insertion.survey"]),
         ("regard.mechanisms.se", "import regard", ["regard"]),
         ("regard.mechanisms.se", "from regard import attach", ["regard"]),
-        ("regard.ops.gating.cases", "from regard.mechanisms.se import SE", ["regard.mechanisms.se"]),
+        ("regard.ops.gate.cases", "from regard.mechanisms.se import SE", ["regard.mechanisms.se"]),
         ("regard.insertion.attach", "def f():\n  from regard.maps.recording import record", ["regard.maps.recording"]),
         ("regard.maps.recording", "from regard import attach", ["regard"]),
         ("regard.base.files", "import regard.__main__", ["regard.__main__"]),

@@ -655,8 +655,7 @@ def test_a_full_disk_stops_the_comparison(finished, tmp_path, monkeypatch):
 
     pipe = Pipe()
     monkeypatch.setattr(training, "train", full)
-    monkeypatch.setattr(grid, "_settle", lambda threads: None)
-    grid._serve(pipe, 1, str(tmp_path), asked, str(tmp_path / "data"))
+    grid.serve(pipe, 1, str(tmp_path), asked, str(tmp_path / "data"))
     assert pipe.sent == [("full", {"reason": "the disk is full: x"})]
 
 

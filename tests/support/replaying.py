@@ -11,7 +11,7 @@ import struct
 import torch
 
 from regard import ops
-from regard.costs.implementations import cases, known
+from regard.costs.support import cases
 from regard.ops.kernels import interface, library
 
 TAKES = {name.lower(): held for name, held in interface.STRUCTS.items()} | {"convolve_backward": interface.Convolve}
@@ -86,7 +86,7 @@ def record(monkeypatch):
     torch.set_num_threads(2)
     gc.freeze()  # what is there already is not looked through for tensors
     try:
-        for op in known().values():
+        for op in ops.OPS.values():
             for draw in cases(op).values() if "cpu" in op.fast else ():
                 for dtype in (torch.float32, torch.bfloat16):
                     _run(op, draw(dtype, "cpu"))

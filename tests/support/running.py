@@ -4,17 +4,7 @@ import torch
 
 from regard import ops
 
-OPS = {
-    "agree": ops.agreeing,
-    "squeeze": ops.squeezing,
-    "excite": ops.exciting,
-    "gate": ops.gating,
-    "attend": ops.attending,
-    "convolve": ops.convolving,
-    "cross": ops.crossing,
-    "recalibrate": ops.recalibrating,
-    "selfgate": ops.selfgating,
-}
+OPS = ops.OPS
 
 
 def every_tensor(args, change):

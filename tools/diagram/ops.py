@@ -79,11 +79,11 @@ def _attend(graph: Graph, op: Op, *args: Any) -> Any:
     return result
 
 
-STEP_BY_STEP = ("agreeing", "selfgating")  # ops that are shown by what they do
-WATCHABLE = ("attending", "crossing")
+STEP_BY_STEP = ("agree", "selfgate")  # ops that are shown by what they do
+WATCHABLE = ("attend", "cross")
 RULES: dict[str, Callable[..., None]] = {
-    "squeezing": _squeeze,
-    "gating": _gate,
-    "convolving": _convolve,
-    "attending": _attend_unwatched,
+    "squeeze": _squeeze,
+    "gate": _gate,
+    "convolve": _convolve,
+    "attend": _attend_unwatched,
 }

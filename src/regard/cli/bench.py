@@ -75,12 +75,12 @@ def bench(
     regard bench se --scaling --threads 1,2 --json
     """
     say_loading()
-    from regard.costs import benchmarking
-    from regard.costs.speed import GATES
+    from regard.costs import bench as benchmark
+    from regard.costs.goals import GATES
 
     if out is not None:
         check_writable(out / "bench.svg")
-    speed = benchmarking.bench(
+    speed = benchmark.bench(
         names or GATES,
         shapes=shapes.split(","),
         dtypes=dtype.split(","),

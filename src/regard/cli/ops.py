@@ -19,11 +19,11 @@ def ops(*, json: bool = False) -> None:
     regard ops --json
     """
     say_loading()
-    from regard.costs import implementations
+    from regard.costs import support
     from regard.ops.kernels import library
 
-    rows = implementations.overview()
+    rows = support.overview()
     if json:
         print_json({"ops": rows, "no_kernels": library.missing(), **library.overview()})
     else:
-        print(implementations.table(rows))
+        print(support.table(rows))

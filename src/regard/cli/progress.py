@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from regard.costs.advising import Row
+    from regard.costs.advice import Row
 
 PATIENCE = 2.0  # seconds that pass in silence
 

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from multiprocessing import resource_tracker
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from regard.base import process
 from regard.base.errors import DiskFull, UserError
 from regard.base.files import slug, write_text
+from regard.base.machine import cores
 from regard.costs.timing import ALLOCATOR
 
-UNGUARDED = 78  # exit status of a worker that found itself asking the question again
 # signals of a fault in native code: what the run had reached may be damaged, and the memory layout may be the cause
 FAULTS = {"SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL"}
+CALLER = "compare()"
 Run = tuple[str, int]
 # (what happened, the run, its details): "started", "progress", "done", "failed", "again" (its first try was killed)
 Watch = Callable[[str, Run, dict[str, Any]], None]
@@ -36,15 +31,8 @@ def record_path(folder: Path, arm: str, seed: int) -> Path:
 
 def workers_for(device: str, runs: int) -> tuple[int, int]:
     """How many workers, and how many threads each: the processor's cores divided among them; one worker on a GPU."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = 1 if device.startswith("cuda") else max(1, min(cores, runs))
-    return workers, max(1, cores // workers)
-
-
-def refuse_nesting() -> None:
-    """End this process when it is a worker that imports the user's script and came upon the question in it."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        sys.exit(UNGUARDED)
+    workers = 1 if device.startswith("cuda") else max(1, min(cores(), runs))
+    return workers, max(1, cores() // workers)
 
 
 def run(
@@ -81,76 +69,109 @@ def run(
     """
     for stale in folder.glob("*/*/.seed-*"):  # half written by a process that was killed
         stale.unlink()
-    waiting = list(runs)
-    killed: dict[Run, str] = {}  # the signal that ended a run's first try
-    crew: list[_Worker] = []
+    settings = _environment(threads)
+    hire = lambda: _Worker(threads, str(folder), question, str(images or folder / "data"), settings)  # noqa: E731
+    crew = _Crew(folder, list(runs), hire, keep, watch)
     try:
-        while waiting or any(worker.run for worker in crew):
-            while waiting and len(crew) < min(workers, len(waiting) + sum(bool(worker.run) for worker in crew)):
-                crew.append(_Worker(folder, question, threads, images or folder / "data"))
-            for worker in crew:
-                if worker.run is None and waiting:
-                    worker.start(waiting.pop(0), keep, killed)
-                    watch("started", worker.run, {})  # type: ignore[arg-type]
-            ready = wait([source for worker in crew for source in (worker.pipe, worker.process.sentinel)], timeout=1.0)
-            for worker in list(crew):
-                for kind, details in worker.messages(ready):
-                    if kind == "full":  # every other run would end like this one
-                        raise DiskFull(details["reason"])
-                    watch(kind, worker.current, details)
-                if worker.gone:
-                    if worker.run:
-                        reason, deadly = _epitaph(worker.process), _signal(worker.process)
-                        if deadly and worker.run not in killed:
-                            killed[worker.run] = deadly
-                            waiting.insert(0, worker.run)
-                            watch("again", worker.run, {"reason": reason})
-                        else:
-                            first = killed.get(worker.run)
-                            reason += f"; its first try had been killed by {first}" if first else ""
-                            record = _failure(*worker.run, reason)
-                            write_text(record_path(folder, *worker.run), json.dumps(record, indent=1))
-                            watch("failed", worker.run, record)
-                    crew.remove(worker)
+        while crew.has_work:
+            crew.fill(workers)
+            crew.listen()
     finally:
-        for worker in crew:
-            worker.stop()
+        crew.stop()
 
 
 def call(function: Callable[..., Any], *args: Any, threads: int) -> Any:
     """Call a module-level function in a fresh worker process, alone, with the allocator settings; give its result."""
-    process, pipe = _spawn(_call, threads, function, args)
     try:
-        result, error = pipe.recv()
-        if error is not None:
-            raise error
-        return result
-    except EOFError:
-        process.join()
-        raise UserError(f"{_epitaph(process)}: give the same command again to go on") from None
-    finally:
-        process.kill()
-        process.join()
+        return process.call(_with_threads, threads, function, args, environment=_environment(threads), caller=CALLER)
+    except process.Died as death:
+        raise UserError(f"{death}: give the same command again to go on") from None
+
+
+class _Crew:
+    """The workers at their runs, and the runs that wait for one."""
+
+    def __init__(
+        self,
+        folder: Path,
+        waiting: list[Run],
+        hire: Callable[[], _Worker],
+        keep: Callable[[str, int], bool],
+        watch: Watch,
+    ) -> None:
+        self.folder, self.waiting, self.hire, self.keep, self.watch = folder, waiting, hire, keep, watch
+        self.workers: list[_Worker] = []
+        self.killed: dict[Run, str] = {}  # the signal that ended a run's first try
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting) or any(worker.run for worker in self.workers)
+
+    def fill(self, most: int) -> None:
+        """Hire as many workers as there is work for, and give a run to every one that is idle."""
+        busy = sum(bool(worker.run) for worker in self.workers)
+        while self.waiting and len(self.workers) < min(most, len(self.waiting) + busy):
+            self.workers.append(self.hire())
+        for worker in self.workers:
+            if worker.run is None and self.waiting:
+                run = self.waiting.pop(0)
+                worker.start(run, self.keep(*run), self.killed.get(run))
+                self.watch("started", run, {})
+
+    def listen(self) -> None:
+        """Wait until something happens, and pass on what the workers say; those that died are let go."""
+        sources = [source for worker in self.workers for source in (worker.process.pipe, worker.process.sentinel)]
+        ready = wait(sources, timeout=1.0)
+        for worker in list(self.workers):
+            for kind, details in worker.messages(ready):
+                if kind == "full":  # every other run would end like this one
+                    raise DiskFull(details["reason"])
+                self.watch(kind, worker.current, details)
+            if worker.gone:
+                self.workers.remove(worker)
+                if worker.run:
+                    self.lose(worker.run, worker.process)
+
+    def lose(self, run: Run, worker: process.Process) -> None:
+        """Try a run once more whose worker was killed by a signal, and record every other one as failed."""
+        reason = str(worker.death(CALLER))
+        if worker.signal and run not in self.killed:
+            self.killed[run] = worker.signal
+            self.waiting.insert(0, run)
+            self.watch("again", run, {"reason": reason})
+            return
+        first = self.killed.get(run)
+        reason += f"; its first try had been killed by {first}" if first else ""
+        record = _failure(*run, reason)
+        write_text(record_path(self.folder, *run), json.dumps(record, indent=1))
+        self.watch("failed", run, record)
+
+    def stop(self) -> None:
+        # nothing is lost by killing: checkpoints and records are written whole
+        for worker in self.workers:
+            worker.process.kill()
 
 
 class _Worker:
     """One worker process and the run it is at."""
 
-    def __init__(self, folder: Path, question: dict[str, Any], threads: int, images: Path) -> None:
-        self.process, self.pipe = _spawn(_serve, threads, str(folder), question, str(images))
+    def __init__(
+        self, threads: int, folder: str, question: dict[str, Any], images: str, environment: dict[str, str]
+    ) -> None:
+        self.process = process.Process(serve, threads, folder, question, images, environment=environment)
         self.run: Run | None = None
         self.current: Run = ("", 0)
         self.gone = False
 
-    def start(self, run: Run, keep: Callable[[str, int], bool], killed: dict[Run, str]) -> None:
+    def start(self, run: Run, keep: bool, killed: str | None) -> None:
         self.run = self.current = run
         with suppress(OSError):  # a worker that died meanwhile is seen by its sentinel
-            self.pipe.send((*run, keep(*run), killed.get(run)))
+            self.process.pipe.send((*run, keep, killed))
 
     def messages(self, ready: Sequence[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
-            while self.pipe.poll():
-                kind, details = self.pipe.recv()
+            while self.process.pipe.poll():
+                kind, details = self.process.pipe.recv()
                 if kind in ("done", "failed"):
                     self.run = None
                 yield kind, details
@@ -160,122 +181,64 @@ class _Worker:
         if self.gone:
             self.process.join()
 
-    def stop(self) -> None:
-        # nothing is lost by killing: checkpoints and records are written whole
-        self.process.kill()
-        self.process.join()
+
+def _environment(threads: int) -> dict[str, str]:
+    """What a worker must find when it starts."""
+    return ALLOCATOR | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
-def _spawn(target: Callable[..., None], threads: int, *args: Any) -> tuple[BaseProcess, Connection]:
-    """Start `target(pipe, threads, *args)` in a process of its own, with our end of the pipe.
-
-    Ctrl-C reaches all processes of a terminal and is the parent's business: a worker starts with it blocked, so that it
-    cannot even interrupt the imports.
-    """
-    context = multiprocessing.get_context("spawn")
-    pipe, other = context.Pipe()
-    process = context.Process(target=target, args=(other, threads, *args), daemon=True)
-    resource_tracker.ensure_running()  # it would be started now otherwise, and lift the block
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        with _environment(threads):
-            process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    other.close()
-    return process, pipe
-
-
-def _epitaph(process: BaseProcess) -> str:
-    """How a worker ended that should not have."""
-    code = process.exitcode or 0
-    if code == UNGUARDED:
-        raise UserError(
-            "every worker process imports this script and would ask again: put the call of compare() below "
-            '`if __name__ == "__main__":`'
-        )
-    if name := _signal(process):
-        hint = "; the system may be out of memory" if name == "SIGKILL" else ""
-        return f"the worker process was killed by {name}{hint}"
-    return f"the worker process ended with exit status {code}"
-
-
-def _signal(process: BaseProcess) -> str | None:
-    """The name of the signal that ended a process."""
-    code = process.exitcode or 0
-    return signal.Signals(-code).name if code < 0 else None
-
-
-@contextmanager
-def _environment(threads: int) -> Iterator[None]:
-    """The environment that a process must have before it starts; ours is put back."""
-    settings = ALLOCATOR | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _settle(threads: int) -> None:
-    """What every worker does first: take its share of the cores, and end when the parent does."""
+def _with_threads(threads: int, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     torch.set_num_threads(threads)
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        wait([parent.sentinel])  # type: ignore[union-attr]
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    return function(*args)
 
 
-def _serve(pipe: Connection, threads: int, folder: str, question: dict[str, Any], images: str) -> None:
-    _settle(threads)
-    with suppress(EOFError, ConnectionError):  # the parent is gone
-        try:
-            _work(pipe, Path(folder), question, Path(images))
-        except DiskFull as error:
-            pipe.send(("full", {"reason": str(error)}))
+def serve(pipe: Connection, threads: int, folder: str, question: dict[str, Any], images: str) -> None:
+    """What a worker does: one run after another, as they are asked for, until its parent is gone."""
+    torch.set_num_threads(threads)
+    try:
+        while True:
+            _work(pipe, Path(folder), question, Path(images), *pipe.recv())
+    except DiskFull as error:
+        pipe.send(("full", {"reason": str(error)}))
 
 
-def _work(pipe: Connection, folder: Path, question: dict[str, Any], images: Path) -> None:
-    """One run after another, as they are asked for."""
+def _work(
+    pipe: Connection,
+    folder: Path,
+    question: dict[str, Any],
+    images: Path,
+    arm: str,
+    seed: int,
+    keep: bool,
+    killed: str | None,
+) -> None:
+    """One run, recorded."""
     from regard.comparison import training
 
-    while True:
-        arm, seed, keep, killed = pipe.recv()
-        checkpoint = training.checkpoint_path(folder, arm, seed)
-        layout = None
-        if killed in FAULTS:
-            layout = torch.contiguous_format
-            checkpoint.unlink(missing_ok=True)
-        try:
-            tell = lambda details: pipe.send(("progress", details))  # noqa: E731
-            record = training.train(question, arm, seed, folder, tell, keep, layout, images) | {"killed": killed}
-        except (BrokenPipeError, DiskFull):
-            raise
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if not isinstance(error, UserError | FloatingPointError):
-                reason = f"{type(error).__name__}: {reason}"
-            record = _failure(arm, seed, reason.encode(errors="replace").decode())
-        write_text(record_path(folder, arm, seed), json.dumps(record, indent=1))
-        if record["status"] == "done":
-            checkpoint.unlink(missing_ok=True)
-        pipe.send((record["status"], record))
-
-
-def _call(pipe: Connection, threads: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    _settle(threads)
+    checkpoint = training.checkpoint_path(folder, arm, seed)
+    layout = None
+    if killed in FAULTS:
+        layout = torch.contiguous_format
+        checkpoint.unlink(missing_ok=True)
     try:
-        pipe.send((function(*args), None))
+        tell = lambda details: pipe.send(("progress", details))  # noqa: E731
+        record = training.train(question, arm, seed, folder, tell, keep, layout, images) | {"killed": killed}
+    except (BrokenPipeError, DiskFull):
+        raise
     except Exception as error:
-        pipe.send((None, error))
+        record = _failure(arm, seed, _reason(error))
+    write_text(record_path(folder, arm, seed), json.dumps(record, indent=1))
+    if record["status"] == "done":
+        checkpoint.unlink(missing_ok=True)
+    pipe.send((record["status"], record))
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if not isinstance(error, UserError | FloatingPointError):
+        reason = f"{type(error).__name__}: {reason}"
+    return reason.encode(errors="replace").decode()
 
 
 def _failure(arm: str, seed: int, reason: str) -> dict[str, Any]:

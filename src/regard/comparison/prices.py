@@ -12,7 +12,9 @@ from regard.comparison import hosts
 from regard.comparison.arms import PARAMETERS, PLAIN, WIDER
 from regard.comparison.training import build, on_device
 from regard.costs import costing
+from regard.costs.counts import parameters
 from regard.costs.timing import noisy
+from regard.costs.width import widen
 from regard.insertion.attachment import attached
 
 WIDEST = 16.0  # times the width of the host
@@ -47,17 +49,17 @@ def widening(question: dict[str, Any], arms: list[str]) -> float:
     def build_wider(factor: float) -> nn.Module:
         return _model(question | {"widening": factor}, WIDER)
 
-    factor, _ = costing.widen(build_wider, models[dearest], example, budget=SECONDS / 2, train=True)
+    factor, _ = widen(build_wider, models[dearest], example, budget=SECONDS / 2, train=True)
     return factor
 
 
 def widening_parameters(question: dict[str, Any], arms: list[str]) -> float:
     """How much wider the plain host is when it has at least as many parameters as the arm that has most: the least such
     width. It depends on no timing."""
-    goal = max(costing.parameters(build(question, arm, seed=0)) for arm in arms)
+    goal = max(parameters(build(question, arm, seed=0)) for arm in arms)
 
     def count(factor: float) -> int:
-        return costing.parameters(build(question | {"widening_parameters": factor}, PARAMETERS, seed=0))
+        return parameters(build(question | {"widening_parameters": factor}, PARAMETERS, seed=0))
 
     low, high = 1.0, 1.0
     while count(high) < goal and high < WIDEST:

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from regard.base.errors import UserError, near
 from regard.base.files import slug, write_text
+from regard.base.process import refuse_nesting
 from regard.comparison import data as images_of
 from regard.comparison import grid, hosts, learning, linear, prices, report, training, trials
 from regard.comparison.arms import CONSTANT, HOSTS, PARAMETERS, PLAIN, WIDER, controls, refuse_names, twin, twinned
@@ -136,7 +137,7 @@ def compare(
         >>> comparison = regard.compare(["se", "cbam"], data="photos/", seeds=8)  # doctest: +SKIP
         >>> print(comparison)  # doctest: +SKIP
     """
-    grid.refuse_nesting()
+    refuse_nesting()
     chosen_controls = controls(control)
     asked = _arms(arms, chosen_controls)
     chosen = _seeds(seeds, looks, pairing)

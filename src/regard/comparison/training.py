@@ -21,6 +21,7 @@ from torch.nn import functional as F
 import regard
 from regard.base.errors import UserError, brief
 from regard.base.files import slug, whole
+from regard.base.machine import processor
 from regard.base.schema import fault
 from regard.comparison import answers, data, gates, hosts
 from regard.comparison.answers import Answers
@@ -270,7 +271,7 @@ def environment() -> dict[str, Any]:
         "timm": version("timm"),
         "python": platform.python_version(),
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
@@ -385,14 +386,6 @@ def _fits(state: dict[str, Any], model: nn.Module, optimiser: Optimiser, epochs:
 
 def _kind(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.shape, tensor.dtype, tensor.layout
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def check_trainable(question: dict[str, Any], arm: str) -> None:

@@ -1,4 +1,4 @@
-"""The ops that carry the mechanisms. Each has a plain implementation that is the law; see `dispatch`."""
+"""The ops that carry the mechanisms. Each has a reference implementation in plain torch; see `dispatch`."""
 
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from regard.base.errors import UserError
 from regard.layers.conv import Pointwise
 from regard.layers.tap import Constant, Tap, hooked
-from regard.ops.agreeing import reference as _agreeing
-from regard.ops.attending import reference as _attending
-from regard.ops.convolving import reference as _convolving
-from regard.ops.crossing import reference as _crossing
+from regard.ops.agree import reference as agree_reference
+from regard.ops.attend import reference as attend_reference
+from regard.ops.convolve import reference as convolve_reference
+from regard.ops.cross import reference as cross_reference
 from regard.ops.dispatch import Op, use_impl
-from regard.ops.exciting import reference as _exciting
-from regard.ops.gating import reference as _gating
-from regard.ops.recalibrating import reference as _recalibrating
-from regard.ops.selfgating import reference as _selfgating
-from regard.ops.squeezing import reference as _squeezing
+from regard.ops.excite import reference as excite_reference
+from regard.ops.gate import reference as gate_reference
+from regard.ops.recalibrate import reference as recalibrate_reference
+from regard.ops.selfgate import reference as selfgate_reference
+from regard.ops.squeeze import reference as squeeze_reference
 
 __all__ = [
     "Joint",
@@ -36,15 +36,18 @@ __all__ = [
 
 PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GroupNorm, Pointwise)  # layers whose weights ops may read
 
-agreeing = Op("regard.ops.agreeing", _agreeing.run)
-attending = Op("regard.ops.attending", _attending.run)
-convolving = Op("regard.ops.convolving", _convolving.run)
-crossing = Op("regard.ops.crossing", _crossing.run)
-exciting = Op("regard.ops.exciting", _exciting.run)
-recalibrating = Op("regard.ops.recalibrating", _recalibrating.run)
-selfgating = Op("regard.ops.selfgating", _selfgating.run)
-squeezing = Op("regard.ops.squeezing", _squeezing.run)
-gating = Op("regard.ops.gating", _gating.run)
+_agree = Op("regard.ops.agree", agree_reference.run)
+_attend = Op("regard.ops.attend", attend_reference.run)
+_convolve = Op("regard.ops.convolve", convolve_reference.run)
+_cross = Op("regard.ops.cross", cross_reference.run)
+_excite = Op("regard.ops.excite", excite_reference.run)
+_recalibrate = Op("regard.ops.recalibrate", recalibrate_reference.run)
+_selfgate = Op("regard.ops.selfgate", selfgate_reference.run)
+_squeeze = Op("regard.ops.squeeze", squeeze_reference.run)
+_gate = Op("regard.ops.gate", gate_reference.run)
+
+OPS = {op.name: op for op in (_agree, _attend, _convolve, _cross, _excite, _gate, _recalibrate, _selfgate, _squeeze)}
+"""Every op by the name of its public function, which is also that of its folder."""
 
 
 def squeeze(
@@ -75,7 +78,7 @@ def squeeze(
         kinds: any of ``"avg"``, ``"sum"``, ``"max"``, ``"var"``, ``"lp"``, ``"lse"``.
         gates: tensors that broadcast to the map, which is squeezed as if it had been multiplied by them.
     """
-    return x, *squeezing(x, dims, tuple(kinds), tuple(gates))[1:]
+    return x, *_squeeze(x, dims, tuple(kinds), tuple(gates))[1:]
 
 
 def gate(x: Tensor, *gates: Tensor, mean: bool = False, shift: Tensor | None = None) -> Tensor:
@@ -98,7 +101,7 @@ def gate(x: Tensor, *gates: Tensor, mean: bool = False, shift: Tensor | None = N
         mean: whether the map is weighed by the mean of its gates instead of their product.
         shift: a tensor that broadcasts to the map and is added to it at the end.
     """
-    return gating(x, gates, mean, shift)
+    return _gate(x, gates, mean, shift)
 
 
 class Joint:
@@ -127,12 +130,12 @@ class Joint:
         self, *dims: tuple[int, ...], kinds: Sequence[str] = ("avg",), gates: Sequence[Tensor] = ()
     ) -> tuple[Tensor, ...]:
         """The results of `squeeze`, without the map."""
-        self._x, *results = squeezing(self._x, dims, tuple(kinds), tuple(gates))
+        self._x, *results = _squeeze(self._x, dims, tuple(kinds), tuple(gates))
         return tuple(results)
 
     def gate(self, *gates: Tensor, mean: bool = False, shift: Tensor | None = None) -> Tensor:
         """The result of `gate`."""
-        return gating(self._x, gates, mean, shift)
+        return _gate(self._x, gates, mean, shift)
 
 
 def plain(layer: nn.Module) -> bool:
@@ -175,10 +178,10 @@ def recalibrate(
         raise UserError("recalibrate: give down and up, or conv")
     if x.is_cpu and not tap.watched and all(layer is None or plain(layer) for layer in (down, up, conv)):
         if conv is not None:
-            return recalibrating(x, conv.weight, None, None, None, None, *tap.applied)
+            return _recalibrate(x, conv.weight, None, None, None, None, *tap.applied)
         assert down is not None
         assert up is not None
-        return recalibrating(x, None, down.weight, down.bias, up.weight, up.bias, *tap.applied)
+        return _recalibrate(x, None, down.weight, down.bias, up.weight, up.bias, *tap.applied)
     joint = Joint(x)
     (s,) = joint.squeeze(tuple(range(2, x.dim())))
     if conv is not None:
@@ -227,7 +230,7 @@ def selfgate(
         shuffle: whether the two halves of the channels take turns in y: 0, C/2, 1, C/2 + 1, ...
     """
     watch = tap if tap.watched else None
-    return selfgating(x, slope, level, bias, *tap.applied, energy, epsilon, shuffle, watch)
+    return _selfgate(x, slope, level, bias, *tap.applied, energy, epsilon, shuffle, watch)
 
 
 def excite(*squeezed: Tensor, down: nn.Linear, up: nn.Linear) -> Tensor:
@@ -248,7 +251,7 @@ def excite(*squeezed: Tensor, down: nn.Linear, up: nn.Linear) -> Tensor:
         down, up: the layers.
     """
     if plain(down) and plain(up):
-        return exciting(squeezed, down.weight, down.bias, up.weight, up.bias)
+        return _excite(squeezed, down.weight, down.bias, up.weight, up.bias)
     if len(squeezed) == 1:
         return torch.sigmoid(up(torch.relu(down(squeezed[0]))))
     return torch.sigmoid(up(torch.relu(down(torch.stack(squeezed, dim=1)))).sum(1))
@@ -275,7 +278,7 @@ def agree(x: Tensor, weight: Tensor, bias: Tensor, tap: Tap, *, unbiased: bool =
         unbiased: whether the variance divides by one less than the pixels, where there are two.
         epsilon: added to the standard deviation.
     """
-    return agreeing(x, weight, bias, *tap.applied, unbiased, epsilon, tap if tap.watched else None)
+    return _agree(x, weight, bias, *tap.applied, unbiased, epsilon, tap if tap.watched else None)
 
 
 def attend(
@@ -312,7 +315,7 @@ def attend(
         with torch.no_grad():
             watch(_views(query, key, scale, bias, watch.queries))
         watch = None
-    return attending(query, key, value, scale, bias, watch)
+    return _attend(query, key, value, scale, bias, watch)
 
 
 def _views(
@@ -349,7 +352,7 @@ def cross(query: Tensor, key: Tensor, value: Tensor, *, watch: Callable[[Tensor]
         query, key, value: maps.
         watch: sees the weights, and what it returns is applied: a `Tap` that is watched.
     """
-    return crossing(query, key, value, watch)
+    return _cross(query, key, value, watch)
 
 
 def convolve(x: Tensor, conv: nn.Module) -> Tensor:
@@ -372,4 +375,4 @@ def convolve(x: Tensor, conv: nn.Module) -> Tensor:
         x: the maps.
         conv: `nn.Conv1d`, `nn.Conv2d` or `nn.Conv3d` with these weights, no bias, and a padding that keeps the sides.
     """
-    return convolving(x, cast(Tensor, conv.weight)) if plain(conv) else cast(Tensor, conv(x))
+    return _convolve(x, cast(Tensor, conv.weight)) if plain(conv) else cast(Tensor, conv(x))

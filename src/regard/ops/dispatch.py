@@ -1,8 +1,8 @@
 """Which implementation of an op runs: the whole choice, in one sitting.
 
-An op is a folder: ``reference.py`` is the law; ``cpu.py`` and ``triton.py`` may stand beside it, each with
-``why_not(*args) -> str | None`` (a reason, or None when it can run) and ``run(*args)``. A missing file is a missing
-implementation.
+An op is a folder: ``reference.py`` is plain torch, to which the others are held; ``cpu.py`` and ``triton.py`` may stand
+beside it, each with ``why_not(*args) -> str | None`` (a reason, or None when it can run) and ``run(*args)``. A missing
+file is a missing implementation.
 
 ``auto`` takes the first fast implementation without a reason against it, else the reference. An implementation asked
 for by name runs, or raises with its reason; it never falls back in silence.
@@ -130,7 +130,7 @@ class Op:
     """One op and its implementations.
 
     Args:
-        package: the op's folder, e.g. ``"regard.ops.gating"``.
+        package: the op's folder, e.g. ``"regard.ops.gate"``.
         reference: its plain implementation, imported statically (a lazy import inside a call breaks tracing).
     """
 

@@ -15,8 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import diagram
 from regard import Info, info, names
 from regard.base.files import write_text
-from regard.layers.tap import Blend
-from regard.registry.registration import SLOTS, example_inputs, spell
+from regard.layers.tap import Blend, taps
+from regard.registry.info import SLOTS
+from regard.registry.signatures import example_inputs
+from regard.registry.spelling import spell
 
 WIDTHS = (64, 256, 1024)
 AT = 64  # channels at which the start is looked at
@@ -209,7 +211,7 @@ def _multiplier(known: Info) -> str:
                 "What it multiplies a map with at the start: 1, exactly, in every way to start: a fresh module is the "
                 "identity."
             )
-    if any(isinstance(part, Blend) or getattr(part, "kind", None) == "frame" for part in module.modules()):
+    if any(isinstance(part, Blend) for part in module.modules()) or all(tap.rest is None for _, tap in taps(module)):
         return (
             'It moves or replaces what a map holds, so there is no multiplier. `start="identity"` blends: the map '
             "itself at first, exactly."

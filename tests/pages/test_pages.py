@@ -50,10 +50,10 @@ def test_examples_run(module):
     # a registered example stays registered: the registry is put back
     from regard.registry import registration as registry
 
-    before = dict(registry._registry)
+    before = dict(registry.registered)
     try:
         result = doctest.testmod(importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE)
     finally:
-        registry._registry.clear()
-        registry._registry.update(before)
+        registry.registered.clear()
+        registry.registered.update(before)
     assert result.failed == 0

@@ -40,21 +40,6 @@ DYNAMIC = (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),)
 
 NO_GPU, LATER = "no GPU here", "not asked yet"
 
-# what cannot work, and whose it is; anything else that fails is a defect
-BLOCKS = (
-    "torch settles what has a size of one when it exports, and here the maps of the later stages are one block (8 "
-    "pixels a side). With a dynamic batch alone it exports; with dynamic sides too, where the images are so large that "
-    "every map has more than one block on each side"
-)
-EXPLAINED = {
-    ("local", "export"): BLOCKS,
-    ("local", "onnx"): BLOCKS,
-    ("csam", "channels_last"): (
-        "torch converts all weights of four or five axes alike, and refuses the five of this 3-D kernel. Convert the "
-        "network before attaching: then the layout is kept"
-    ),
-}
-
 
 def leaving() -> list[str]:
     """The mechanisms that can be attached."""
@@ -276,7 +261,7 @@ def cell(name: str, column: str, answer: float | str, notes: dict[str, int]) -> 
         return f"yes, {answer:.0e}" if answer else "yes"
     if answer in (NO_GPU, LATER):
         return answer
-    note = f"{name}: {EXPLAINED.get((name, column), answer)}."
+    note = f"{name}: {regard.info(name).cannot_export.get(column, answer)}."
     return f"no [{notes.setdefault(note, len(notes) + 1)}]"
 
 

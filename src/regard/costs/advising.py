@@ -31,7 +31,9 @@ from regard.layers.tap import taps
 from regard.networks.hookable import refuse_unhookable
 from regard.networks.replica import borrowed, call, shadow
 from regard.pictures import outline
-from regard.registry.registration import check_options, info, names, parse, spell
+from regard.registry.building import check_options
+from regard.registry.registration import info, names
+from regard.registry.spelling import parse, spell
 
 WIDTH = 100  # columns of the table
 LEAVING = re.compile("export|onnx|compile", re.IGNORECASE)  # promises that matter to who leaves Python

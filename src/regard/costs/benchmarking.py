@@ -35,7 +35,8 @@ from regard.costs.peers import PEERS, missing
 from regard.costs.speed import GATES, OWN, SCHEMA, TRAFFIC, Speed, said
 from regard.costs.timing import ALLOCATOR, interleave, ratio
 from regard.ops.dispatch import NAMES
-from regard.registry.registration import check_options, parse
+from regard.registry.building import check_options
+from regard.registry.spelling import parse
 
 SHAPES = ((8, 256, 56, 56), (16, 512, 14, 14), (32, 64, 112, 112))
 PASSES = ("inference", "training")

@@ -16,7 +16,8 @@ from regard import ops
 from regard.costs import implementations
 from regard.costs.peers import PEERS
 from regard.ops.dispatch import Op
-from regard.registry.registration import parse, shapes
+from regard.registry.signatures import shapes
+from regard.registry.spelling import parse
 
 AXES = ("batch", "channels", "side")
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from regard.base.files import whole, write_text
 from regard.base.tables import aligned
 from regard.costs.timing import noisy
+from regard.registry.cards import cards
 
 SCHEMA = {"name": "regard.bench", "version": 1}
 TRAFFIC = {"inference": 3, "training": 7}  # reads and writes of the map in the floor
@@ -26,7 +27,6 @@ GOALS = {
     ("small", "inference"): 1.5,
     ("small", "training"): 2.2,
 }
-TRIPLET = {("large", "inference"): 2.0, ("large", "training"): 2.5}
 CUDA = 1.3
 MAPS = 1.1  # kept for the backward pass
 LEGEND = """\
@@ -114,7 +114,7 @@ def goal(record: Record) -> float | None:
         return None
     if record["device"] != "cpu":
         return CUDA
-    return (TRIPLET if name == "triplet" else GOALS).get((size, record["pass"]))
+    return (cards()[name].goals or GOALS).get((size, record["pass"]))
 
 
 def best(records: Iterable[Record], *, compiled: bool) -> Record | None:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from regard import ops
 from regard.base.errors import UserError
 from regard.layers.tap import Tap
-from regard.registry.registration import Translation, register
+from regard.registry.info import Translation
+from regard.registry.registration import register
 
 AUTHORS = 64
 LEAST = 4  # channels of a group in the narrowest layer that the authors have it in
@@ -37,6 +38,7 @@ def _translate(tensors: Mapping[str, Tensor], channels: int | None, *, groups: i
     place="branches",
     parameters=lambda channels, *, groups, **_: 2 * _groups(channels, groups),
     official={"sge": _translate},
+    letters=lambda sge: {"G": sge.groups},
 )
 class SGE(nn.Module):
     """Weigh the pixels of each group of channels by how well they agree with the group's average.

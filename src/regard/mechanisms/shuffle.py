@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from regard import ops
 from regard.base.errors import UserError
 from regard.layers.tap import Blend, Tap
-from regard.registry.registration import Translation, register
+from regard.registry.info import Translation
+from regard.registry.registration import register
 
 AUTHORS = 64
 LEAST = 4  # channels of a group in the narrowest layer that the authors have it in
@@ -42,6 +43,7 @@ def _translate(
     place="branches",
     parameters=lambda channels, *, groups: 3 * channels // _groups(channels, groups),
     official={"shuffle_attention": _translate},
+    letters=lambda shuffle: {"G": shuffle.groups},
 )
 class Shuffle(nn.Module):
     """Weigh one half of each group's channels by its average, the other half pixel by pixel, and shuffle the channels.

@@ -98,6 +98,22 @@ Made by `make docs` from the docstrings; `regard info NAME` prints the same card
 """
 
 
+CATEGORIES = {"channel": ' ("what")', "spatial": ' ("where")', "channel and spatial": "", "temporal": ' ("when")'}
+CATEGORIES |= {"spatial and temporal": "", "branch": ' ("which")', "layer": ""}
+LIST = re.compile(r"(?<=<!-- made by `make docs` -->\n).*(?=\n<!-- until here -->)", re.DOTALL)
+
+
+def listed(readme: str) -> str:
+    """The README with its list of the mechanisms written anew, between two comments."""
+    by_category: dict[str, list[str]] = {category: [] for category in CATEGORIES}
+    for known in map(info, names()):
+        link = f"[`{known.name}`](docs/mechanisms/{known.name}.md)" + "\\*" * (known.place is None)
+        by_category.setdefault(known.category, []).append(link)
+    rows = (f"| {each}{CATEGORIES.get(each, '')} | {' '.join(links)} |" for each, links in by_category.items())
+    table = "\n".join(["| category | mechanisms |", "|---|---|", *rows])
+    return LIST.sub(lambda _: table, readme)
+
+
 # ResNet-50: the width at the end of each block, and after each stage but the last; its own parameters
 BRANCHES, STAGES, RESNET50 = [256] * 3 + [512] * 4 + [1024] * 6 + [2048] * 3, [256, 512, 1024], 25_557_032
 # What can be checked without training: mechanism, options, widths, what is published and where.
@@ -160,11 +176,14 @@ def title(known: Info) -> str:
 
 
 def write(folder: Path) -> list[Path]:
-    """Write every page and its diagram below ``folder/mechanisms``."""
+    """Write every page and its diagram below ``folder/mechanisms``, and the list in the README beside the folder."""
     there = folder / "mechanisms"
     files = {f"{name}.md": page(info(name)) for name in names()} | {"README.md": index()}
     files |= {f"{name}.svg": diagram.draw(flow(name), title(info(name))) for name in names()}
     made = [write_text(there / name, text) for name, text in files.items()]
+    readme = folder.parent / "README.md"
+    if readme.exists():
+        made.append(write_text(readme, listed(readme.read_text())))
     return [*made, write_text(folder / "numbers.md", numbers())]
 
 

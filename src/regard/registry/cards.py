@@ -16,7 +16,7 @@ from regard.registry.registration import among, register
 from regard.registry.spelling import parse
 
 FOLDER = Path(__file__).parents[1] / "mechanisms"
-NEEDED = ("regard.registry.registration", "regard.registry.info", "regard.base.errors")
+NEEDED = ("regard.registry.registration", "regard.registry.info", "regard.base.errors", "regard.layers.groups")
 
 
 class _Absent(type):

@@ -2,19 +2,9 @@
 
 import torch
 
-from regard import ops
+from regard.costs.implementations import known
 
-OPS = {
-    "agree": ops.agreeing,
-    "squeeze": ops.squeezing,
-    "excite": ops.exciting,
-    "gate": ops.gating,
-    "attend": ops.attending,
-    "convolve": ops.convolving,
-    "cross": ops.crossing,
-    "recalibrate": ops.recalibrating,
-    "selfgate": ops.selfgating,
-}
+OPS = known()
 
 
 def every_tensor(args, change):

@@ -15,10 +15,10 @@ NAME ?=
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -r pyproject.toml --extra compare --extra app --extra dev
 	@touch $@
 
-# the package itself (as of when the build began), and the kernels in C++ again when they have changed
-.venv/built: .venv/ready setup.py src/regard/ops/kernels/interface.py $(wildcard src/regard/ops/kernels/*.cpp src/regard/ops/kernels/*.h)
+# the package itself (as of when the build began) and its images, and the kernels in C++ again when they have changed
+.venv/built: .venv/ready setup.py images/pyproject.toml src/regard/ops/kernels/interface.py $(wildcard src/regard/ops/kernels/*.cpp src/regard/ops/kernels/*.h)
 	@touch .venv/building
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e . -e ./images
 	@mv .venv/building $@
 
 demo: .venv/built
@@ -130,4 +130,4 @@ stamps: .venv/built
 	$(BIN)/python benchmarks/stamps.py
 
 clean:
-	rm -rf .venv runs build dist
+	rm -rf .venv runs build images/build dist

@@ -43,9 +43,12 @@ def page(known: Info) -> str:
 
 ## Data flow
 
-![{title(known)}: {flow(known.name)}]({known.name}.svg)
+```mermaid
+{diagram.draw(flow(known.name), f"Data flow of {known.name}")}
+```
 
-Drawn from a forward pass of maps of {SIDES[0]} x {SIDES[1]} with the options' defaults.
+Blue: learnt weights. Yellow: a map that can be recorded. Drawn from a forward pass of maps of {SIDES[0]} x {SIDES[1]}
+with the options' defaults.
 
 ## Options
 
@@ -171,15 +174,10 @@ def flow(name: str) -> diagram.Flow:
     return diagram.trace(known.factory(channels), inputs, letters)
 
 
-def title(known: Info) -> str:
-    return f"Data flow of {known.name}"
-
-
 def write(folder: Path) -> list[Path]:
-    """Write every page and its diagram below ``folder/mechanisms``, and the list in the README beside the folder."""
+    """Write every page below ``folder/mechanisms``, the numbers, and the list in the README beside the folder."""
     there = folder / "mechanisms"
     files = {f"{name}.md": page(info(name)) for name in names()} | {"README.md": index()}
-    files |= {f"{name}.svg": diagram.draw(flow(name), title(info(name))) for name in names()}
     made = [write_text(there / name, text) for name, text in files.items()]
     readme = folder.parent / "README.md"
     if readme.exists():

@@ -18,7 +18,8 @@ import pytest
 
 import regard
 import tiny
-from regard.base.errors import install
+from regard.base.errors import install, install_images
+from regard.base.files import write_text
 from regard.cli import main as cli
 from regard.cli import progress as ticker
 from regard.cli.program import COMMANDS, examples, program
@@ -493,6 +494,20 @@ main()
         rf"regard: (this command|the command line) needs the package '{missing}.*': {re.escape(install('compare'))}\n"
     )
     assert re.fullmatch(sentence, ran.stderr)
+
+
+@pytest.mark.parametrize("decoded", [True, False])
+def test_missing_images_are_refused_early_where_they_are_not_decoded_yet(decoded, capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "regard_images", None)
+    if decoded:
+        write_text(tmp_path / "run/data/meta.json", "nothing that can be read")
+    status, out, err = call(capsys, "compare", "se", "--data", "cluttered", "--out", str(tmp_path / "run"))
+    assert (status, out) == (2, "")
+    if decoded:
+        assert "meta.json" in err
+    else:
+        assert err.endswith(f"regard-images, which is not installed: {install_images()}\n")
+        assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("words", "unbuffered"), [("list", ""), ("list", "1"), ("--help", "")])

@@ -3,7 +3,9 @@
 import json
 import os
 import random
+import re
 import struct
+import sys
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,7 @@ import torch
 from PIL import Image, ImageOps
 
 import tiny
-from regard.base.errors import UserError
+from regard.base.errors import UserError, install_images
 from regard.comparison import data, folders
 
 
@@ -118,6 +120,28 @@ def test_the_embedded_images_never_change(fashion, cluttered):
     for fingerprint, images in first.items():  # of the first 2,000 test images, which were all once
         old = [getattr(images, what)[:12_000] for what in ("pixels", "labels", "parts")]
         assert data._fingerprint(images.classes, *old) == fingerprint
+
+
+@pytest.fixture
+def without_images(monkeypatch):
+    monkeypatch.setitem(sys.modules, "regard_images", None)
+
+
+@pytest.mark.parametrize("name", ["fashion", "cluttered"])
+def test_images_that_are_not_installed_are_named_with_what_to_install(name, out, without_images):
+    with pytest.raises(UserError, match=re.escape(f"regard-images, which is not installed: {install_images()}") + "$"):
+        data.prepare(name, out)
+
+
+def test_images_that_are_decoded_need_no_package(out, without_images, monkeypatch):
+    with monkeypatch.context() as installed:
+        installed.delitem(sys.modules, "regard_images")
+        before = data.prepare("fashion", out)
+    again = data.prepare("fashion", out)
+    assert again.fingerprint == before.fingerprint
+    with pytest.raises(UserError, match="regard-images"):
+        data.prepare("fashion", out, size=32)
+    assert data.load(out).fingerprint == before.fingerprint, "refused, and yet the old images are gone"
 
 
 def test_embedded_images_can_be_resized(fashion, out):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import regard
-from regard.base.errors import install
+from regard.base.errors import install, install_images
 
 HEAVY = {"timm", "torchvision", "matplotlib", "scipy", "PIL", "jinja2", "rich", "cyclopts", "filelock", "triton"}
 HEAVY |= {"gradio"}
@@ -99,6 +99,20 @@ def test_an_extra_comes_from_where_the_package_came_from(origin, command, monkey
 
     monkeypatch.setattr("importlib.metadata.distribution", lambda name: Distribution())
     assert install("app") == command
+
+
+@pytest.mark.parametrize("clone", [True, False])
+def test_the_images_come_from_the_clone_that_the_package_came_from(clone, monkeypatch, tmp_path):
+    class Distribution:
+        def read_text(self, name):
+            return json.dumps({"url": tmp_path.as_uri(), "dir_info": {}})
+
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: Distribution())
+    if clone:
+        (tmp_path / "images").mkdir()
+        (tmp_path / "images/pyproject.toml").touch()
+    command = f"pip install '{tmp_path}/images'" if clone else "pip install ./images, in a clone of regard"
+    assert install_images() == command
 
 
 def test_a_fault_of_our_own_is_not_called_a_missing_package(monkeypatch):

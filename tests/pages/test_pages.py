@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import diagram
 import pages
 import regard
 from regard.layers.tap import taps
@@ -48,7 +49,7 @@ def test_a_page_shows_the_data_flow_from_every_input_to_every_output(name):
     shown = {str(node) for node in flow.nodes if node.kind == "tap"}
     shown |= {words.removeprefix("map ") for node in flow.nodes for _, words in node.rows if words.startswith("map ")}
     assert shown == {tap for tap, _ in taps(known.factory(16))}
-    assert f"![Data flow of {name}: {flow}]({name}.svg)" in pages.page(known)
+    assert f"```mermaid\n{diagram.draw(flow, f'Data flow of {name}')}\n```" in pages.page(known)
 
 
 @pytest.mark.parametrize("module", MODULES)

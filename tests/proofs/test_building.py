@@ -72,11 +72,15 @@ def install(wheel, folder):
     """An environment of its own, which borrows torch and the rest: its folder of programs, where no compiler is."""
     run(UV, "venv", "--quiet", "--python", sys.executable, folder)
     python = folder / "bin/python"
-    run(UV, "pip", "install", "--quiet", "--python", python, "--no-deps", "--no-index", wheel)
+    add(wheel, python)
     own = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     borrowed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (own / "borrowed.pth").write_text("".join(f"{path}\n" for path in borrowed))  # whose own .pth files are not read
     return folder / "bin"
+
+
+def add(wheel, python):
+    run(UV, "pip", "install", "--quiet", "--python", python, "--no-deps", "--no-index", wheel)
 
 
 def environment(programs, **more):
@@ -134,6 +138,29 @@ def test_a_failed_compile_is_said_and_the_reference_runs(clone, tmp_path):
     assert "C++ kernels: none runs here; usable: none" in shown
     assert f"level {library.levels()[0]} were not built" in shown
     assert run(programs / "python", "-c", GATED, env=environment(programs)).split() == ["None"]
+
+
+def test_the_images_are_a_package_of_their_own(clone, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-compiler")  # the kernels, which differ by platform, are left out
+    for source in (clone, clone / "images"):
+        run(UV, "build", "--wheel", "--python", sys.executable, "--out-dir", tmp_path, source)
+    (wheel,), (images,) = tmp_path.glob("regard-*.whl"), tmp_path.glob("regard_images-*.whl")
+    assert wheel.stat().st_size < 1_000_000
+    with zipfile.ZipFile(images) as held:
+        inside = {Path(name).name for name in held.namelist() if name.startswith("regard_images/")}
+    assert inside == {"__init__.py", "py.typed", "fashion.xz", "fashion.LICENSE"}
+    programs = install(wheel, tmp_path / "own")
+    compare = [programs / "regard", "compare", "none", "--seeds", "1", "--epochs", "1", "--out", tmp_path / "run"]
+    own = environment(programs, HOME=str(tmp_path))
+    refused = subprocess.run(compare, env=own, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr.endswith("is not installed: pip install ./images, in a clone of regard\n")
+    add(images, programs / "python")
+    path = run(programs / "python", "-c", "import regard_images; print(regard_images.fashion())", env=own).strip()
+    assert Path(path).is_relative_to(tmp_path / "own")
+    assert Path(path).read_bytes() == (clone / "images/src/regard_images/fashion.xz").read_bytes()
+    prepare = "import sys; from regard.comparison import data; print(len(data.prepare('fashion', sys.argv[1]).labels))"
+    assert run(programs / "python", "-c", prepare, tmp_path / "data", env=own).split() == ["20000"]
 
 
 CROSS = {  # the compiler of a Linux, and the one of a Mac, without the threads that macOS brings no library for

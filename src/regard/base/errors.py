@@ -1,5 +1,7 @@
 """The one exception for a caller's mistake."""
 
+from typing import Any
+
 
 class UserError(ValueError):
     """What is wrong, where, and what to do about it, in one sentence.
@@ -55,20 +57,42 @@ def near(word: str, known: "list[str] | tuple[str, ...]", count: int = 3) -> str
 
 def install(extra: str) -> str:
     """The command that adds an extra to this installation, from where it came."""
-    import json
-    from importlib.metadata import PackageNotFoundError, distribution
-    from urllib.parse import urlparse
-    from urllib.request import url2pathname
-
-    try:
-        origin = json.loads(distribution("regard").read_text("direct_url.json") or "{}")
-    except PackageNotFoundError:
-        origin = {}
-    if "dir_info" not in origin:  # from an index, or a file
+    origin = _origin()
+    folder = _folder(origin)
+    if folder is None:  # from an index, or a file
         source = f" @ {origin['url']}" if "url" in origin else ""
         return f"pip install 'regard[{extra}]{source}'"
     editable = "-e " if origin["dir_info"].get("editable") else ""
-    return f"pip install {editable}'{url2pathname(urlparse(origin['url']).path)}[{extra}]'"
+    return f"pip install {editable}'{folder}[{extra}]'"
+
+
+def install_images() -> str:
+    """The command that installs regard-images, which lies in the repository that this regard came from."""
+    from pathlib import Path
+
+    clone = _folder(_origin()) or Path(__file__).parents[3]
+    if Path(clone, "images", "pyproject.toml").exists():
+        return f"pip install '{Path(clone, 'images')}'"
+    return "pip install ./images, in a clone of regard"
+
+
+def _origin() -> dict[str, Any]:
+    """Where this installation came from, as its installer noted it (PEP 610)."""
+    import json
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        noted: dict[str, Any] = json.loads(distribution("regard").read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        noted = {}
+    return noted
+
+
+def _folder(origin: dict[str, Any]) -> str | None:
+    from urllib.parse import urlparse
+    from urllib.request import url2pathname
+
+    return url2pathname(urlparse(origin["url"]).path) if "dir_info" in origin else None
 
 
 def brief(error: Exception) -> str:

@@ -53,7 +53,8 @@ def compare(
     arms
         Variants to compare: mechanisms, with options where wanted: se, "cbam[squeeze=max,arrangement=parallel]".
     data
-        fashion or cluttered (inside the package), or a folder of class folders, with or without train/ and val/.
+        fashion or cluttered (of the package regard-images), or a folder of class folders, with or without train/ and
+        val/.
     model
         small_resnet or any network of timm, with options where wanted: "resnet18[zero_init_last=false]";
         torchvision/NAME; or file.py:function, which is told the numbers of classes and channels where it takes

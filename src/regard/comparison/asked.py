@@ -12,6 +12,7 @@ from typing import Any, Literal
 from regard.base.errors import UserError
 from regard.base.files import regular
 from regard.comparison.arms import HOSTS, controls, refuse_names
+from regard.comparison.embedded import packaged
 from regard.comparison.folders import SIZES, existing
 from regard.comparison.folders import text as as_text
 from regard.comparison.results import read_question
@@ -113,6 +114,8 @@ def refuse_early(
             card(arm)
     if words["data"] not in SIZES:
         existing(words["data"], tuple(SIZES))
+    elif folder is None or not Path(folder, "data", "meta.json").exists():  # else they are decoded already
+        packaged()
     asked = question(**words)
     if folder is not None:
         refuse_other(Path(folder), {key: value for key, value in asked.items() if value is not None})

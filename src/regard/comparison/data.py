@@ -22,6 +22,7 @@ from PIL import Image
 from regard.base.errors import UserError
 from regard.base.files import opened, whole, write_text
 from regard.base.schema import read
+from regard.comparison.embedded import packaged
 from regard.comparison.folders import (
     SIZES,
     TEST,
@@ -126,8 +127,8 @@ def prepare(
         progress: called with (done, total) after each decoded file.
 
     Raises:
-        UserError: when there is no such source, when its classes do not make a fair split, or when files cannot be
-            read and `skip_broken` is not set.
+        UserError: when there is no such source or its package is not installed, when its classes do not make a fair
+            split, or when files cannot be read and `skip_broken` is not set.
     """
     folder = Path(folder)
     if size is not None and size < 8:
@@ -155,6 +156,8 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         if _key(folder) != key:
+            if source in SIZES:
+                packaged()  # or refused, while the old images are still there
             # without meta.json the folder counts as empty, so being killed from here on only costs the work;
             # what an earlier killed process had half written goes too
             for stale in (folder / "meta.json", folder / "masks.npy", *folder.glob(".*.npy.*")):
@@ -298,7 +301,7 @@ def _cut(index: np.ndarray, labels: np.ndarray, share: float, seed: int, what: s
 
 def _write_embedded(folder: Path, key: dict[str, Any]) -> None:
     count, side = FASHION_TRAINING + FASHION_TEST, SIZES["fashion"]
-    stored = np.frombuffer(lzma.decompress(Path(__file__).with_name("fashion.xz").read_bytes()), np.uint8)
+    stored = np.frombuffer(lzma.decompress(packaged().read_bytes()), np.uint8)
     pixels, labels = stored[:-count].reshape(count, side, side), stored[-count:].astype(np.int64)
     training = np.arange(count) < FASHION_TRAINING
     masks = None

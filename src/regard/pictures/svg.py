@@ -1,4 +1,4 @@
-"""What the pictures of the library have in common: colours, lengths of texts, numbers, the frame around all."""
+"""What a picture of boxes and arrows is written with: colours, lengths of texts, numbers, the frame around all."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ import math
 from xml.sax.saxutils import escape
 
 MARGIN = 16  # around all
-LARGE, SMALL = 13, 11  # sizes of text
+SMALL = 11  # size of small text
 STYLE = """text{font:13px Helvetica,Arial,sans-serif;fill:#1f2328;text-anchor:middle}
 .s{font-size:11px;fill:#59636e}
 .panel{fill:#fbfbfa;stroke:#d1d9e0}
-.input,.output{fill:#e6eaef;stroke:#818b98}
 .step{fill:#fff;stroke:#818b98}
 .layer{fill:#dbe9fb;stroke:#4a7bb7}
-.tap{fill:#fdeebb;stroke:#a67800}
-.eye{fill:#fff;stroke:#7a5900;stroke-width:1.3}
-.arrow{fill:none;stroke:#59636e;stroke-width:1.3}
-.head{fill:#59636e}"""
+.arrow{fill:none;stroke:#59636e;stroke-width:1.3}"""
 EMS = {"ijlI|.,:;' ·": 0.34, "frt()[]/-!": 0.42, "mwMW%→×÷−+=": 0.98}  # of the widest common sans-serif font
 
 

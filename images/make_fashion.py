@@ -1,6 +1,6 @@
-"""Make src/regard/comparison/fashion.xz: the first 10,000 training images and all 10,000 test images of Fashion-MNIST.
+"""Make src/regard_images/fashion.xz: the first 10,000 training images and all 10,000 test images of Fashion-MNIST.
 
-Usage: python benchmarks/make_fashion.py FOLDER
+Usage: python images/make_fashion.py FOLDER
 
 FOLDER holds the four `*-ubyte.gz` files as Zalando published them (Debian's package `dataset-fashion-mnist` puts them
 into /usr/share/datasets/fashion-mnist). The same files and the same liblzma give the same bytes.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-TARGET = Path(__file__).parents[1] / "src" / "regard" / "comparison" / "fashion.xz"
+TARGET = Path(__file__).parent / "src" / "regard_images" / "fashion.xz"
 TAKEN = {"train": 10_000, "t10k": 10_000}
 FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 3, "lp": 0, "pb": 0}]
 

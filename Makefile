@@ -1,6 +1,9 @@
 # `make demo` and `make test` set everything up by themselves; nothing but Python 3.11 or newer and make is needed.
 PYTHON ?= python3
 BIN := .venv/bin
+PROOFS := PYTHONPATH=benchmarks:tests/support:tests/proofs $(BIN)/python
+# one mechanism instead of all, for trust, export and speed
+NAME ?=
 
 .PHONY: demo test levels check format docs trust tools fuzz advice networks export speed whole pairs loop frontier robustness evidence examples stamps galleries notebook looking calibration proofs clean
 
@@ -46,11 +49,13 @@ format: .venv/built
 
 docs: .venv/built
 	$(BIN)/python tools/pages.py docs
+	$(PROOFS) -m trust --page
+	$(PROOFS) -m exporting --page
 
 # other libraries are installed for this table alone, beside the environment
 trust: .venv/built
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .venv/peers --no-deps fightingcv-attention==1.0.0 einops
-	PYTHONPATH=tests/support:tests/proofs $(BIN)/python -m trust
+	$(PROOFS) -m trust $(NAME)
 
 # what becomes of attention under other people's tools, the table in docs/frameworks.md; some are installed for it alone
 tools: .venv/built
@@ -61,7 +66,7 @@ tools: .venv/built
 # random use of what is public, damaged files, interruptions: what came of it is a part of docs/trust.md
 fuzz: .venv/built
 	PYTHONPATH=tests/support:tests/proofs $(BIN)/python -m fuzzing
-	PYTHONPATH=tests/support:tests/proofs $(BIN)/python -m trust --page
+	$(PROOFS) -m trust --page
 
 # what attention costs in three networks, before it is trained; takes minutes
 advice: .venv/built
@@ -71,14 +76,14 @@ advice: .venv/built
 networks: .venv/built
 	$(BIN)/python benchmarks/networks.py
 
-# every mechanism compiled, exported, in ONNX; finished mechanisms are kept in runs/export
+# compiled, exported, in ONNX: every mechanism that has no answer yet, or the one of `make export NAME=se`
 export: .venv/built
-	PYTHONPATH=tests/support:tests/proofs $(BIN)/python -m exporting
+	$(PROOFS) -m exporting $(NAME)
 
 # every gate against what memory costs and against other libraries; takes hours, finished pieces are kept in runs/speed
 speed: .venv/built
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .venv/peers --no-deps fightingcv-attention==1.0.0 einops
-	PYTHONPATH=.venv/peers $(BIN)/python benchmarks/speed.py
+	PYTHONPATH=.venv/peers $(BIN)/python benchmarks/speed.py $(NAME)
 
 # accuracy against processor seconds: ours, before, timm's loop, a linear model; half an hour
 frontier: .venv/built

@@ -25,7 +25,7 @@ from regard.base.files import write_text
 from regard.costs.memory import peak_memory
 from regard.costs.timing import ALLOCATOR, allocator_hint, interleave, noisy, ratio
 from regard.layers.tap import taps
-from regard.registry.registration import parse
+from regard.registry.spelling import parse
 
 RESULTS = Path(__file__).parent / "results" / "pairs.json"
 ARMS = (

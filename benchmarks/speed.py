@@ -3,8 +3,8 @@
 Usage: python benchmarks/speed.py [--device cuda] [--again] [--page] [--rounds N] [--shapes LIST] [MECHANISM ...]
 
 Nothing else may run meanwhile. What runs/speed holds is not measured again unless `--again` is given. The CPU takes
-about half an hour, most of it compiling, which is done for the first shape alone; what was measured on a GPU stands
-beside it in benchmarks/results.
+about half an hour, most of it compiling, which is done for the first shape alone. What was measured of a mechanism is a
+file of its own in benchmarks/results/speed; on a GPU, in benchmarks/results/speed-cuda.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+import resultfiles
 from regard.base.files import slug, write_text
 from regard.costs.bench import PASSES, SHAPES, bench
 from regard.costs.goals import GATES, MAPS, faster, goal, verdict
@@ -29,7 +30,8 @@ ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "speed"
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "speed.md"
-NAMES = {"cpu": "speed", "cuda": "speed-cuda"}  # of the files of each device
+NAMES = {"cpu": "speed", "cuda": "speed-cuda"}  # of the folders and pictures of each device
+PARTS = ("machines", "loads", "races", "threads", "scaling")
 BASE = "8x256x28x28"  # from which batch, channels and side grow
 
 
@@ -48,23 +50,33 @@ def pieces(name: str, device: str, shapes: Sequence[str], rounds: int) -> dict[s
     return asked
 
 
-def measure(names: Sequence[str], device: str, shapes: Sequence[str], rounds: int, again: bool) -> dict[str, Any]:
-    """Every piece of every mechanism: measured now, or kept from before."""
-    found: dict[str, Any] = {"machines": [], "races": [], "threads": [], "scaling": []}
-    for name in names:
-        for piece, asked in pieces(name, device, shapes, rounds).items():
-            path = RUNS / f"{slug(json.dumps(asked))[-8:]} {device} {name} {piece}.json"
-            if again or not path.exists():
-                print(f"{name}, {piece}:", file=sys.stderr)
-                write_text(path, json.dumps(bench(**asked, tell=_tell).to_json()))
-            kept = json.loads(path.read_text())
-            machine = {key: value for key, value in kept["machine"].items() if not key.startswith("load")}
-            if machine not in found["machines"]:
-                found["machines"].append(machine)
-            found["threads" if piece == "threads" else "races"] += kept["records"] if piece != "scaling" else []
-            found["scaling"] += kept["scaling"]
-            found.setdefault("loads", []).append(kept["machine"]["load_before"])
+def measure(name: str, device: str, shapes: Sequence[str], rounds: int, again: bool) -> dict[str, Any]:
+    """Every piece of a mechanism: measured now, or kept from before."""
+    found: dict[str, Any] = {part: [] for part in PARTS}
+    for piece, asked in pieces(name, device, shapes, rounds).items():
+        path = RUNS / f"{slug(json.dumps(asked))[-8:]} {device} {name} {piece}.json"
+        if again or not path.exists():
+            print(f"{name}, {piece}:", file=sys.stderr)
+            write_text(path, json.dumps(bench(**asked, tell=_tell).to_json()))
+        kept = json.loads(path.read_text())
+        machine = {key: value for key, value in kept["machine"].items() if not key.startswith("load")}
+        if machine not in found["machines"]:
+            found["machines"].append(machine)
+        found["threads" if piece == "threads" else "races"] += kept["records"] if piece != "scaling" else []
+        found["scaling"] += kept["scaling"]
+        found["loads"].append(kept["machine"]["load_before"])
     return found
+
+
+def collect(device: str) -> dict[str, Any]:
+    """What was measured of all mechanisms on a device, those with a goal first; nothing where nothing was."""
+    kept = resultfiles.read(NAMES[device])
+    names = [*(name for name in GATES if name in kept), *(name for name in kept if name not in GATES)]
+    if not names:
+        return {}
+    found = {part: [each for name in names for each in kept[name][part]] for part in PARTS}
+    commits = dict.fromkeys(kept[name]["commit"] for name in names)
+    return found | {"commits": [*commits], "missing": [name for name in GATES if name not in kept]}
 
 
 def _tell(sentence: str) -> None:
@@ -130,6 +142,8 @@ def summary(found: dict[str, Any]) -> str:
     lines += [f"- {_where(row[0])}: {_ours(row)}, {verdict(row).partition(', ')[2]}" for row in missed]
     lines += [f"- {_where(row[0])}: {_ours(row)}, {_cell(peer)}" for row in slower for peer in faster(row)]
     lines += [f"- {name} keeps {maps:.2f} maps" for name, maps in greedy.items()]
+    if found["missing"]:
+        lines[0] += f"\n\n{resultfiles.LATER.capitalize()}: {', '.join(found['missing'])}."
     return lines[0] + ("\n\nWhat is missed:\n\n" + "\n".join(lines[1:]) if lines[1:] else "")
 
 
@@ -290,13 +304,14 @@ Time in channels_last over that in the contiguous layout, below 1 where channels
 
 def origin(found: dict[str, Any]) -> str:
     """Machine and load."""
-    machines = [
+    machines = dict.fromkeys(
         f"{m['gpu'] or m['cpu']}, {m['cores']} cores, {m['capability']}, torch {m['torch']}" for m in found["machines"]
-    ]
+    )
     loads = sorted(found["loads"])
     settings = found["machines"][0]["allocator"]
     return fill(
-        f"{'; '.join(machines)}. The processes had {', '.join(f'{k}={v}' for k, v in settings.items() if v)}. The load "
+        f"{'; '.join(machines)}; at commit {' and '.join(found['commits'])}. "
+        f"The processes had {', '.join(f'{k}={v}' for k, v in settings.items() if v)}. The load "
         f"before each piece was {loads[0]:.1f} to {loads[-1]:.1f}, {loads[len(loads) // 2]:.1f} in the middle; a piece "
         "is a process that runs minutes and keeps the cores busy itself. Times vary with the machine: the ratios hold "
         "inside one race alone. All records, with their agreement, are in `benchmarks/results/`.",
@@ -347,8 +362,7 @@ if __name__ == "__main__":
         "--page", action="store_true", help="measure nothing: the page, of what benchmarks/results holds"
     )
     given = parser.parse_args()
-    if not given.page:
-        found = measure(given.names, given.device, given.shapes.split(","), given.rounds, given.again)
-        write_text(RESULTS / f"{NAMES[given.device]}.json", json.dumps(found, indent=1) + "\n")
-    files = {device: RESULTS / f"{name}.json" for device, name in NAMES.items()}
-    print(write_text(PAGE, render({d: json.loads(file.read_text()) for d, file in files.items() if file.exists()})))
+    for name in () if given.page else given.names:
+        found = measure(name, given.device, given.shapes.split(","), given.rounds, given.again)
+        resultfiles.write(NAMES[given.device], name, found)
+    print(write_text(PAGE, render({device: found for device in NAMES if (found := collect(device))})))

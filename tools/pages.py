@@ -15,8 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import diagram
 from regard import Info, info, names
 from regard.base.files import write_text
-from regard.layers.tap import Blend
-from regard.registry.registration import SLOTS, example_inputs, spell
+from regard.layers.tap import Blend, taps
+from regard.registry.info import SLOTS
+from regard.registry.signatures import example_inputs
+from regard.registry.spelling import spell
 
 WIDTHS = (64, 256, 1024)
 AT = 64  # channels at which the start is looked at
@@ -99,6 +101,22 @@ Made by `make docs` from the docstrings; `regard info NAME` prints the same card
 """
 
 
+CATEGORIES = {"channel": ' ("what")', "spatial": ' ("where")', "channel and spatial": "", "temporal": ' ("when")'}
+CATEGORIES |= {"spatial and temporal": "", "branch": ' ("which")', "layer": ""}
+LIST = re.compile(r"(?<=<!-- made by `make docs` -->\n).*(?=\n<!-- until here -->)", re.DOTALL)
+
+
+def listed(readme: str) -> str:
+    """The README with its list of the mechanisms written anew, between two comments."""
+    by_category: dict[str, list[str]] = {category: [] for category in CATEGORIES}
+    for known in map(info, names()):
+        link = f"[`{known.name}`](docs/mechanisms/{known.name}.md)" + "\\*" * (known.place is None)
+        by_category.setdefault(known.category, []).append(link)
+    rows = (f"| {each}{CATEGORIES.get(each, '')} | {' '.join(links)} |" for each, links in by_category.items())
+    table = "\n".join(["| category | mechanisms |", "|---|---|", *rows])
+    return LIST.sub(lambda _: table, readme)
+
+
 # ResNet-50: the width at the end of each block, and after each stage but the last; its own parameters
 BRANCHES, STAGES, RESNET50 = [256] * 3 + [512] * 4 + [1024] * 6 + [2048] * 3, [256, 512, 1024], 25_557_032
 # What can be checked without training: mechanism, options, widths, what is published and where.
@@ -157,10 +175,13 @@ def flow(name: str) -> diagram.Flow:
 
 
 def write(folder: Path) -> list[Path]:
-    """Write every page below ``folder/mechanisms``, and the numbers beside them."""
+    """Write every page below ``folder/mechanisms``, the numbers, and the list in the README beside the folder."""
     there = folder / "mechanisms"
     files = {f"{name}.md": page(info(name)) for name in names()} | {"README.md": index()}
     made = [write_text(there / name, text) for name, text in files.items()]
+    readme = folder.parent / "README.md"
+    if readme.exists():
+        made.append(write_text(readme, listed(readme.read_text())))
     return [*made, write_text(folder / "numbers.md", numbers())]
 
 
@@ -207,7 +228,7 @@ def _multiplier(known: Info) -> str:
                 "What it multiplies a map with at the start: 1, exactly, in every way to start: a fresh module is the "
                 "identity."
             )
-    if any(isinstance(part, Blend) or getattr(part, "kind", None) == "frame" for part in module.modules()):
+    if any(isinstance(part, Blend) for part in module.modules()) or all(tap.rest is None for _, tap in taps(module)):
         return (
             'It moves or replaces what a map holds, so there is no multiplier. `start="identity"` blends: the map '
             "itself at first, exactly."

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from regard.pictures.drawing import draw
     from regard.pictures.overlay import overlay
     from regard.pictures.sheet import sheet
-    from regard.registry.registration import Info, create, info, load_official, names, register
+    from regard.registry.building import create
+    from regard.registry.info import Info
+    from regard.registry.official import load_official
+    from regard.registry.registration import info, names, register
 
 __version__ = "0.1.0"
 
@@ -91,7 +94,10 @@ _ROOMS = {
     "regard.networks.models": ("open_model",),
     "regard.ops": ("use_impl",),
     "regard.maps.recording": ("Map", "record"),
-    "regard.registry.registration": ("Info", "create", "info", "load_official", "names", "register"),
+    "regard.registry.building": ("create",),
+    "regard.registry.info": ("Info",),
+    "regard.registry.official": ("load_official",),
+    "regard.registry.registration": ("info", "names", "register"),
     "regard.maps.rollout": ("rollout",),
     "regard.maps.saliency": ("Saliency", "explain"),
     "regard.maps.targets": ("box", "pixel"),
@@ -106,7 +112,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'regard' has no attribute {name!r}")
     try:
-        if _HOME[name] == "regard.registry.registration":
+        if _HOME[name].startswith("regard.registry."):
             import_module("regard.mechanisms")  # registers them
         found = getattr(import_module(_HOME[name]), name)
     except ModuleNotFoundError as error:

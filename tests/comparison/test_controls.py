@@ -133,7 +133,7 @@ def test_an_arm_without_gates_gets_no_twin(photos, tmp_path, capsys):
         asked = {"data": photos, "out": tmp_path / "out", "progress": True}
         comparison = compare("halved", control="constant", **asked)
     finally:
-        regard.registry.registration._registry.pop("halved")
+        regard.registry.registration.registered.pop("halved")
     assert comparison.arms == ["none", "halved"]
     assert "halved has no gate that a constant could stand for" in capsys.readouterr().err
     assert comparison.gates["halved"]["branch_scale"] == pytest.approx(0.5)

@@ -62,7 +62,7 @@ def test_a_row_says_what_attaching_does():
     for row in advice.rows:
         net = Net()
         before = sum(p.numel() for p in net.parameters())
-        name, options = regard.registry.registration.parse(row.arm)
+        name, options = regard.registry.spelling.parse(row.arm)
         if row.refused:
             with pytest.raises(UserError) as refused:
                 regard.attach(net, name, example=x, **options)

@@ -11,7 +11,7 @@ import regard
 from regard import UserError
 from regard.insertion.plan import plan
 from regard.insertion.words import WORDS
-from regard.registry.registration import PLACES
+from regard.registry.info import PLACES
 
 X = torch.randn(2, 3, 32, 32)
 

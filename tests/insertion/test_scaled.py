@@ -25,7 +25,7 @@ def host(**options):
 
 
 def attach(net, name, start="scaled", **options):
-    name, chosen = regard.registry.registration.parse(name)
+    name, chosen = regard.registry.spelling.parse(name)
     return regard.attach(net, name, example=X, start=start, seed=0, **chosen, **options)
 
 

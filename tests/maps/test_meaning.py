@@ -12,7 +12,7 @@ import regard
 from regard.maps.deletion import deletion_insertion
 from regard.maps.meaning import class_effect, judge, rank_correlation
 from regard.maps.randomisation import randomisation_curve, randomised
-from regard.registry.registration import example_inputs
+from regard.registry.signatures import example_inputs
 
 GENERATOR = np.random.default_rng(0)
 

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import regard
-from regard.registry.registration import example_inputs, parse
+from regard.registry.signatures import example_inputs
+from regard.registry.spelling import parse
 
 BRANCHES = [256] * 3 + [512] * 4 + [1024] * 6 + [2048] * 3  # the widths of ResNet-50's blocks
 

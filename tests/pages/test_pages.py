@@ -25,6 +25,12 @@ def test_the_written_pages_are_up_to_date(tmp_path):
     assert not differing, "run `make docs` and commit what changes"
 
 
+def test_the_readme_lists_every_mechanism():
+    readme = (DOCS.parent / "README.md").read_text()
+    assert readme == pages.listed(readme), "run `make docs` and commit what changes"
+    assert all(f"(docs/mechanisms/{name}.md)" in readme for name in regard.names())
+
+
 @pytest.mark.parametrize("name", regard.names())
 def test_a_page_shows_every_option_with_its_meaning(name):
     text = pages.page(regard.info(name))
@@ -51,10 +57,10 @@ def test_examples_run(module):
     # a registered example stays registered: the registry is put back
     from regard.registry import registration as registry
 
-    before = dict(registry._registry)
+    before = dict(registry.registered)
     try:
         result = doctest.testmod(importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE)
     finally:
-        registry._registry.clear()
-        registry._registry.update(before)
+        registry.registered.clear()
+        registry.registered.update(before)
     assert result.failed == 0

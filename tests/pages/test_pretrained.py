@@ -69,7 +69,7 @@ def test_identity_leaves_every_logit_and_the_papers_start_does_not(model, photos
 def test_the_example_counts_what_it_says(example, model, photos, monkeypatch):
     """Against a mechanism whose effect is known: it turns the sign of every feature map it is behind."""
     x, labels = photos[0][:4], photos[1][:4]
-    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    monkeypatch.setattr(registry, "registered", dict(registry.registered))
 
     @regard.register("turned", category="channel", paper="-", place="stages", parameters=lambda channels: 0)
     class Turned(torch.nn.Module):

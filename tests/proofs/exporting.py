@@ -1,14 +1,14 @@
 """docs/export.md: whether every mechanism, attached to a ResNet-18, compiles, exports and keeps its promises there.
 
-    make export [NAME ...]
+    make export [NAME=MECHANISM]
 
-Answers are kept in runs/export, one file a mechanism; what is there is not asked again.
+The answers of a mechanism are a file of its own in benchmarks/results/export. Without a name, what has no answer yet is
+asked.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import sys
 import tempfile
@@ -26,11 +26,11 @@ import torch
 from torch import Tensor, nn
 
 import regard
+import resultfiles
 from regard.base.files import write_text
+from resultfiles import LATER
 
 ROOT = Path(__file__).parents[2]
-RUNS = ROOT / "runs" / "export"
-RESULTS = ROOT / "benchmarks" / "results" / "export.json"
 PAGE = ROOT / "docs" / "export.md"
 
 OPTIONS = {"tam": {"frames": 2}}  # a clip is as many images of the batch
@@ -38,22 +38,7 @@ GIVEN, OTHER = (4, 3, 64, 64), (6, 3, 104, 72)  # seen by the exporters, and nev
 WIDER = (4, 3, 128, 128)  # see the column bf16
 DYNAMIC = (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),)
 
-NO_GPU, LATER = "no GPU here", "not asked yet"
-
-# what cannot work, and whose it is; anything else that fails is a defect
-BLOCKS = (
-    "torch settles what has a size of one when it exports, and here the maps of the later stages are one block (8 "
-    "pixels a side). With a dynamic batch alone it exports; with dynamic sides too, where the images are so large that "
-    "every map has more than one block on each side"
-)
-EXPLAINED = {
-    ("local", "export"): BLOCKS,
-    ("local", "onnx"): BLOCKS,
-    ("csam", "channels_last"): (
-        "torch converts all weights of four or five axes alike, and refuses the five of this 3-D kernel. Convert the "
-        "network before attaching: then the layout is kept"
-    ),
-}
+NO_GPU = "no GPU here"
 
 
 def leaving() -> list[str]:
@@ -219,42 +204,39 @@ def ask(name: str, column: str) -> float | str:
     return found if isinstance(found, str) or found <= tolerance else f"off by {found:.0e}"
 
 
-def kept(name: str) -> dict[str, float | str]:
-    """The answers of one mechanism so far."""
-    file = RUNS / f"{name}.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+def examine(names: Iterable[str]) -> None:
+    """Ask everything of these mechanisms, and keep each answer at once: what was killed goes on where it was."""
+    versions = {package: version(package).partition("+")[0] for package in ("torch", "timm", "onnxruntime")}
+    for name in names:
+        kept = resultfiles.read("export").get(name, {})
+        unfinished = kept.get("commit") == resultfiles.commit() and missing(kept)
+        answers = kept["answers"] if unfinished else {}
+        for column in CHECKS:
+            if column not in answers:
+                answers[column] = ask(name, column)
+                print(name, column, answers[column], flush=True)
+                resultfiles.write("export", name, {"versions": versions, "answers": answers})
 
 
-def examine(names: list[str]) -> None:
-    """Ask what is not answered yet, the slowest column last."""
-    for column in CHECKS:
-        for name in names:
-            if column not in kept(name):
-                answer = ask(name, column)
-                print(name, column, answer, flush=True)
-                write_text(RUNS / f"{name}.json", json.dumps(kept(name) | {column: answer}, indent=1) + "\n")
+def missing(found: dict[str, Any]) -> bool:
+    """Whether there is a column that was not asked yet."""
+    return not found.get("answers", {}).keys() >= CHECKS.keys()
 
 
-def render(found: dict[str, Any]) -> str:
+def render(found: dict[str, dict[str, Any]]) -> str:
     """The page."""
     notes: dict[str, int] = {}
-    rows = "\n".join(
-        f"| [{name}](mechanisms/{name}.md) | "
-        + " | ".join(cell(name, column, answers[column], notes) for column in CHECKS)
-        + " |"
-        for name, answers in found["mechanisms"].items()
-    )
+    rows = "\n".join(row(name, found.get(name, {}), notes) for name in leaving())
     legend = "\n".join(f"- **{column}**: {words}" for column, (_, _, words) in CHECKS.items())
-    versions = ", ".join(f"{package} {number}" for package, number in found["versions"].items())
     footnotes = "\n".join(f"{number}. {note}" for note, number in notes.items())
     return f"""# Leaving Python
 
-Made by `make export` ({versions}); nothing here is written by hand.
+Made by `make export` ({resultfiles.versions(found)}); nothing here is written by hand.
 
 Every mechanism that can be attached, in a ResNet-18 at its own placement: started as the identity, then all added
 parameters moved away from it, so that the mechanism does something. It sees {GIVEN[0]} images of
 {GIVEN[2]} x {GIVEN[3]} pixels, and what was exported runs on {OTHER[0]} of {OTHER[2]} x {OTHER[3]}. *yes* comes with
-the largest deviation from plain PyTorch, relative to the largest value.
+the largest deviation from plain PyTorch, relative to the largest value. *Asked at* is the commit of the answers.
 
 {legend}
 
@@ -262,12 +244,19 @@ the largest deviation from plain PyTorch, relative to the largest value.
 `torch.jit.script` is not supported: trace, compile or export. What becomes of attention under other tools:
 [frameworks.md](frameworks.md#tools-that-rebuild-wrap-or-trace-a-network).
 
-| mechanism | {" | ".join(CHECKS)} |
-|---|{"---|" * len(CHECKS)}
+| mechanism | {" | ".join(CHECKS)} | asked at |
+|---|{"---|" * len(CHECKS)}---|
 {rows}
 
 {footnotes or "There are no exceptions."}
 """
+
+
+def row(name: str, found: dict[str, Any], notes: dict[str, int]) -> str:
+    """The answers of one mechanism."""
+    answers = found.get("answers", {})
+    cells = " | ".join(cell(name, column, answers.get(column, LATER), notes) for column in CHECKS)
+    return f"| [{name}](mechanisms/{name}.md) | {cells} | {found.get('commit', '')} |"
 
 
 def cell(name: str, column: str, answer: float | str, notes: dict[str, int]) -> str:
@@ -276,7 +265,7 @@ def cell(name: str, column: str, answer: float | str, notes: dict[str, int]) -> 
         return f"yes, {answer:.0e}" if answer else "yes"
     if answer in (NO_GPU, LATER):
         return answer
-    note = f"{name}: {EXPLAINED.get((name, column), answer)}."
+    note = f"{name}: {regard.info(name).cannot_export.get(column, answer)}."
     return f"no [{notes.setdefault(note, len(notes) + 1)}]"
 
 
@@ -284,13 +273,10 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    examine(sys.argv[1:] or leaving())
-    found = {
-        "versions": {package: version(package).partition("+")[0] for package in ("torch", "timm", "onnxruntime")},
-        "mechanisms": {name: {column: kept(name).get(column, LATER) for column in CHECKS} for name in leaving()},
-    }
-    write_text(RESULTS, json.dumps(found, indent=1) + "\n")
-    print(write_text(PAGE, render(found)))
+    if "--page" not in sys.argv:
+        kept = resultfiles.read("export")
+        examine(sys.argv[1:] or [name for name in leaving() if missing(kept.get(name, {}))])
+    print(write_text(PAGE, render(resultfiles.read("export"))))
 
 
 if __name__ == "__main__":

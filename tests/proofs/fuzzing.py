@@ -36,7 +36,7 @@ from torch import nn
 import regard
 from regard.base.errors import UserError
 from regard.base.files import write_text
-from regard.registry.registration import shapes
+from regard.registry.signatures import shapes
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "fuzz.json"
@@ -229,7 +229,7 @@ def words(draw: random.Random, folder: Path) -> None:
     text = draw.choice(
         [name, f"{name}[{option}={value}]", f"{name}[{option}]", f"{name}[{option}={value}", f"{name}]["]
     )
-    parsed, options = regard.registry.registration.parse(text)
+    parsed, options = regard.registry.spelling.parse(text)
     regard.create(parsed, draw.choice([8, 64, 0, -3, 10**9, 2.5]) if draw.random() < 0.2 else 64, **options)
 
 

@@ -1,4 +1,9 @@
-"""docs/trust.md: what every mechanism was held to, and the same asked of other libraries; written by `make trust`."""
+"""docs/trust.md: what every mechanism was held to, and the same asked of other libraries.
+
+    make trust [NAME=MECHANISM]
+
+What was found of a mechanism, and of other libraries' modules for it, is a file of its own in benchmarks/results/trust.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +20,15 @@ from safetensors.torch import load_file
 
 import fuzzing
 import regard
-from contract import PROMISES, Subject, ours
+import resultfiles
+from contract import PROMISES, Subject, from_formula, ours
 from golden import CASES, GOLDEN, deviations, distance, part
 from peers import PEERS, Peer
 from regard.base.files import write_text
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks" / "results" / "trust.json"
 PAGE = ROOT / "docs" / "trust.md"
-# where there are no numbers of anybody's: the test in which the paper's formula is written out
-FORMULAS = {"attention_gate": "mechanisms/test_branches.py::test_the_gate_is_the_papers_equation"}
+NOTHING: dict[str, Any] = {"promises": {}, "others": []}  # of what was not asked yet
 OTHERS = ROOT / ".venv" / "peers"  # what is installed for this table alone
 
 
@@ -48,19 +52,20 @@ def outcome(check: Any, *args: Any) -> str:
 
 
 def examine(name: str) -> dict[str, Any]:
-    """Ours: the promises, and the deviations from the authors' numbers over all of its cases."""
+    """The promises, the deviations from the authors' numbers over all of its cases, and the same of other libraries."""
     prepare()
     known = regard.info(name)
     found = [(case, deviations(case)) for case in CASES if case["mechanism"] in known.official or uses(case, name)]
     sources = {describe(case["source"]) for case, _ in found}
     return {
-        "name": name,
         "cases": len(found),
         "value": max((d["value"] for _, d in found), default=None),
         "gradient": max((value for _, d in found for key, value in d.items() if "gradient" in key), default=None),
         "buffers": max((d["buffers"] for _, d in found if "buffers" in d), default=None),
         "sources": sorted(sources),
+        "formula": from_formula(ours(name)) if known.formula else None,
         "promises": keep_promises(ours(name), anyone=False),
+        "others": [examine_peer(peer) for peer in PEERS if peer.name == name],
     }
 
 
@@ -77,15 +82,13 @@ def describe(source: dict[str, Any]) -> str:
     return f"{source['kind']}: {where}{commit}"
 
 
-def examine_peer(place: str) -> dict[str, Any]:
+def examine_peer(peer: Peer) -> dict[str, Any]:
     """The same of another library's module."""
-    prepare()
-    peer = next(peer for peer in PEERS if peer.place == place)
     subject = Subject(peer.name, lambda channels: peer.build(peer.kind, channels), regard.info(peer.name))
     return {
         "name": peer.name,
         "library": f"{peer.package} {version(peer.package)}",
-        "place": place.rpartition(".")[2],
+        "place": peer.place.rpartition(".")[2],
         "agreement": agreement(peer),
         "promises": keep_promises(subject, anyone=True),
     }
@@ -145,59 +148,59 @@ def prepare() -> None:
         sys.path.append(str(OTHERS))
 
 
-def measure() -> dict[str, Any]:
-    """Everything, two at a time."""
+def measure(names: list[str]) -> None:
+    """Ask everything of these mechanisms, two at a time, and keep what was found."""
     with ProcessPoolExecutor(2) as pool:
-        mechanisms = pool.map(examine, regard.names())
-        peers = pool.map(examine_peer, [peer.place for peer in PEERS])
-        found: dict[str, Any] = {"mechanisms": [], "others": []}
-        for key, results in (("mechanisms", mechanisms), ("others", peers)):
-            for result in results:
-                found[key].append(result)
-                broken = [words for words, answer in result["promises"].items() if answer != "yes"]
-                print(result["name"], result.get("place", ""), f"{len(broken)} not kept", flush=True)
-    return found | {"versions": {package: version(package) for package in ("regard", "torch")}}
+        for name, found in zip(names, pool.map(examine, names), strict=True):
+            versions = {package: version(package).partition("+")[0] for package in ("regard", "torch")}
+            resultfiles.write("trust", name, {"versions": versions} | found)
+            for entry in ({"place": "ours"} | found, *found["others"]):
+                broken = [words for words, answer in entry["promises"].items() if answer != "yes"]
+                print(name, entry["place"], f"{len(broken)} not kept", flush=True)
 
 
-def render(found: dict[str, Any], fuzzed: dict[str, Any]) -> str:
+def render(found: dict[str, dict[str, Any]], fuzzed: dict[str, Any]) -> str:
     """The page, from what the checks and the fuzzer found."""
     columns = [words for words, promise in PROMISES.items() if not promise.slow]
     legend = "\n".join(f"{number}. {words}" for number, words in enumerate(columns, start=1))
     numbers = " | ".join(map(str, range(1, len(columns) + 1)))
-    rows = "\n".join(_row(entry, columns) for entry in found["mechanisms"])
+    names = regard.names()
+    rows = "\n".join(f"| {name} | {_marks(name, found.get(name, NOTHING), columns)} |" for name in names)
     open_columns = [words for words in columns if PROMISES[words].anyone]
     open_numbers = " | ".join(str(columns.index(words) + 1) for words in open_columns)
-    others = "\n".join(_other_row(entry, open_columns) for entry in found["others"])
-    cases = sum(entry["cases"] for entry in found["mechanisms"])
+    foreign = sorted((entry for name in names for entry in found.get(name, NOTHING)["others"]), key=_shelf)
+    others = "\n".join(_other_row(entry, open_columns) for entry in foreign)
+    cases = sum(found[name]["cases"] for name in names if name in found)
     exceptions = [
-        f"- {entry['name']}: {words}: {answer.removeprefix('on the card: ')}"
-        for entry in found["mechanisms"]
-        for words, answer in entry["promises"].items()
+        f"- {name}: {words}: {answer.removeprefix('on the card: ')}"
+        for name in names
+        for words, answer in found.get(name, NOTHING)["promises"].items()
         if answer != "yes"
     ]
-    failures = [line for entry in found["others"] for line in _failures(entry)]
+    failures = [line for entry in foreign for line in _failures(entry)]
     return f"""# What was checked
 
-Made by `make trust` from the checks that `make test` runs (torch {found["versions"]["torch"]}), and by `make fuzz`;
+Made by `make trust` from the checks that `make test` runs ({resultfiles.versions(found)}), and by `make fuzz`;
 nothing here is written by hand.
 
 ## Agreement with the authors, or what stands for them
 
-{len(found["mechanisms"])} mechanisms, {cases} cases computed with other people's code in float64. *Value* and
+{len(names)} mechanisms, {cases} cases computed with other people's code in float64. *Value* and
 *gradient* are the largest absolute deviations over a mechanism's cases; the gradient is that of the input and of every
 parameter; buffers after a training step agree as well. *Official* numbers come from the authors' own code, *port* from
 the most used PyTorch version of code in another framework or of none, *transcription* from code read and written down
-again, *formula* from the paper's formula.
+again, *formula* from the paper's formula. *Asked at*: the commit at which this and the promises below were looked at.
 
-| mechanism | cases | value | gradient | numbers from |
-|---|---|---|---|---|
-{chr(10).join(_agreement(entry) for entry in found["mechanisms"])}
+| mechanism | cases | value | gradient | numbers from | asked at |
+|---|---|---|---|---|---|
+{chr(10).join(_agreement(name, found.get(name)) for name in names)}
 
 ## Promises
 
 {legend}
 
-`+` kept, `-` not kept and said on the card with the reason, blank: has no meaning for this kind of mechanism.
+`+` kept, `-` not kept and said on the card with the reason, `?` {resultfiles.LATER}, blank: has no meaning for this
+kind of mechanism.
 
 | mechanism | {numbers} |
 |---|{"---|" * len(columns)}
@@ -229,26 +232,26 @@ What failed:
 """
 
 
-def _agreement(entry: dict[str, Any]) -> str:
-    name = entry["name"]
+def _agreement(name: str, entry: dict[str, Any] | None) -> str:
     link = f"[{name}](mechanisms/{name}.md)"
+    if entry is None:
+        return f"| {link} |  |  |  | {resultfiles.LATER} |  |"
+    source, deviations = "; ".join(entry["sources"]), entry
     if not entry["cases"]:
-        file, _, test = FORMULAS.get(name, "").partition("::")
-        source = (
-            f"nobody; the paper's formula, written out in [{test}](../tests/{file})" if file else "nobody, unchecked"
-        )
-        return f"| {link} | 0 |  |  | {source} |"
-    numbers = " | ".join("" if entry[key] is None else f"{entry[key]:.0e}" for key in ("value", "gradient"))
-    return f"| {link} | {entry['cases']} | {numbers} | {'; '.join(entry['sources'])} |"
-
-
-def _row(entry: dict[str, Any], columns: list[str]) -> str:
-    return f"| {entry['name']} | {_marks(entry['promises'], columns)} |"
+        deviations, module = entry["formula"], regard.info(name).factory.__module__.rpartition(".")[2]
+        source = f"nobody; the paper's formula, written out in [{module}.py](../src/regard/mechanisms/{module}.py)"
+    numbers = " | ".join("" if deviations[key] is None else f"{deviations[key]:.0e}" for key in ("value", "gradient"))
+    return f"| {link} | {entry['cases']} | {numbers} | {source} | {entry['commit']} |"
 
 
 def _other_row(entry: dict[str, Any], columns: list[str]) -> str:
     start = f"| {entry['library']} | {entry['place']} | {entry['name']} | {_plain(entry['agreement'])} |"
-    return f"{start} {_marks(entry['promises'], columns)} |"
+    return f"{start} {_marks(entry['name'], entry, columns)} |"
+
+
+def _shelf(entry: dict[str, Any]) -> int:
+    """Where a module of another library stands in the table: libraries together."""
+    return [(peer.name, peer.place.rpartition(".")[2]) for peer in PEERS].index((entry["name"], entry["place"]))
 
 
 def _failures(entry: dict[str, Any]) -> list[str]:
@@ -264,8 +267,11 @@ def _failures(entry: dict[str, Any]) -> list[str]:
     ]
 
 
-def _marks(promises: dict[str, str], columns: list[str]) -> str:
-    return " | ".join({None: "", "yes": "+"}.get(promises.get(words), "-") for words in columns)
+def _marks(name: str, entry: dict[str, Any], columns: list[str]) -> str:
+    known, answers = regard.info(name), entry["promises"]
+    missing = {words: "?" if PROMISES[words].where(known) else "" for words in columns}
+    marks = ({"yes": "+"}.get(answers[words], "-") if words in answers else missing[words] for words in columns)
+    return " | ".join(marks)
 
 
 def _plain(answer: str) -> str:
@@ -273,8 +279,7 @@ def _plain(answer: str) -> str:
 
 
 if __name__ == "__main__":
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
     if "--page" not in sys.argv:
-        write_text(RESULTS, json.dumps(measure(), indent=1) + "\n")
-    found, fuzzed = (json.loads(path.read_text()) for path in (RESULTS, fuzzing.RESULTS))
-    print(write_text(PAGE, render(found, fuzzed)))
+        measure(sys.argv[1:] or regard.names())
+    fuzzed = json.loads(fuzzing.RESULTS.read_text())
+    print(write_text(PAGE, render(resultfiles.read("trust"), fuzzed)))

@@ -12,7 +12,9 @@ from torch import nn
 import regard
 from regard.registry import registration as registry
 from regard.registry.cards import cards
-from regard.registry.registration import PLACES, SLOTS, example_inputs, parse, shapes, spell
+from regard.registry.info import PLACES, SLOTS
+from regard.registry.signatures import example_inputs, shapes
+from regard.registry.spelling import parse, spell
 
 
 def refused(match):
@@ -168,7 +170,7 @@ def test_what_cannot_be_built(text, words):
 @pytest.fixture
 def own(monkeypatch):
     """A mechanism of the user's; what is registered here is forgotten after the test."""
-    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    monkeypatch.setattr(registry, "registered", dict(registry.registered))
 
     @regard.register(
         "halve",

@@ -19,7 +19,8 @@ from torch import nn
 import regard
 from regard.insertion.hidden import start_as_identity
 from regard.layers.tap import taps
-from regard.registry.registration import RANKS, SLOTS, Info, shapes
+from regard.registry.info import RANKS, SLOTS, Info
+from regard.registry.signatures import shapes
 
 SIZES = [(14, 14), (7, 13), (1, 1), (1, 9)]
 
@@ -239,6 +240,39 @@ def twice(subject):
                 assert error < 1e-3, f"off by {error:.0e}"
 
 
+@promise("the formula of its paper", anyone=False, where=lambda known: known.formula is not None)
+def formula(subject):
+    worst = from_formula(subject)
+    assert max(worst.values()) <= 1e-9, f"not the formula that it registers: {worst}"
+
+
+def from_formula(subject):
+    """The largest absolute deviation from the registered formula, of value and gradient, in float64."""
+    value, gradient = 0.0, 0.0
+    for channels in (6, 20):
+        module = subject.make(channels).double().eval()
+        for name, buffer in module.named_buffers():
+            if buffer.is_floating_point():  # fresh statistics are those that change nothing
+                nn.init.uniform_(buffer, 0.5, 1.5) if name.endswith("var") else nn.init.normal_(buffer)
+        weights = dict(module.named_parameters()) | dict(module.named_buffers())
+        for size in sizes(subject):
+            inputs = [x.requires_grad_() for x in subject.inputs(channels, size, dtype=torch.float64)]
+            leaves = [*inputs, *module.parameters()]
+            y, wanted = module(*inputs), subject.known.formula(*inputs, weights)
+            torch.testing.assert_close(y.shape, wanted.shape)
+            value = max(value, (y - wanted).abs().max().item())
+            g = torch.randn_like(y)
+            for ours, theirs in zip(*(_gradients(answer, g, leaves) for answer in (y, wanted)), strict=True):
+                gradient = max(gradient, (ours - theirs).abs().max().item())
+    return {"value": value, "gradient": gradient}
+
+
+def _gradients(answer, g, leaves):
+    """A zero where the answer does not depend on a leaf."""
+    found = torch.autograd.grad(answer, leaves, g, allow_unused=True)
+    return [torch.zeros_like(leaf) if slope is None else slope for leaf, slope in zip(leaves, found, strict=True)]
+
+
 @promise("every parameter gets a gradient")
 def every_parameter(subject):
     module = subject.make(64)
@@ -449,15 +483,13 @@ def card(subject):
 @promise("the formula of its cost", anyone=False)
 def cost(subject):
     """`Cost: FORMULA parameters; ...` is evaluated and compared with what is built; its letters are C, the options'
-    initials r, k and names, and M, the hidden width."""
+    initials r, k and names, M, the hidden width, and what its registration says of others."""
     known = subject.known
     text = known.slots["Cost"].partition(" parameter")[0]
     r, k = known.options.get("reduction"), known.options.get("kernel_size")
-    k = subject.build(256).conv.weight.shape[-1] if k == "adaptive" else k
     values = {"C": 256, "r": r, "k": k, "M": max(known.options.get("min_width", 0), 256 // (r or 1))}
     values |= {name: 256 if value is None else value for name, value in known.options.items()} | {"log2": 8}
-    if "G" in text:
-        values["G"] = subject.build(256).groups
+    values |= known.letters(subject.build(256)) if known.letters else {}
     formula = re.sub(r"(?<=[\w)]) (?=[\w(])", " * ", text.replace("^", "**"))
     assert eval(formula, values) == known.parameters(256), formula
 

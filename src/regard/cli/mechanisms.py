@@ -11,7 +11,7 @@ from regard.cli.options import Category, Mechanism
 from regard.cli.output import print_json
 
 if TYPE_CHECKING:
-    from regard.registry.registration import Info
+    from regard.registry.info import Info
 
 
 def list_(

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from regard.registry.registration import PLACES
+from regard.registry.info import PLACES
 
 
 def mechanisms(_: Any) -> dict[str, str]:

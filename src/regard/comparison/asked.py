@@ -18,7 +18,7 @@ from regard.comparison.folders import text as as_text
 from regard.comparison.results import read_question
 from regard.registry.cards import card
 from regard.registry.named import SMALL, Named
-from regard.registry.registration import parse
+from regard.registry.spelling import parse
 
 EPOCHS = {"fashion": 3, "cluttered": 5}  # of the embedded images; a folder's default is below
 RECIPE = 2  # raise it when the same question would train otherwise: older folders are then not added to

@@ -30,8 +30,10 @@ from regard.comparison.results import BEFORE, Comparison, counted, read_cost, re
 from regard.comparison.statistics import fewest_seeds
 from regard.insertion.record import STARTS
 from regard.layers.tap import taps
+from regard.registry.building import create
 from regard.registry.named import SMALL, Named
-from regard.registry.registration import create, info, parse, spell
+from regard.registry.registration import info
+from regard.registry.spelling import parse, spell
 
 KEPT = ("first", "all", "none")
 TRUNKS = ("trained", "frozen")
@@ -292,7 +294,7 @@ def _arms(arms: str | Sequence[str], chosen: Sequence[str]) -> list[str]:
         if len(twin(arm)) > 200:
             raise UserError(f"the arm {arm[:40]}... is longer than the name of a file may be: leave options out")
         try:
-            module = create(name, 64 if options.get("kernel_size") != "released" else 256, **options)
+            module = create(name, info(name).try_channels, **options)
         except UserError:
             raise
         except Exception as error:  # whatever a mechanism makes of a value that it did not expect

@@ -33,7 +33,7 @@ from regard.comparison.twins import make_constant
 from regard.insertion.attach import attach
 from regard.insertion.attachment import attached
 from regard.registry.named import Named
-from regard.registry.registration import parse
+from regard.registry.spelling import parse
 
 FIRST = 64  # images at most from which gates and constants start
 WIDENINGS = {WIDER: "widening", PARAMETERS: "widening_parameters"}  # by control, where the question keeps its width

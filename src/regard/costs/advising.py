@@ -27,7 +27,9 @@ from regard.insertion.surveyed import Surveyed
 from regard.networks.hookable import refuse_unhookable
 from regard.networks.replica import shadow
 from regard.pictures import outline
-from regard.registry.registration import check_options, info, names, parse, spell
+from regard.registry.building import check_options
+from regard.registry.registration import info, names
+from regard.registry.spelling import parse, spell
 
 
 def advise(

@@ -30,7 +30,8 @@ from regard.costs.speed import Speed
 from regard.costs.speed_table import said
 from regard.costs.timing import ALLOCATOR
 from regard.ops.dispatch import NAMES
-from regard.registry.registration import check_options, parse
+from regard.registry.building import check_options
+from regard.registry.spelling import parse
 
 SHAPES = ((8, 256, 56, 56), (16, 512, 14, 14), (32, 64, 112, 112))
 PASSES = ("inference", "training")

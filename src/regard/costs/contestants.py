@@ -17,7 +17,8 @@ from regard import ops
 from regard.costs import support
 from regard.costs.other_libraries import OTHER_LIBRARIES
 from regard.ops.dispatch import Op
-from regard.registry.registration import parse, shapes
+from regard.registry.signatures import shapes
+from regard.registry.spelling import parse
 
 AXES = ("batch", "channels", "side")
 

@@ -6,36 +6,29 @@ import math
 from collections.abc import Sequence
 
 from regard.costs.records import Record, as_used, best
+from regard.registry.cards import cards
 
 LARGE, SMALL = 2**22, 2**20  # numbers of a map; on smaller ones the calls cost more than the memory
 CUDA = 1.3
 MAPS = 1.1  # kept for the backward pass
 
-Goals = dict[tuple[str, str], float]
-ONE_READING: Goals = {
+GOALS = {
     ("large", "inference"): 1.2,
     ("large", "training"): 1.5,
     ("small", "inference"): 1.5,
     ("small", "training"): 2.2,
 }
-THREE_READINGS: Goals = {("large", "inference"): 2.0, ("large", "training"): 2.5}
-"""Of a gate that squeezes the map along each of its axes."""
-
-GOALS: dict[str, Goals] = {
-    **dict.fromkeys(("se", "eca", "cbam", "sge", "shuffle", "coordinate", "gc", "simam", "gct", "srm"), ONE_READING),
-    "triplet": THREE_READINGS,
-}
-"""By mechanism, then by the size of the map and the pass."""
-GATES = tuple(GOALS)
+"""By the size of the map and the pass; a mechanism that reads its map more often registers goals of its own."""
+GATES = ("se", "eca", "cbam", "sge", "shuffle", "coordinate", "gc", "simam", "gct", "srm", "triplet")
 
 
 def goal(record: Record) -> float | None:
     """How many times the lower bound a pure gate may take, or None where nothing was set."""
     name, numbers = record["name"], math.prod(record["shape"])
     size = "large" if numbers >= LARGE else "small" if numbers >= SMALL else ""
-    if name not in GOALS or not size:
+    if name not in GATES or not size:
         return None
-    return CUDA if record["device"] != "cpu" else GOALS[name].get((size, record["pass"]))
+    return CUDA if record["device"] != "cpu" else (cards()[name].goals or GOALS).get((size, record["pass"]))
 
 
 def verdict(records: Sequence[Record]) -> str:

@@ -26,7 +26,8 @@ from regard.insertion.survey import CHILD, dry_run
 from regard.insertion.surveyed import Surveyed
 from regard.insertion.words import find
 from regard.networks.hookable import refuse_unhookable
-from regard.registry.registration import Info, info
+from regard.registry.info import Info
+from regard.registry.registration import info
 
 
 def attach(

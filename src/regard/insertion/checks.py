@@ -16,7 +16,8 @@ from regard.insertion.site import Site
 from regard.insertion.survey import Survey
 from regard.insertion.surveyed import Surveyed
 from regard.networks.replica import borrowed, call
-from regard.registry.registration import Info, wrong_axes
+from regard.registry.info import Info
+from regard.registry.registration import wrong_axes
 
 
 def check_request(card: Info, label: str, start: str, seed: Any, options: Mapping[str, Any]) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from regard.layers.norm import LayerNorm
-from regard.registry.registration import Info, info
+from regard.registry.info import Info
+from regard.registry.registration import info
 
 FEW = 4  # hidden units say little
 NARROW = 16  # of so many random units all are shut in one start of 65,536

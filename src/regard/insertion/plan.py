@@ -20,7 +20,8 @@ from regard.insertion.words import WORDS
 from regard.layers.tap import taps
 from regard.networks.hookable import refuse_unhookable
 from regard.networks.replica import shadow
-from regard.registry.registration import info, parse
+from regard.registry.registration import info
+from regard.registry.spelling import parse
 
 MANY = 64 * 64  # places of a map: beyond, comparing all pairs takes seconds on a processor
 

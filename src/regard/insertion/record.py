@@ -12,7 +12,8 @@ from regard.base.schema import Within
 from regard.insertion.hidden import start_as_identity
 from regard.layers.tap import keep_scale
 from regard.networks.randomness import same_randomness
-from regard.registry.registration import create, info
+from regard.registry.building import create
+from regard.registry.registration import info
 
 Number = Annotated[int, Within(-(2**16), 2**16)]
 Side = Annotated[int, Within(1, 2**16)]

@@ -24,7 +24,8 @@ from regard.base.files import opened, whole
 from regard.base.schema import Within, fault
 from regard.insertion.container import host_keys, is_added, refuse_label
 from regard.insertion.record import FIELDS, Record, site_options
-from regard.registry.registration import check_options, info
+from regard.registry.building import check_options
+from regard.registry.registration import info
 
 
 class Header(Record):

@@ -1,5 +1,7 @@
 """The attention gate of Attention U-Net (Oktay et al. 2018): https://arxiv.org/abs/1804.03999"""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,6 +23,34 @@ def _parameters(
     return mask + project * channels * (channels + 3)
 
 
+def _formula(x: Tensor, g: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """The paper's equations, and the projection of the released code. W_x takes the map block by block."""
+    blocks, kernel = x, weights["from_skip.weight"]
+    for axis, stride in enumerate(kernel.shape[2:], start=2):
+        if (missing := stride - blocks.shape[axis]) > 0:
+            shape = [missing if place == axis else side for place, side in enumerate(blocks.shape)]
+            blocks = torch.cat([blocks, blocks.new_zeros(shape)], axis)
+        blocks = blocks.unfold(axis, stride, stride)
+    seen = torch.einsum("bc...k,ock->bo...", blocks.flatten(2 - x.dim()), kernel.flatten(2))
+    told = _pixelwise(g, weights, "from_gating")
+    f = torch.relu(seen + F.interpolate(told, seen.shape[2:], mode=LINEAR[x.dim() - 2]))
+    m = torch.sigmoid(_pixelwise(f, weights, "score"))
+    y = x * F.interpolate(m, x.shape[2:], mode=LINEAR[x.dim() - 2])
+    if "project.0.weight" not in weights:
+        return y
+    mean, variance, scale, shift = (
+        weights[f"project.1.{name}"].view(-1, *[1] * (x.dim() - 2))
+        for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    return (_pixelwise(y, weights, "project.0") - mean) / (variance + 1e-5).sqrt() * scale + shift
+
+
+def _pixelwise(x: Tensor, weights: Mapping[str, Tensor], layer: str) -> Tensor:
+    """A 1x1 convolution, written out."""
+    y = torch.einsum("bi...,oi->bo...", x, weights[f"{layer}.weight"].flatten(1))
+    return y + weights[f"{layer}.bias"].view(-1, *[1] * (x.dim() - 2))
+
+
 @register(
     "attention_gate",
     category="spatial",
@@ -29,6 +59,7 @@ def _parameters(
     signature="(B, C, *spatial), (B, gating, *coarse) -> same",
     parameters=_parameters,
     identity=None,
+    formula=_formula,
 )
 class AttentionGate(nn.Module):
     """Let a coarser map, which has seen more of the image, say which pixels of a skip connection to pass on.

@@ -11,7 +11,8 @@ from regard.base.errors import UserError
 from regard.layers.conv import Pointwise, conv
 from regard.layers.norm import BatchNorm
 from regard.layers.tap import Tap
-from regard.registry.registration import Translation, register
+from regard.registry.info import Translation
+from regard.registry.registration import register
 
 WIDEST = 64  # dilation: a map is padded by as much on every side
 

@@ -11,7 +11,8 @@ from regard.base.errors import UserError, near
 from regard.layers.conv import conv
 from regard.layers.norm import BatchNorm
 from regard.layers.tap import Tap
-from regard.registry.registration import Translation, register
+from regard.registry.info import Translation
+from regard.registry.registration import register
 
 ARRANGEMENTS = ("channel-spatial", "spatial-channel", "parallel", "channel", "spatial")
 SQUEEZES = ("avg", "max", "lp", "lse")

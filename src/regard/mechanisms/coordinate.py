@@ -11,7 +11,8 @@ from regard.base.errors import UserError
 from regard.layers.conv import Mixing
 from regard.layers.norm import BatchNorm
 from regard.layers.tap import Tap
-from regard.registry.registration import Translation, register
+from regard.registry.info import Translation
+from regard.registry.registration import register
 
 
 def _parameters(channels: int, *, reduction: int, min_width: int, spatial_dims: int) -> int:

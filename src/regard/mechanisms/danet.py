@@ -11,7 +11,8 @@ from regard.base.errors import UserError
 from regard.layers.conv import Pointwise
 from regard.layers.norm import BatchNorm, wide
 from regard.layers.tap import Tap
-from regard.registry.registration import Translation, register, wrong_axes
+from regard.registry.info import Translation
+from regard.registry.registration import register, wrong_axes
 
 PAPER = "Fu et al. 2019, arXiv 1809.02983"
 

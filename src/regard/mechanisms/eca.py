@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from regard import ops
 from regard.base.errors import UserError
 from regard.layers.tap import Tap
-from regard.registry.registration import Translation, register
+from regard.registry.info import Translation
+from regard.registry.registration import register
 
 # the kernel of each stage of the released ResNet-50, whose file name carries "k3557"
 RELEASED = {256: 3, 512: 5, 1024: 5, 2048: 7}
@@ -44,6 +45,8 @@ def _translate(
     place="branches",
     parameters=lambda channels, *, kernel_size: _kernel_size(channels, kernel_size),
     official={"eca": _translate},
+    letters=lambda eca: {"k": eca.conv.kernel_size[0]},
+    try_channels=256,  # a width that every kernel_size has a kernel for
 )
 class ECA(nn.Module):
     """Weigh each channel by its own average and those of its neighbours in the channel order.

@@ -11,7 +11,8 @@ from regard.base.errors import UserError
 from regard.layers.conv import Pointwise
 from regard.layers.norm import LayerNorm
 from regard.layers.tap import Tap
-from regard.registry.registration import Translation, register
+from regard.registry.info import Translation
+from regard.registry.registration import register
 
 FUSIONS = ("add", "mul", "add+mul")
 

@@ -9,7 +9,8 @@ from regard import ops
 from regard.base.errors import UserError
 from regard.layers.norm import wide
 from regard.layers.tap import Tap
-from regard.registry.registration import Translation, register
+from regard.registry.info import Translation
+from regard.registry.registration import register
 
 
 def _translate(

@@ -11,7 +11,8 @@ from regard import ops
 from regard.base.errors import UserError
 from regard.layers.norm import BatchNorm
 from regard.layers.tap import Tap
-from regard.registry.registration import Translation, register, wrong_axes
+from regard.registry.info import Translation
+from regard.registry.registration import register, wrong_axes
 
 FORMS = ("theta-minus", "theta", "theta-plus")
 

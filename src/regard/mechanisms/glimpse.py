@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from regard.base.errors import UserError
 from regard.layers.norm import wide
 from regard.layers.tap import Tap
-from regard.registry.registration import Translation, register, wrong_axes
+from regard.registry.info import Translation, Unkept
+from regard.registry.registration import register, wrong_axes
 
 WIDEST = 4096  # pixels a side of a patch: a few small numbers must not ask for more memory than there is
 
@@ -131,12 +132,21 @@ def _translate(
     identity=None,
     official={"ram_reinforce": _translate},
     exceptions={
-        "gradients": "in training the places are drawn at random, and a place is a whole pixel: the policy that "
-        "chooses it learns from the reward of `play`, not by differentiation",
-        "a gradient of a gradient": "in training the places are drawn at random, so no two calls agree",
-        "every parameter gets a gradient": "the policy and the baseline get theirs in `play`, from the reward",
-        "torch.compile without a graph break": "in training the places are drawn at random, so no two calls agree; "
-        "there is no graph break",
+        "gradients": Unkept(
+            "in training the places are drawn at random, and a place is a whole pixel: the policy that chooses it "
+            "learns from the reward of `play`, not by differentiation",
+            error="two calls differ",
+        ),
+        "a gradient of a gradient": Unkept(
+            "in training the places are drawn at random, so no two calls agree", error="off by"
+        ),
+        "every parameter gets a gradient": Unkept(
+            "the policy and the baseline get theirs in `play`, from the reward", error="policy.0.weight gets none"
+        ),
+        "torch.compile without a graph break": Unkept(
+            "in training the places are drawn at random, so no two calls agree; there is no graph break",
+            error="Tensor-likes are not close",
+        ),
     },
 )
 class Glimpse(nn.Module):

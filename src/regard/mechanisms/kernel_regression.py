@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from regard.base.errors import UserError, near
 from regard.layers.tap import Tap
-from regard.registry.registration import Translation, register
+from regard.registry.info import Translation
+from regard.registry.registration import register
 
 KERNELS = ("gaussian", "boxcar", "triangular", "epanechnikov")
 

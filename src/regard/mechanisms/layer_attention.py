@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from regard.base.errors import UserError
 from regard.layers.tap import Tap
-from regard.registry.registration import Translation, register, wrong_axes
+from regard.registry.info import Translation
+from regard.registry.registration import register, wrong_axes
 
 PAPER = "Niu et al. 2020, arXiv 2008.08767"
 
@@ -82,6 +83,10 @@ class LayerAttention(nn.Module):
     parameters=lambda channels: 29,
     identity=None,
     official={"han_csam": _translate},
+    cannot_export={
+        "channels_last": "torch converts all weights of four or five axes alike, and refuses the five of this 3-D "
+        "kernel. Convert the network before attaching: then the layout is kept"
+    },
 )
 class CSAM(nn.Module):
     """Weigh every value of a map by those around it, in the neighbouring channels too.

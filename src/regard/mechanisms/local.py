@@ -12,7 +12,8 @@ from regard.base.errors import UserError
 from regard.layers.conv import Pointwise
 from regard.layers.tap import Blend, Tap
 from regard.ops.dispatch import not_plain
-from regard.registry.registration import Translation, register, wrong_axes
+from regard.registry.info import Translation
+from regard.registry.registration import register, wrong_axes
 
 WIDEST = 128  # window, in pixels: each of its blocks has weights for every pixel in it
 
@@ -58,6 +59,13 @@ def _translate(
     return channels, options | {"hide_padding": False}, names
 
 
+BLOCKS = (
+    "torch settles what has a size of one when it exports, and here the maps of the later stages are one block (8 "
+    "pixels a side). With a dynamic batch alone it exports; with dynamic sides too, where the images are so large that "
+    "every map has more than one block on each side"
+)
+
+
 @register(
     "local",
     category="spatial",
@@ -67,6 +75,7 @@ def _translate(
     parameters=_parameters,
     signature="(B, C, H, W) -> same",
     official={"halo": _translate},
+    cannot_export=dict.fromkeys(("export", "onnx"), BLOCKS),
 )
 class Local(nn.Module):
     """Answer every pixel with the values of its neighbourhood, weighed by likeness and relative position.

@@ -12,7 +12,8 @@ from regard.base.errors import UserError
 from regard.layers.conv import Pointwise
 from regard.layers.norm import BatchNorm, wide
 from regard.layers.tap import Tap
-from regard.registry.registration import Translation, register
+from regard.registry.info import Translation, Unkept
+from regard.registry.registration import register
 
 PAIRWISE = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 SUBSAMPLE = ("none", "before", "after")
@@ -85,8 +86,11 @@ def _released(
     identity=None,
     official={f"nonlocal_{pairwise}": _port(pairwise) for pairwise in PAIRWISE} | {"nonlocal_official": _released},
     exceptions={
-        "a gradient of a gradient": "torch's own attention, which keeps no weights, has a first derivative only; while "
-        "its tap is watched the weights are kept, and there is one"
+        "a gradient of a gradient": Unkept(
+            "torch's own attention, which keeps no weights, has a first derivative only; while "
+            "its tap is watched the weights are kept, and there is one",
+            error="derivative for .* is not implemented",
+        )
     },
 )
 class NonLocal(nn.Module):

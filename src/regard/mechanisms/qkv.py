@@ -9,7 +9,8 @@ from regard import ops
 from regard.base.errors import UserError
 from regard.layers.conv import Pointwise
 from regard.layers.tap import Blend, Tap
-from regard.registry.registration import Translation, register
+from regard.registry.info import Translation, Unkept
+from regard.registry.registration import register
 
 
 def _parameters(
@@ -67,8 +68,11 @@ def _translate_torch(
     parameters=_parameters,
     official={"qkv_conv": _translate, "mhsa": _translate_torch},
     exceptions={
-        "a gradient of a gradient": "torch's own attention, which keeps no weights, has a first derivative only; while "
-        "its tap is watched the weights are kept, and there is one"
+        "a gradient of a gradient": Unkept(
+            "torch's own attention, which keeps no weights, has a first derivative only; while "
+            "its tap is watched the weights are kept, and there is one",
+            error="derivative for .* is not implemented",
+        )
     },
 )
 class QKV(nn.Module):

@@ -10,7 +10,8 @@ from regard import ops
 from regard.base.errors import UserError
 from regard.layers.conv import Pointwise
 from regard.layers.tap import Tap
-from regard.registry.registration import Translation, register
+from regard.registry.info import Translation
+from regard.registry.registration import register
 
 COMBINE = ("max", "add")
 ARRANGEMENTS = ("parallel", "channel", "spatial")

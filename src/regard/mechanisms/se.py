@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from regard import ops
 from regard.layers.tap import Tap
-from regard.registry.registration import Translation, register
+from regard.registry.info import Translation
+from regard.registry.registration import register
 
 
 def _parameters(channels: int, *, reduction: int, bias: bool) -> int:

@@ -6,24 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from regard import ops
-from regard.base.errors import UserError
+from regard.layers.groups import choose
 from regard.layers.tap import Tap
-from regard.registry.registration import Translation, register
-
-AUTHORS = 64
-LEAST = 4  # channels of a group in the narrowest layer that the authors have it in
-
-
-def _groups(channels: int, groups: int | None) -> int:
-    fit = [g for g in range(1, channels + 1) if channels % g == 0]
-    if groups is None:
-        return max(g for g in fit if g == 1 or (g <= AUTHORS and channels // g >= LEAST))
-    if groups not in fit:
-        raise UserError(
-            f"sge: {channels} channels do not divide into {groups} groups: the groups that fit are "
-            f"{', '.join(map(str, fit))}"
-        )
-    return groups
+from regard.registry.info import Translation
+from regard.registry.registration import register
 
 
 def _translate(tensors: Mapping[str, Tensor], channels: int | None, *, groups: int | None = None) -> Translation:
@@ -35,8 +21,9 @@ def _translate(tensors: Mapping[str, Tensor], channels: int | None, *, groups: i
     category="spatial",
     paper="Li et al. 2019, arXiv 1905.09646",
     place="branches",
-    parameters=lambda channels, *, groups, **_: 2 * _groups(channels, groups),
+    parameters=lambda channels, *, groups, **_: 2 * choose("sge", channels, groups),
     official={"sge": _translate},
+    letters=lambda sge: {"G": sge.groups},
 )
 class SGE(nn.Module):
     """Weigh the pixels of each group of channels by how well they agree with the group's average.
@@ -68,7 +55,7 @@ class SGE(nn.Module):
 
     def __init__(self, channels: int, *, groups: int | None = None, unbiased: bool = True) -> None:
         super().__init__()
-        self.groups, self.unbiased = _groups(channels, groups), unbiased
+        self.groups, self.unbiased = choose("sge", channels, groups), unbiased
         self.weight = nn.Parameter(torch.zeros(self.groups))
         self.bias = nn.Parameter(torch.ones(self.groups))
         self.mask = Tap("spatial")

@@ -7,17 +7,16 @@ from torch import Tensor, nn
 
 from regard import ops
 from regard.base.errors import UserError
+from regard.layers.groups import AUTHORS, most
 from regard.layers.tap import Blend, Tap
-from regard.registry.registration import Translation, register
-
-AUTHORS = 64
-LEAST = 4  # channels of a group in the narrowest layer that the authors have it in
+from regard.registry.info import Translation
+from regard.registry.registration import register
 
 
 def _groups(channels: int, groups: int | None) -> int:
     fit = [g for g in range(1, channels // 2 + 1) if channels % (2 * g) == 0]
     if groups is None and fit:
-        return max(g for g in fit if g == 1 or (g <= AUTHORS and channels // g >= LEAST))
+        return most(fit, channels)
     if groups not in fit:
         listed = f"the groups that fit are {', '.join(map(str, fit))}" if fit else "no number of groups fits"
         raise UserError(
@@ -42,6 +41,7 @@ def _translate(
     place="branches",
     parameters=lambda channels, *, groups: 3 * channels // _groups(channels, groups),
     official={"shuffle_attention": _translate},
+    letters=lambda shuffle: {"G": shuffle.groups},
 )
 class Shuffle(nn.Module):
     """Weigh one half of each group's channels by its average, the other half pixel by pixel, and shuffle the channels.

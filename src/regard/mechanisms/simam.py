@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from regard import ops
 from regard.base.errors import UserError
 from regard.layers.tap import Tap
-from regard.registry.registration import Translation, register
+from regard.registry.info import Translation
+from regard.registry.registration import register
 
 
 def _translate(tensors: Mapping[str, Tensor], channels: int | None, *, e_lambda: float = 1e-4) -> Translation:

@@ -13,7 +13,8 @@ from regard.base.errors import UserError
 from regard.layers.conv import conv
 from regard.layers.norm import BatchNorm
 from regard.layers.tap import Blend, Tap
-from regard.registry.registration import Translation, register
+from regard.registry.info import Translation
+from regard.registry.registration import register
 
 
 def _parameters(
@@ -98,6 +99,7 @@ def _beside(convolution: Any) -> dict[str, Any]:
     beside=_beside,
     hidden=lambda sk: [sk.norm],
     official={"sk": _translate},
+    letters=lambda sk: {"G": sk.groups},
 )
 class SK(nn.Module):
     """Convolve with several sizes of kernel at once, and let every channel of every image choose among them.

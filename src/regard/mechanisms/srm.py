@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from regard import ops
 from regard.layers.norm import BatchNorm
 from regard.layers.tap import Tap
-from regard.registry.registration import Translation, register
+from regard.registry.info import Translation
+from regard.registry.registration import register
 
 
 def _translate(tensors: Mapping[str, Tensor], channels: int | None, *, channel: int | None = None) -> Translation:

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from regard.base.errors import UserError, near
 from regard.layers.norm import wide
 from regard.layers.tap import LAST, Tap
-from regard.registry.registration import Translation, register
+from regard.registry.info import Translation
+from regard.registry.registration import register
 
 LARGEST = 4096  # side of a result, in pixels
 CONVOLUTIONS: dict[int, type[nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}

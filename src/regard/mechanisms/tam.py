@@ -11,7 +11,8 @@ from regard import ops
 from regard.base.errors import UserError
 from regard.layers.norm import BatchNorm
 from regard.layers.tap import Blend, Tap
-from regard.registry.registration import Translation, register
+from regard.registry.info import Translation
+from regard.registry.registration import register
 
 
 def _parameters(channels: int, *, frames: int, kernel_size: int, reduction: int) -> int:

@@ -9,7 +9,8 @@ from regard import ops
 from regard.base.errors import UserError
 from regard.layers.norm import BatchNorm
 from regard.layers.tap import Tap
-from regard.registry.registration import Translation, register, wrong_axes
+from regard.registry.info import Translation
+from regard.registry.registration import register, wrong_axes
 
 
 def _translate(
@@ -38,6 +39,7 @@ def _translate(
     parameters=lambda channels, *, kernel_size, spatial: (2 + spatial) * (2 * kernel_size**2 + 2),
     signature="(B, C, H, W) -> same",
     official={"triplet": _translate},
+    goals={("large", "inference"): 2.0, ("large", "training"): 2.5},  # three gates, and their mean
 )
 class Triplet(nn.Module):
     """Weigh each pair of channel and column, of channel and row, and of row and column, and take the mean of the three.

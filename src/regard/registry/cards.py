@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import ast
 import builtins
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from regard.registry.registration import Info, among, check_options, parse, registering
+from regard.registry.building import check_options
+from regard.registry.info import Info
+from regard.registry.registration import among, register
+from regard.registry.spelling import parse
 
 FOLDER = Path(__file__).parents[1] / "mechanisms"
-NEEDED = ("regard.registry.registration", "regard.base.errors")
+NEEDED = ("regard.registry.registration", "regard.registry.info", "regard.base.errors", "regard.layers.groups")
 
 
 class _Absent(type):
@@ -34,7 +37,7 @@ def cards() -> dict[str, Info]:
     A file is run with nothing in the place of torch and of what needs it, and its classes without their bases.
     """
     found: dict[str, Info] = {}
-    register = registering(found)
+    elsewhere = {"register": partial(register, registry=found)}
 
     def load(name: str, *others: Any) -> Any:
         root = name.partition(".")[0]
@@ -42,7 +45,7 @@ def cards() -> dict[str, Info]:
             return builtins.__import__(name, *others)
         if name not in NEEDED:
             return _Nothing
-        return SimpleNamespace(**vars(import_module(name)) | {"register": register})
+        return SimpleNamespace(**vars(import_module(name)) | elsewhere)
 
     for path in sorted(FOLDER.glob("[!_]*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"), path)

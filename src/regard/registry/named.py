@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from regard.base.errors import UserError
-from regard.registry.registration import parse
+from regard.registry.spelling import parse
 
 SMALL = "small_resnet"
 TORCHVISION = "torchvision/"

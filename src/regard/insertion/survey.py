@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from regard.base.errors import ExampleError, UserError, brief
+from regard.base.functions import MIXTURES, Call, word
 from regard.insertion.layout import LAYOUTS, Layout
-from regard.insertion.positions import PRODUCTS, Positions, follow, whole
+from regard.insertion.positions import Positions, follow, whole
 from regard.networks.replica import borrowed, call
 from regard.networks.weights import weights_kept
 
@@ -195,14 +196,14 @@ class Survey(TorchFunctionMode):
                 ancestors |= origin.ancestors | origin.bit
             main, _ = _continued(incoming, _first_shape(result), product=name in ("mul", "rmul", "imul"))
             known = lambda tensor: self._origins[tensor].positions if tensor in self._origins else None  # noqa: E731
-            where = follow(name, func, args, kwargs or {}, result, main.positions, known)
+            where = follow(Call(word(func), func, args, kwargs or {}, result), main.positions, known)
             for tensor, positions in zip(_tensors(result, every=True), where, strict=True):
                 main, shape = _continued(incoming, tensor.shape, product=name in ("mul", "rmul", "imul"))
                 new = replace(main, depth=depth, layers=layers, ancestors=ancestors, bit=self._bit())
                 new.axis = _channel_axis(name, args, kwargs or {}, main, shape, tensor)
                 new.positions = positions
                 self._pictures = self._pictures or positions is not None
-                if name.startswith("conv") or name == "linear" or name in PRODUCTS:
+                if name.startswith("conv") or name == "linear" or name in MIXTURES:
                     new.layers += 1
                     new.added = 0, 0
                     self._weighted |= new.bit
@@ -376,7 +377,7 @@ def _channel_axis(
     if name == "linear" or (name in ("layer_norm", "rms_norm") and len(_second(args, kwargs)) == 1):
         return rank - 1
     axis = main.axis
-    if axis is None or (name in PRODUCTS and after.shape != before):
+    if axis is None or (name in MIXTURES and after.shape != before):
         return None
     if name == "permute":
         order = args[1] if len(args) > 1 and not isinstance(args[1], int) else args[1:] or kwargs["dims"]

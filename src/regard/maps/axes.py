@@ -1,0 +1,47 @@
+"""Where functions of torch take the axes of a tensor."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from regard.base.functions import Call
+
+
+def went(call: Call, axis: int) -> tuple[int | None, int]:
+    """Where a turn, or what takes parts, takes an axis of its first argument: and how many axes there are then.
+
+    None where it takes it nowhere.
+    """
+    x, *args = call.args
+    if call.word in ("permute", "transpose") and not call.kwargs:  # the most, and in every layer of a transformer
+        rank = x.dim()
+        order = args if isinstance(args[0], int) else args[0]
+        if call.word == "permute":
+            return [place % rank for place in order].index(axis), rank
+        first, second = (place % rank for place in order)
+        return {first: second, second: first}.get(axis, axis), rank
+    given = tuple([tuple(arg) if isinstance(arg, list) else arg for arg in args])
+    # what is taken may be told by slices or tensors, which are no keys
+    if any(isinstance(leaf, Tensor | slice) for leaf in tree_leaves((given, call.kwargs))):
+        return _tried(call.function, x.shape, axis, *args, **call.kwargs)
+    return _remembered(call.function, x.shape, axis, *given, **call.kwargs)
+
+
+def _tried(function: Any, shape: torch.Size, axis: int, *args: Any, **kwargs: Any) -> tuple[int | None, int]:
+    """Done with a tensor without memory, in which the side of that axis is like no other."""
+    sides = list(shape)
+    sides[axis] = sum(sides) + 1
+    with torch.no_grad():
+        try:
+            moved = tree_leaves(function(torch.empty(sides, device="meta"), *args, **kwargs))[0]
+        except (RuntimeError, TypeError, IndexError, ValueError):
+            return None, 0
+    return (list(moved.shape).index(sides[axis]) if sides[axis] in moved.shape else None), moved.dim()
+
+
+_remembered = lru_cache(maxsize=1024)(_tried)

@@ -88,19 +88,17 @@ class Call:
     Attributes:
         word: of the function.
         function, args, kwargs: what is called with what.
+        operands: the arguments, tensors that are given by name in the places that they would have without.
         result: what it gave; None before.
+        notes: what is known of the operands, for those who keep notes.
     """
 
-    __slots__ = ("args", "function", "kwargs", "result", "word")
+    __slots__ = ("args", "function", "kwargs", "notes", "operands", "result", "word")
 
     def __init__(self, word: str, function: Any, args: Any, kwargs: Mapping[str, Any], result: Any = None) -> None:
         self.word, self.function, self.args, self.kwargs, self.result = word, function, args, kwargs, result
-
-    @property
-    def operands(self) -> tuple[Any, ...]:
-        """The arguments, those that are given by name in the places that they would have without."""
-        kwargs = self.kwargs
-        return (*self.args, *[kwargs[name] for name in BY_NAME if name in kwargs]) if kwargs else self.args
+        self.operands = (*args, *[kwargs[name] for name in BY_NAME if name in kwargs]) if kwargs else args
+        self.notes: Any = ()
 
     def option(self, place: int, name: str, default: Any = None) -> Any:
         """An argument that may be given by its place or by its name; for ``dim`` torch takes NumPy's word, too."""
@@ -112,4 +110,8 @@ def tensors(tree: Any) -> list[Tensor]:
     """The tensors in a tree of tuples, lists and dictionaries."""
     if isinstance(tree, Tensor):
         return [tree]
+    if isinstance(tree, tuple | list):  # mostly it is nothing more
+        flat = [leaf for leaf in tree if isinstance(leaf, Tensor)]
+        if len(flat) == len(tree):
+            return flat
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

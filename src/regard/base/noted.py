@@ -27,6 +27,7 @@ class Noted(Generic[T]):
             values.pop(key, None)
 
         self._values, self._alive, self._forget = values, alive, forget
+        self.by_id = values.get  # the same as `get`, of an id
 
     def __contains__(self, tensor: Tensor) -> bool:
         return id(tensor) in self._values

@@ -29,10 +29,12 @@ class Tracer(TorchFunctionMode):
         after: word -> what is done afterwards; of several tables each may have a rule for the same word.
     """
 
+    meet: Rule | None = None  # what is done before every function, where a subclass needs that
+
     def __init__(self, before: Rules, *after: Rules) -> None:
         super().__init__()
-        self._before = before
-        self._after = {name: [rules[name] for rules in after if name in rules] for name in set().union(*after)}
+        self.before = before
+        self.after = {name: [rules[name] for rules in after if name in rules] for name in set().union(*after)}
 
     def __exit__(self, *error: object) -> None:
         """Leave the stack of modes, also from below others: the blocks of tasks that take turns overlap."""
@@ -48,24 +50,21 @@ class Tracer(TorchFunctionMode):
         """Whether what is called now is to be seen."""
         return True
 
-    def meet(self, call: Call) -> None:
-        """What is done before every function."""
-
     def follow(self, call: Call) -> None:
-        """What is done after every function, before the rules for its word."""
+        """What is done after every function: that for its word."""
+        for rule in self.after.get(call.word, ()):
+            rule(call)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = word(function)
         if name in QUESTIONS or not self.awake:
             return function(*args, **(kwargs or {}))
         call = Call(name, function, args, kwargs or {})
-        with DISABLED():
-            self.meet(call)
-            if name in self._before:
-                self._before[name](call)
+        for rule in (self.meet, self.before.get(name)):
+            if rule:
+                with DISABLED():
+                    rule(call)
         call.result = result = function(*args, **(kwargs or {}))
         with DISABLED():
             self.follow(call)
-            for rule in self._after.get(name, ()):
-                rule(call)
         return result

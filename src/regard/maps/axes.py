@@ -20,15 +20,15 @@ def went(call: Call, axis: int) -> tuple[int | None, int]:
     x, *args = call.args
     if call.word in ("permute", "transpose") and not call.kwargs:  # the most, and in every layer of a transformer
         rank = x.dim()
-        order = args if isinstance(args[0], int) else args[0]
+        order = [place % rank for place in (args if isinstance(args[0], int) else args[0])]
         if call.word == "permute":
-            return [place % rank for place in order].index(axis), rank
-        first, second = (place % rank for place in order)
-        return {first: second, second: first}.get(axis, axis), rank
-    given = tuple([tuple(arg) if isinstance(arg, list) else arg for arg in args])
+            return order.index(axis), rank
+        return (order[1 - order.index(axis)] if axis in order else axis), rank
     # what is taken may be told by slices or tensors, which are no keys
-    if any(isinstance(leaf, Tensor | slice) for leaf in tree_leaves((given, call.kwargs))):
+    numbers = call.word != "getitem" or isinstance(args[0], int)
+    if not numbers or any(isinstance(arg, Tensor) for arg in (*args, *call.kwargs.values())):
         return _tried(call.function, x.shape, axis, *args, **call.kwargs)
+    given = [tuple(arg) if isinstance(arg, list) else arg for arg in args]
     return _remembered(call.function, x.shape, axis, *given, **call.kwargs)
 
 

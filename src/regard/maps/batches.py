@@ -48,6 +48,7 @@ class Batches:
             "getitem": _takes_number,
             "einsum": lambda call: True,
         }
+        self.beginnings = frozenset(self._begins)  # what is followed though nothing is known of its operands
         self._rules = {
             **dict.fromkeys(PARTS | TURNS, _gone),
             **dict.fromkeys(REGROUPINGS - PARTS, _regrouped),
@@ -56,9 +57,8 @@ class Batches:
 
     def follow(self, call: Call) -> None:
         """See one function of torch at work: most calls of most networks leave the images where they are."""
-        get = self.notes.get
-        for arg in call.args:
-            if (note := get(arg)) is not None and note.images is not None:
+        for note in call.notes:
+            if note.images is not None:
                 break
         else:
             begins = self._begins.get(call.word)
@@ -141,14 +141,17 @@ class Batches:
 
 def _is_map(call: Call) -> bool:
     x = call.args[0] if call.args else None
-    return isinstance(x, Tensor) and not isinstance(x, nn.Parameter) and x.is_floating_point()
+    return isinstance(x, Tensor) and x.is_floating_point() and not isinstance(x, nn.Parameter)
 
 
 _turns = _is_map
 
 
 def _regroups(call: Call) -> bool:
-    return _is_map(call) and isinstance(call.result, Tensor) and call.result.shape[:1] != call.args[0].shape[:1]
+    x, result = call.args[0] if call.args else None, call.result
+    if not (isinstance(x, Tensor) and isinstance(result, Tensor)) or x.shape[:1] == result.shape[:1]:
+        return False
+    return _is_map(call)
 
 
 def _takes(call: Call) -> bool:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from regard.base.functions import FORMS, REGROUPINGS, TURNS, Call, tensors
@@ -24,6 +25,8 @@ class Grids:
         batch: number of the pictures that came in; 0 where there were none.
         sides: theirs.
     """
+
+    beginnings = TURNS | {"linear"}  # what is followed though nothing is known of its operands
 
     def __init__(self, notes: Notes) -> None:
         self.notes = notes
@@ -45,13 +48,10 @@ class Grids:
             self.batch, *_, height, width = max((tensor.shape for tensor in pictures), key=lambda shape: shape[0])
             self.sides = (height, width)
 
-    def follow(self, call: Call) -> None:
-        """See a result, which may be a map."""
-        result = call.result
-        if isinstance(result, Tensor) and result.dim() == 4:
-            shape = result.shape
-            self._clock += 1
-            self._made[shape[1:3]] = self._made[shape[2:]] = self._clock
+    def see(self, shape: torch.Size) -> None:
+        """A tensor of four axes was made, which may be a map with its channels first or last."""
+        self._clock += 1
+        self._made[shape[1:3]] = self._made[shape[2:]] = self._clock
 
     def on_layer(self, call: Call) -> None:
         if isinstance(call.result, Tensor) and call.result.dim() > 2:
@@ -59,10 +59,9 @@ class Grids:
 
     def on_form(self, call: Call) -> None:
         """What is done to the result of a layer leaves its channels on the last axis."""
-        operands = call.operands
-        note = self.notes.get(operands[0]) if operands else None
+        note = self.notes.by_id(id(call.operands[0])) if call.operands else None
         held = note and note.channels_last and isinstance(call.result, Tensor)
-        if held and call.result.dim() == operands[0].dim() > 2:
+        if held and call.result.dim() == call.operands[0].dim() > 2:
             self.notes.of(call.result).channels_last = True
 
     def on_turn(self, call: Call) -> None:
@@ -81,8 +80,7 @@ class Grids:
     def on_regrouping(self, call: Call) -> None:
         """Tokens of a map whose columns were turned into rows do not follow each other row by row."""
         self.on_form(call)
-        operands = call.operands
-        note = self.notes.get(operands[0]) if operands else None
+        note = self.notes.get(call.operands[0]) if call.operands else None
         if note and note.turned and isinstance(call.result, Tensor):
             if note.turned in call.result.shape[1:]:
                 self._turned.add(note.turned)

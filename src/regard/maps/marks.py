@@ -12,18 +12,21 @@ from regard.maps.axes import went
 from regard.maps.notes import Mark, Notes
 
 BOUNDS = {"sigmoid", "hardsigmoid", "tanh", "relu6", "hardtanh"}
+SOFTMAXES = {"softmax", "gumbel_softmax"}
 SCALES = PRODUCTS | QUOTIENTS
 
 
 class Marks:
     """Sets the mark of every gate and of all weights."""
 
+    beginnings = BOUNDS | SOFTMAXES | LISTED | {"clamp", "add"}  # what is followed though nothing is known
+
     def __init__(self, notes: Notes) -> None:
         self.notes = notes
         self.after = {
             **dict.fromkeys(BOUNDS, self.on_bound),
             "clamp": self.on_clamp,
-            **dict.fromkeys(("softmax", "gumbel_softmax"), self.on_softmax),
+            **dict.fromkeys(SOFTMAXES, self.on_softmax),
             **dict.fromkeys(TURNS, self.on_turn),
             **dict.fromkeys(FORMS, self.on_form),
             **dict.fromkeys(LISTED, self.on_concatenation),
@@ -71,8 +74,10 @@ class Marks:
 
     def on_form(self, call: Call) -> None:
         """A gate or weights in another form, or moved by a number."""
+        marked = self.notes.marked(call.operands)
+        if not marked:
+            return  # mostly
         given = [x for x in call.operands if isinstance(x, Tensor)]
-        marked = self.notes.marked(given)
         if len(marked) == len(given) == 2:
             self._join(call, given[0], given[1])
         elif len(marked) == 1 and (len(given) == 1 or self._continues(call, marked[0], given)):

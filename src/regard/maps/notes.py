@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -55,8 +55,7 @@ class Note:
     step: Step | None = None
     images: Images | None = None
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    number: int
 
 
 class Notes(Noted[Note]):
@@ -68,14 +67,16 @@ class Notes(Noted[Note]):
 
     def of(self, tensor: Tensor) -> Note:
         """A tensor's note, a new one where it has none."""
-        note: Note | None = self.get(tensor)
+        note = self.by_id(id(tensor))
         if note is None:
-            note = self[tensor] = Note(next(self._numbers))
+            note = self[tensor] = Note()
+            note.number = next(self._numbers)
         return note
 
-    def marked(self, operands: Iterable[object]) -> list[Tensor]:
+    def marked(self, operands: Iterable[Any]) -> list[Tensor]:
         """The gates and weights among what a function is given."""
-        return [x for x in operands if isinstance(x, Tensor) and (note := self.get(x)) and note.mark]
+        by_id = self.by_id
+        return [x for x in operands if (note := by_id(id(x))) and note.mark]
 
     def mark(self, tensor: object) -> Mark | None:
         note: Note | None = self.get(tensor)

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from threading import get_ident
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from regard.base.functions import Call
-from regard.base.tracing import Tracer
+from regard.base.tracing import DISABLED, Tracer
 from regard.layers.tap import Query, reading, recomputing
 from regard.maps.batches import Batches
 from regard.maps.gates import Gates
@@ -51,7 +51,7 @@ class Watch(Tracer):
         queries: Sequence[Query] | None = None,
         kinds: frozenset[str] | None = None,
     ) -> None:
-        notes = Notes()
+        self.notes = notes = Notes()
         self.running = Running(model)
         teller = Teller(self.running, tell, kinds)
         self.dropped = teller.dropped.keys()
@@ -62,6 +62,9 @@ class Watch(Tracer):
         gates = Gates(notes, self.batches, self.grids, teller)
         weights = Weights(notes, self.batches, self.grids, self.windows, teller, queries)
         super().__init__({**gates.before, **weights.before}, self.grids.after, self.marks.after)
+        self.beginnings = self.batches.beginnings | self.grids.beginnings | self.marks.beginnings
+        if self.windows:
+            self.beginnings |= self.windows.beginnings
         self.thread = get_ident()
         self.depth = 0  # how many calls of the model are open
 
@@ -72,7 +75,12 @@ class Watch(Tracer):
 
     @property
     def awake(self) -> bool:
-        return self in reading and not recomputing()
+        if self not in reading or recomputing():
+            return False
+        if not self.depth:  # a part of the model may have been called by itself
+            with DISABLED():
+                self.grids.begin([inputs for *_, inputs in self.running][-1:])
+        return True
 
     def enter(self, model: nn.Module, inputs: Any) -> None:
         """The model begins to run, or the copy of it that is called in its place."""
@@ -87,15 +95,17 @@ class Watch(Tracer):
         if self.here:
             self.depth -= 1
 
-    def meet(self, call: Call) -> None:
-        if not self.depth:  # a part of the model may have been called by itself
-            self.grids.begin([inputs for *_, inputs in self.running][-1:])
-
     def follow(self, call: Call) -> None:
-        self.grids.follow(call)
-        if self.windows:
-            self.windows.follow(call)
-        self.batches.follow(call)
+        """Most functions of most networks begin nothing, and nothing is known of what they are given."""
+        result = call.result
+        if isinstance(result, Tensor) and result.dim() == 4:
+            self.grids.see(result.shape)
+        call.notes = [*filter(None, map(self.notes.by_id, map(id, call.operands)))]
+        if call.notes or call.word in self.beginnings:
+            if self.windows:
+                self.windows.follow(call)
+            self.batches.follow(call)
+            super().follow(call)
 
 
 @contextmanager

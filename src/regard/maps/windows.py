@@ -35,13 +35,12 @@ class Windows:
     def __init__(self, notes: Notes) -> None:
         self.notes = notes
         self._begins = {"roll": _rolls, "pad": _pads, **dict.fromkeys(SPLITS, _splits)}
+        self.beginnings = frozenset(self._begins)  # what is followed though nothing is known of its operands
 
     def follow(self, call: Call) -> None:
         """See one function of torch at work."""
-        get = self.notes.get
-        for arg in call.args:
-            if (note := get(arg)) is not None and note.step is not None:
-                main = note.step
+        for note in call.notes:
+            if (main := note.step) is not None:
                 break
         else:
             begun = self._begin(call)
@@ -94,19 +93,22 @@ class Windows:
 
     def _steps(self, call: Call, shapes: list[torch.Size], main: Step) -> list[Step]:
         """One for each result; the same ones where the same was done to the same before."""
-        given = tuple([self._held(arg) for arg in call.args])
+        given = tuple([arg if type(arg) is int else self._held(arg) for arg in call.args])
         named = {key: self._held(value) for key, value in call.kwargs.items()} if call.kwargs else {}
-        move = Call(call.word, call.function, given, named)
         done = main.done
         key = (call.function, given, *named.items(), *shapes)
         try:
-            steps = done.get(key)
+            if (steps := done.get(key)) is not None:
+                return steps
         except TypeError:  # a tensor that tells what to take: another one in every pass
-            return [Step(move, shapes, number, main, {}) for number in range(len(shapes))]
-        if steps is None:
+            done = {}
+        else:
             if len(done) > LONG:
                 done.clear()
-            steps = done[key] = [Step(move, shapes, number, main, done) for number in range(len(shapes))]
+        move = Call(call.word, call.function, given, named)
+        steps = [Step(move, shapes, number, main, done) for number in range(len(shapes))]
+        if done is main.done:
+            done[key] = steps
         return steps
 
     def _held(self, arg: Any) -> Any:
@@ -117,7 +119,7 @@ class Windows:
                 return note.step
             return [arg] if arg.dtype in (torch.int64, torch.bool) else _Other(arg.shape)
         if isinstance(arg, list | tuple):
-            return tuple([self._held(entry) for entry in arg])
+            return tuple([entry if type(entry) is int else self._held(entry) for entry in arg])
         if isinstance(arg, slice):
             return _Slice(arg.start, arg.stop, arg.step)
         return arg

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from regard.base.functions import tensors
 from regard.base.noted import Noted
 from regard.base.tracing import Tracer
+from regard.insertion.dry_run import dry_run
 from regard.insertion.positions import Positions, follow, whole
-from regard.insertion.survey import dry_run
 
 X = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
 

@@ -24,8 +24,8 @@ from regard.costs.costing import Cost, Loss
 from regard.costs.timing import ALLOCATOR, Spread, allocator_hint, noisy
 from regard.insertion.attach import attach
 from regard.insertion.attachment import Attached
+from regard.insertion.dry_run import dry_run
 from regard.insertion.site import At, choose
-from regard.insertion.survey import dry_run
 from regard.insertion.surveyed import Surveyed
 from regard.layers.tap import taps
 from regard.networks.hookable import refuse_unhookable

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from regard.base.axes import went
 from regard.base.functions import LISTED, PARTS, REGROUPINGS, TURNS, Call, tensors
-from regard.maps.axes import went
 from regard.maps.notes import Notes
 
 

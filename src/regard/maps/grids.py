@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regard.base.axes import went
 from regard.base.functions import FORMS, REGROUPINGS, TURNS, Call, tensors
 from regard.insertion.layout import Layout
 from regard.layers.tap import Query
-from regard.maps.axes import went
 from regard.maps.notes import Notes
 
 REGISTERS = (0, 1, 2, 4, 5, 8)  # tokens in front of those of the pixels: class, distillation, registers

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from regard.base.axes import went
 from regard.base.functions import FORMS, LISTED, PRODUCTS, QUOTIENTS, SPREADS, SUMS, TURNS, Call, tensors
-from regard.maps.axes import went
 from regard.maps.notes import Mark, Notes
 
 BOUNDS = {"sigmoid", "hardsigmoid", "tanh", "relu6", "hardtanh"}

@@ -17,19 +17,23 @@ def went(call: Call, axis: int) -> tuple[int | None, int]:
 
     None where it takes it nowhere.
     """
-    x, *args = call.args
-    if call.word in ("permute", "transpose") and not call.kwargs:  # the most, and in every layer of a transformer
+    x, args, kwargs = call.operands[0], call.args[1:], call.kwargs
+    if call.word in ("permute", "transpose") and not kwargs:  # the most, and in every layer of a transformer
         rank = x.dim()
         order = [place % rank for place in (args if isinstance(args[0], int) else args[0])]
         if call.word == "permute":
             return order.index(axis), rank
         return (order[1 - order.index(axis)] if axis in order else axis), rank
+    kwargs = {name: value for name, value in kwargs.items() if name != "input"}
     # what is taken may be told by slices or tensors, which are no keys
     numbers = call.word != "getitem" or isinstance(args[0], int)
-    if not numbers or any(isinstance(arg, Tensor) for arg in (*args, *call.kwargs.values())):
-        return _tried(call.function, x.shape, axis, *args, **call.kwargs)
-    given = [tuple(arg) if isinstance(arg, list) else arg for arg in args]
-    return _remembered(call.function, x.shape, axis, *given, **call.kwargs)
+    if not numbers or any(isinstance(arg, Tensor) for arg in (*args, *kwargs.values())):
+        return _tried(call.function, x.shape, axis, *args, **kwargs)
+    return _remembered(call.function, x.shape, axis, *map(_key, args), **{name: _key(kwargs[name]) for name in kwargs})
+
+
+def _key(arg: Any) -> Any:
+    return tuple(arg) if isinstance(arg, list) else arg
 
 
 def _tried(function: Any, shape: torch.Size, axis: int, *args: Any, **kwargs: Any) -> tuple[int | None, int]:

@@ -71,6 +71,7 @@ FORMS = SPREADS | SUMS | PRODUCTS | QUOTIENTS | {
 
 # tensors that are given by name, in the order in which they would be given without
 BY_NAME = ("input", "mat1", "batch1", "tensor1", "other", "mat2", "batch2", "tensor2")
+NAMED = frozenset(BY_NAME)
 
 
 @lru_cache(maxsize=4096)
@@ -97,7 +98,9 @@ class Call:
 
     def __init__(self, word: str, function: Any, args: Any, kwargs: Mapping[str, Any], result: Any = None) -> None:
         self.word, self.function, self.args, self.kwargs, self.result = word, function, args, kwargs, result
-        self.operands = (*args, *[kwargs[name] for name in BY_NAME if name in kwargs]) if kwargs else args
+        self.operands = args
+        if kwargs and not NAMED.isdisjoint(kwargs):
+            self.operands = (*args, *[kwargs[name] for name in BY_NAME if name in kwargs])
         self.notes: Any = ()
 
     def option(self, place: int, name: str, default: Any = None) -> Any:

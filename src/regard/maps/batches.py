@@ -100,11 +100,11 @@ class Batches:
 
     def _main(self, call: Call) -> Tensor | None:
         """The tensor that a result continues; None where it is only a table that is added to a map."""
-        given = [arg for arg in call.args if isinstance(arg, Tensor)]
+        given = [operand for operand in call.operands if isinstance(operand, Tensor)]
         if call.word == "einsum":
             given = tensors(call.args)
-        if len(given) == 1:
-            return given[0]
+        if len(given) < 2:
+            return given[0] if given else None
         main = max(given, key=lambda tensor: (tensor.numel(), tensor.dim()))
         note = self.notes.get(main)
         return main if call.word == "einsum" or (note and note.images) else None

@@ -38,8 +38,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 import regard
 from regard.base.errors import UserError
 from regard.base.files import write_text
+from regard.insertion.dry_run import dry_run
 from regard.insertion.site import Site, choose
-from regard.insertion.survey import dry_run
 from regard.insertion.surveyed import Surveyed
 from regard.insertion.words import WORDS
 from regard.networks.models import open_model

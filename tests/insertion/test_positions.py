@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakIdKeyDictionary
 
+from regard.base.functions import tensors
+from regard.base.noted import Noted
+from regard.base.tracing import Tracer
+from regard.insertion.dry_run import dry_run
 from regard.insertion.positions import Positions, follow, whole
-from regard.insertion.survey import dry_run
 
 X = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
 
@@ -147,20 +148,15 @@ EXPANDED = {
 def test_moves_of_what_is_the_same_for_all_channels_are_those_of_every_channel(move):
     """Most are done with one channel for all, which must not show."""
 
-    class Follow(TorchFunctionMode):
+    class Follow(Tracer):
         def __init__(self, start, positions):
-            super().__init__()
-            self.known = WeakIdKeyDictionary({start: positions})
+            super().__init__({})
+            self.known = Noted()
+            self.known[start] = positions
 
-        def __torch_function__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            name = function.__name__.strip("_")
-            if isinstance(result, torch.Tensor | tuple | list):
-                with torch._C.DisableTorchFunction():
-                    found = follow(name, function, args, kwargs or {}, result, None, self.known.get)
-                leaves = [result] if isinstance(result, torch.Tensor) else result
-                self.known.update((leaf, one) for leaf, one in zip(leaves, found, strict=True) if one)
-            return result
+        def follow(self, call):
+            pairs = zip(tensors(call.result), follow(call, None, self.known.get), strict=True)
+            self.known.update((leaf, positions) for leaf, positions in pairs if positions)
 
     x = torch.randn(2, 8, 4, 6)
     one = whole(x.shape)

@@ -573,3 +573,20 @@ def test_gates_where_the_channels_are_last(layout, gate, channels, sides):
     places = (1, 1) if kind == "channel" else (sides[0] // 4, sides[1] // 4)
     assert found.value.shape == (2, 1 if kind == "spatial" else channels, *places)
     assert torch.equal(found.value.flatten(2), model.true)
+
+
+def test_tensors_that_are_given_by_name_are_followed():
+    class Named(nn.Module):
+        def forward(self, x):
+            tokens = x.flatten(2).permute(
+                2, 0, 1
+            )  # of nn.MultiheadAttention: the images are counted by the second axis
+            tokens = torch.permute(input=tokens, dims=(1, 0, 2))
+            return torch.softmax(tokens @ tokens.mT, -1) @ tokens
+
+    x = torch.randn(3, 4, 5, 5)
+    model = Named()
+    with regard.record(model) as maps:
+        model(x)
+    tokens = x.flatten(2).mT
+    torch.testing.assert_close(maps[0].value, (tokens @ tokens.mT).softmax(-1)[:, None])

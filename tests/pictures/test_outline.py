@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from regard import sites
-from regard.insertion.survey import dry_run
+from regard.insertion.dry_run import dry_run
 from regard.pictures import outline
 
 SVG = "{http://www.w3.org/2000/svg}"

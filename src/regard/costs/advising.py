@@ -21,8 +21,8 @@ from regard.costs.timing import ALLOCATOR, allocator_hint, noisy
 from regard.costs.warnings import too_large, warnings_of
 from regard.insertion.attach import attach
 from regard.insertion.attachment import Attached
+from regard.insertion.dry_run import dry_run
 from regard.insertion.site import At, choose
-from regard.insertion.survey import dry_run
 from regard.insertion.surveyed import Surveyed
 from regard.networks.hookable import refuse_unhookable
 from regard.networks.replica import shadow

@@ -18,11 +18,12 @@ from regard.base.errors import UserError
 from regard.insertion.attachment import Attached
 from regard.insertion.checks import check_by_running, check_request, check_sites
 from regard.insertion.container import Inserted, hang, stand_beside
+from regard.insertion.dry_run import dry_run
 from regard.insertion.guard import guard
 from regard.insertion.record import build
 from regard.insertion.scaled import measure_gates
 from regard.insertion.site import At, Site, choose
-from regard.insertion.survey import CHILD, dry_run
+from regard.insertion.survey import CHILD
 from regard.insertion.surveyed import Surveyed
 from regard.insertion.words import find
 from regard.networks.hookable import refuse_unhookable

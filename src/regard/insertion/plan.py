@@ -13,8 +13,9 @@ from regard.base.errors import UserError
 from regard.base.tables import aligned
 from regard.insertion.attach import attach
 from regard.insertion.attachment import Attached
+from regard.insertion.dry_run import dry_run
 from regard.insertion.site import At, choose
-from regard.insertion.survey import Survey, dry_run
+from regard.insertion.survey import Survey
 from regard.insertion.surveyed import Surveyed
 from regard.insertion.words import WORDS
 from regard.layers.tap import taps

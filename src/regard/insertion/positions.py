@@ -7,23 +7,17 @@ and which one, is told by doing the same moves with the numbers of the pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
-REGROUPINGS = {"view", "reshape", "reshape_as", "view_as", "flatten", "unflatten", "squeeze", "unsqueeze"}
-MOVES = REGROUPINGS | {
-    "permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "roll", "flip", "chunk", "split",
-    "tensor_split", "unbind", "getitem", "narrow", "select", "expand", "mT", "T", "cat", "concat", "concatenate",
-    "stack", "pad",
-}  # fmt: skip
-PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention", "multi_head_attention_forward"}
-RESIZES = {"interpolate", "upsample", "pixel_shuffle", "pixel_unshuffle", "grid_sample"}
+from regard.base.functions import CONVOLUTIONS, MOVES, POOLINGS, REGROUPINGS, RESIZES, Call, tensors
+
+Known = Callable[[Tensor], "Positions | None"]
 
 
 @dataclass(frozen=True, eq=False)  # each is itself alone
@@ -94,63 +88,49 @@ def whole(shape: torch.Size) -> Positions:
     return Positions(numbers.reshape(sides).expand(shape), sides)
 
 
-def follow(
-    name: str,
-    function: Callable[..., Any],
-    args: Any,
-    kwargs: Mapping[str, Any],
-    result: Any,
-    main: Positions | None,
-    known: Callable[[Tensor], Positions | None],
-) -> list[Positions | None]:
-    """The positions of each tensor in a result; None where they cannot be told.
+def follow(call: Call, main: Positions | None, known: Known) -> list[Positions | None]:
+    """The positions of each tensor in the result of a call; None where they cannot be told.
 
     Args:
-        name, function, args, kwargs, result: of the operation.
+        call: of a function of torch, with its result.
         main: positions of the tensor that it continues.
         known: those of any tensor.
     """
-    results = _leaves(result)
-    if name in MOVES:
+    results = tensors(call.result)
+    if call.word in MOVES:
         try:
-            return _moved(name, function, args, kwargs, results, known)
+            return _moved(call, results, known)
         except (RuntimeError, TypeError, IndexError, ValueError):  # what cannot be done with whole numbers
             return [None] * len(results)
-    return [_continued(name, args, tensor, main, known) for tensor in results]
+    rule = RULES.get(call.word, _kept)
+    return [rule(call, tensor.shape, main, known) for tensor in results]
 
 
-def _moved(
-    name: str,
-    function: Callable[..., Any],
-    args: Any,
-    kwargs: Mapping[str, Any],
-    results: list[Tensor],
-    known: Callable[[Tensor], Positions | None],
-) -> list[Positions | None]:
+def _moved(call: Call, results: list[Tensor], known: Known) -> list[Positions | None]:
     """The same move, done with the numbers of the pixels."""
-    options = dict(kwargs)
-    moved, *rest = args or [options.pop("input", options.pop("tensors", None))]
-    if name == "pad":
+    options = dict(call.kwargs)
+    moved, *rest = call.args or [options.pop("input", options.pop("tensors", None))]
+    if call.word == "pad":
         rest, options["value"] = rest[:2], -1
     shapes = [result.shape for result in results]
     if not isinstance(moved, Tensor):
-        found = [known(tensor) or _none(tensor.shape) for tensor in moved]
+        parts = [known(tensor) or _none(tensor.shape) for tensor in moved]
         # a class token has been through other pictures
-        pictures = {positions.sides for positions in found if (positions.core >= 0).any()}
+        pictures = {positions.sides for positions in parts if (positions.core >= 0).any()}
         if len(pictures) != 1:
             return [None] * len(results)
         (sides,) = pictures
-        indices = _leaves(function([positions.index for positions in found], *rest, **options))
+        indices = tensors(call.function([positions.index for positions in parts], *rest, **options))
     elif (positions := known(moved)) is None:
         return [None] * len(results)
     else:
         sides = positions.sides
-        if name in REGROUPINGS:
+        if call.word in REGROUPINGS:
             indices = [_regrouped(positions, shape) for shape in shapes]
-        elif name == "roll" and len(rest) < 2 and not options.get("dims"):  # all axes as one row
-            indices = [function(positions.index, *rest, **options)]
+        elif call.word == "roll" and len(rest) < 2 and not options.get("dims"):  # all axes as one row
+            indices = [call.function(positions.index, *rest, **options)]
         else:
-            indices = _done(lambda index: function(index, *rest, **options), positions, shapes)
+            indices = _done(lambda index: call.function(index, *rest, **options), positions, shapes)
     return [
         Positions(index, sides) if index.shape == shape else None for index, shape in zip(indices, shapes, strict=True)
     ]
@@ -162,18 +142,14 @@ def _done(move: Callable[[Tensor], Any], positions: Positions, shapes: list[torc
     What cuts them or adds to them has another shape then, or cannot be done.
     """
     try:
-        moved = _leaves(move(positions.core))
+        moved = tensors(move(positions.core))
         return [index.expand(shape) for index, shape in zip(moved, shapes, strict=True)]
     except (RuntimeError, TypeError, IndexError, ValueError):
-        return _leaves(move(positions.index))
+        return tensors(move(positions.index))
 
 
 def _none(shape: torch.Size) -> Positions:
     return Positions(torch.tensor(-1, dtype=torch.int32, device="cpu").expand(shape), ())
-
-
-def _leaves(value: Any) -> list[Tensor]:
-    return [value] if isinstance(value, Tensor) else [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _regrouped(positions: Positions, shape: torch.Size) -> Tensor:
@@ -195,28 +171,49 @@ def _regrouped(positions: Positions, shape: torch.Size) -> Tensor:
     return core.reshape(small).expand(shape)
 
 
-def _continued(
-    name: str, args: Any, tensor: Tensor, main: Positions | None, known: Callable[[Tensor], Positions | None]
-) -> Positions | None:
-    shape = tensor.shape
-    if name.startswith("conv") or "pool" in name or name in RESIZES:
-        if main and main.index.dim() == len(shape) and main.index.shape[2:] == shape[2:]:
-            return main.stretched(1, shape)
-        return whole(shape) if len(shape) > 2 else None
-    if name in ("matmul", "bmm"):
-        # rows of the result lie where those of the left factor lie, columns where those of the right one lie
-        left, right = (known(factor) if isinstance(factor, Tensor) else None for factor in args[:2])
-        if left and left.index.shape[:-1] == shape[:-1] and left.varies(-2):
-            return left.stretched(-1, shape)
-        if right and right.index.shape[:-2] == shape[:-2] and right.index.shape[-1] == shape[-1] and right.varies(-1):
-            return right.stretched(-2, shape)
+# of what is computed, from the tensor that it continues
+
+
+def _kept(call: Call, shape: torch.Size, main: Positions | None, known: Known) -> Positions | None:
+    return main if main and main.index.shape == shape else None
+
+
+def _new_map(call: Call, shape: torch.Size, main: Positions | None, known: Known) -> Positions | None:
+    if main and main.index.dim() == len(shape) and main.index.shape[2:] == shape[2:]:
+        return main.stretched(1, shape)
+    return whole(shape) if len(shape) > 2 else None
+
+
+def _layer(call: Call, shape: torch.Size, main: Positions | None, known: Known) -> Positions | None:
+    """Of pixels that are merged the first one stands for all."""
+    if main is None or main.index.dim() != len(shape) or main.index.shape[:-1] != shape[:-1]:
         return None
-    if name == "scaled_dot_product_attention":
-        query = known(args[0]) if args else None
-        return query.stretched(-1, shape) if query and query.index.shape[:-1] == shape[:-1] else None
-    if main is None or main.index.dim() != len(shape) or name in ("einsum", "baddbmm"):
-        return None
-    if main.index.shape == shape:
-        return main
-    # of pixels that are merged the first one stands for all
-    return main.stretched(-1, shape) if name == "linear" and main.index.shape[:-1] == shape[:-1] else None
+    return main if main.index.shape == shape else main.stretched(-1, shape)
+
+
+def _matrix_product(call: Call, shape: torch.Size, main: Positions | None, known: Known) -> Positions | None:
+    """Rows of the result lie where those of the left factor lie, columns where those of the right one lie."""
+    left, right = (known(factor) if isinstance(factor, Tensor) else None for factor in call.operands[:2])
+    if left and left.index.shape[:-1] == shape[:-1] and left.varies(-2):
+        return left.stretched(-1, shape)
+    if right and right.index.shape[:-2] == shape[:-2] and right.index.shape[-1] == shape[-1] and right.varies(-1):
+        return right.stretched(-2, shape)
+    return None
+
+
+def _attention(call: Call, shape: torch.Size, main: Positions | None, known: Known) -> Positions | None:
+    query = known(call.args[0]) if call.args else None
+    return query.stretched(-1, shape) if query and query.index.shape[:-1] == shape[:-1] else None
+
+
+def _mixture(call: Call, shape: torch.Size, main: Positions | None, known: Known) -> Positions | None:
+    return None
+
+
+RULES = {
+    **dict.fromkeys(CONVOLUTIONS | POOLINGS | RESIZES, _new_map),
+    **dict.fromkeys(("matmul", "bmm"), _matrix_product),
+    **dict.fromkeys(("einsum", "baddbmm"), _mixture),
+    "linear": _layer,
+    "scaled_dot_product_attention": _attention,
+}

@@ -10,8 +10,10 @@ from typing import Any
 from torch import nn
 
 from regard.base.errors import UserError, near
+from regard.insertion.dry_run import dry_run
 from regard.insertion.layout import LAYOUTS, Layout
-from regard.insertion.survey import Survey, dry_run, innermost, layout_of
+from regard.insertion.outputs import layout_of
+from regard.insertion.survey import Survey, innermost
 from regard.insertion.surveyed import Surveyed
 from regard.insertion.words import WORDS, find
 from regard.networks.hookable import refuse_unhookable

@@ -9,7 +9,8 @@ from functools import cached_property
 from torch import nn
 
 from regard.insertion.layout import Layout
-from regard.insertion.survey import CONVOLUTIONS, Output, Survey
+from regard.insertion.outputs import Output
+from regard.insertion.survey import CONVOLUTIONS, Survey
 
 
 @dataclass(frozen=True)

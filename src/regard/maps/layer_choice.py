@@ -12,8 +12,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from regard.base.errors import UserError, near
+from regard.insertion.dry_run import dry_run
 from regard.insertion.layout import Layout
-from regard.insertion.survey import Survey, dry_run
+from regard.insertion.survey import Survey
 from regard.maps.gradients import Key, Pass
 from regard.maps.targets import Target
 

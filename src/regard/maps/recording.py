@@ -120,7 +120,7 @@ def record(
     watch = Watch(
         model, lambda *seen: maps.append(Map(*seen)), queries=queries, kinds=None if kinds is None else frozenset(kinds)
     )
-    maps.dropped = watch.dropped.keys()
+    maps.dropped = watch.dropped
     handles = []
     try:
         for name, tap in named_taps:
@@ -128,7 +128,7 @@ def record(
                 continue
 
             def keep(tap: Tap, value: Tensor, name: str = name) -> None:
-                watch.forget(value)
+                watch.marks.forget(value)
                 maps.append(Map(name, tap.kind, value.detach()))
 
             handles.append(tap.register_forward_hook(Reader(watch, keep, queries)))

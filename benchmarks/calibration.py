@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from regard.base.files import write_text
+from regard.comparison.case import FUTILE
 from regard.comparison.permutation import paired, signs, size, unpaired
 from regard.comparison.plan import LOOKS, Plan, fixed, planned
-from regard.comparison.results import counted
 from regard.comparison.sequential import boundaries, chance_of_deciding, spent, winnings
-from regard.comparison.statistics import FUTILE, LATER, PLANNED, judge
+from regard.comparison.statistics import LATER, PLANNED, judge
+from regard.comparison.wording import counted
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "calibration.json", ROOT / "docs" / "calibration.md"

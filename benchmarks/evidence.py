@@ -21,7 +21,8 @@ import regard
 from regard.base.files import write_text
 from regard.comparison.arms import CONSTANT, twinned
 from regard.comparison.plan import LOOKS
-from regard.comparison.results import Comparison, counted, interval, points
+from regard.comparison.results import Comparison
+from regard.comparison.wording import counted, interval, points
 from regard.registry.named import Named
 
 ROOT = Path(__file__).parents[1]
@@ -164,7 +165,7 @@ def rows(comparison: Comparison) -> list[dict[str, Any]]:
                 "twin": twin,
                 "word": none.word if none else "",
                 "input": comparison.uses_input.get(arm, "has no constant" if arm != "none" else ""),
-                "rate": (comparison.question["rates"] or {}).get(arm, 1.0),
+                "rate": (comparison.question.rates or {}).get(arm, 1.0),
                 "step": (comparison.cost or {"arms": {}})["arms"].get(arm, {}).get("train_ratio", (0, math.nan, 0))[1],
             }
         )
@@ -255,8 +256,8 @@ def section(name: str, comparison: Comparison) -> str:
     rest = f" {counted(left, 'run')} of the plan still missing." if left else ""
     return f"""## {table.title}
 
-`{question["data"]}`, {question["model"]}, {question["size"]} px, {counted(question["epochs"], "epoch")},
-{question["test_images"]:,} test images, margin {100 * question["margin"]:g}; points of accuracy with intervals, the
+`{question.data}`, {question.model}, {question.size} px, {counted(question.epochs, "epoch")},
+{question.test_images:,} test images, margin {100 * question.margin:g}; points of accuracy with intervals, the
 training step as a multiple of that of none.{rest}{unsure}
 
 {chr(10).join(lines)}

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -43,8 +44,9 @@ import pretrained
 import solar_cells
 
 from regard.base.files import write_text
-from regard.comparison import data, hosts, linear, training
-from regard.comparison.asked import first_epochs, question
+from regard.comparison import data, linear, network, preprocessing, training
+from regard.comparison.compare import complete
+from regard.comparison.question import Draft, Question, first_epochs
 from regard.pictures.charts import Chart
 
 ROOT = Path(__file__).parents[1]
@@ -66,21 +68,13 @@ FOLDER_SEEDS = 3
 Outcome = tuple[float, float]  # accuracy on the test images, processor seconds
 
 
-def ask(epochs: int, images: data.Images, **other: Any) -> dict[str, Any]:
+def ask(epochs: int, images: data.Images, **other: Any) -> Question:
     """What `compare` tells its workers."""
-    words: dict[str, Any] = {
-        "data": "fashion", "model": "small_resnet", "size": None, "batch": None, "optimiser": None,
-        "learning_rate": None, "tune": 0, "augmentation": None, "at": "auto", "start": None, "trunk": "trained",
-        "margin": 0.01, "pairing": None, "pretrained": False, "weights": None, "device": "cpu",
-    }  # fmt: skip
-    asked = question(epochs=epochs, **words | other)
-    channels = images.pixels.shape[1]
-    starting = hosts.normalisation(asked["model"], channels) if asked["weights"] else None
-    known = {"size": asked["size"] or 28, "channels": channels, "normalisation": starting, "widening": 1.0}
-    return asked | known | {"classes": list(images.classes)}
+    draft = Draft.of(epochs=epochs, device="cpu", **other)
+    return complete(replace(draft, size=draft.size or 28), images, 0, epochs)
 
 
-def ours(asked: dict[str, Any], folder: Path, seed: int) -> Outcome:
+def ours(asked: Question, folder: Path, seed: int) -> Outcome:
     """`regard compare`'s own run of `none`, with its evaluation."""
     begun = time.process_time()
     record = training.train(asked, "none", seed, folder, lambda told: None)
@@ -89,28 +83,28 @@ def ours(asked: dict[str, Any], folder: Path, seed: int) -> Outcome:
     return record["top1"], seconds
 
 
-def timms(asked: dict[str, Any], images: data.Images, root: Path | None, seed: int) -> Outcome:
+def timms(asked: Question, images: data.Images, root: Path | None, seed: int) -> Outcome:
     """timm's loader, optimiser, schedule and loss with their defaults, on the same network."""
     begun = time.process_time()
     split = images.split(seed)
-    mean, std = asked["normalisation"] or data.normalisation(images, split.train)
+    mean, std = asked.normalisation or preprocessing.normalisation(images, split.train)
     shared: dict[str, Any] = {
-        "input_size": (asked["channels"], asked["size"], asked["size"]), "mean": mean, "std": std,
+        "input_size": (asked.channels, asked.size, asked.size), "mean": mean, "std": std,
         "device": torch.device("cpu"), "num_workers": 0, "persistent_workers": False,
     }  # fmt: skip
     torch.manual_seed(seed)
     train = create_loader(
-        Listed(images, split.train, root), batch_size=asked["batch"], is_training=True, color_jitter=0.0, **shared
+        Listed(images, split.train, root), batch_size=asked.batch, is_training=True, color_jitter=0.0, **shared
     )
     test = create_loader(Listed(images, split.test, root), batch_size=256, crop_pct=1.0, **shared)
-    model = training.on_device(training.build(asked, "none", seed), asked)
-    optimiser = create_optimizer_v2(model, "adamw", lr=asked["learning_rate"], weight_decay=asked["weight_decay"])
-    steps = len(train) * asked["epochs"]
+    model = network.on_device(network.build(asked, "none", seed), asked)
+    optimiser = create_optimizer_v2(model, "adamw", lr=asked.learning_rate, weight_decay=asked.weight_decay)
+    steps = len(train) * asked.epochs
     schedule = CosineLRScheduler(optimiser, t_initial=steps, warmup_t=steps // 7, t_in_epochs=False)
-    loss_of = LabelSmoothingCrossEntropy(asked["smoothing"])
+    loss_of = LabelSmoothingCrossEntropy(asked.smoothing)
     model.train()
     done = 0
-    for _ in range(asked["epochs"]):
+    for _ in range(asked.epochs):
         for x, labels in train:
             loss_of(model(x.contiguous(memory_format=torch.channels_last)), labels).backward()
             optimiser.step()

@@ -22,8 +22,9 @@ import regard
 from regard.base.files import write_text
 from regard.comparison import data, grid
 from regard.comparison.plan import fixed, planned
-from regard.comparison.results import Comparison, interval, points
+from regard.comparison.results import Comparison
 from regard.comparison.statistics import judge
+from regard.comparison.wording import interval, points
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "robustness.json", ROOT / "docs" / "robustness.md"
@@ -84,7 +85,7 @@ def ask(case: str) -> dict[str, Any]:
         "headline": comparison.findings[0] if comparison.untrained_because else " ".join(comparison.findings),
         "trained": comparison.trained,
         "chance": comparison.chance,
-        "epochs": comparison.question["epochs"],
+        "epochs": comparison.question.epochs,
         "scores": {arm: list(runs.values()) for arm, runs in comparison.scores.items()},
         "verdicts": [
             {"arm": v.arm, "against": v.against, "word": v.word, "text": f"{points(v.mean)} {interval(v)}"}
@@ -100,7 +101,7 @@ def null() -> list[float]:
     demo = RUNS / "as-the-demo-asks-it"
     folder = RUNS / "null"
     question = Comparison.load(demo).question
-    workers, threads = grid.workers_for(question["device"], NULL_RUNS)
+    workers, threads = grid.workers_for(question.device, NULL_RUNS)
     runs = [("none", seed) for seed in range(NULL_RUNS)]
     left = [run for run in runs if not grid.record_path(folder, *run).is_file()]
     grid.run(

@@ -33,8 +33,9 @@ from torch import Tensor, nn
 
 import regard
 from regard.base.files import slug, whole, write_text
-from regard.comparison import data, statistics
-from regard.comparison.results import Comparison, interval, points
+from regard.comparison import data, preprocessing, statistics
+from regard.comparison.results import Comparison
+from regard.comparison.wording import interval, points
 from regard.gallery.opening import open_subject
 from regard.maps.figures import FIGURES
 from regard.maps.meaning import edge_strength, judge
@@ -277,7 +278,8 @@ def test_pictures(folder: Path, size: int) -> tuple[Tensor, np.ndarray, np.ndarr
     images = data.load(folder / "data")
     chosen = images.split(0).test
     pixels, masks = (
-        data.centre(torch.from_numpy(np.asarray(of[chosen])), size) for of in (images.pixels, images.masks[:, None])
+        preprocessing.centre(torch.from_numpy(np.asarray(of[chosen])), size)
+        for of in (images.pixels, images.masks[:, None])
     )
     return pixels, (255 * masks[:, 0]).numpy() > 0, images.labels[chosen]
 
@@ -531,7 +533,7 @@ def main() -> None:
     results = {
         "versions": {name: version(name) for name in ("torch", "timm", "scikit-image")},
         "processor": comparison.environment["processor"],
-        "question": {key: value for key, value in comparison.question.items() if key != "broken"},
+        "question": {key: value for key, value in comparison.question.to_json().items() if key != "broken"},
         "stamps": json.loads((folder / "counts.json").read_text()),
         "area": float(masks.mean()),
         "baselines": baselines(pixels, masks),

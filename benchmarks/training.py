@@ -35,7 +35,10 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from regard.base.files import write_text
-from regard.comparison import data, grid, hosts, training
+from regard.comparison import data, evaluation, grid, hosts, loading, network, preprocessing, training
+from regard.comparison.compare import complete
+from regard.comparison.environment import environment
+from regard.comparison.question import Draft, Question
 from regard.costs.timing import ALLOCATOR, Timing, allocator_hint, interleave, noisy, ratio
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
@@ -73,15 +76,11 @@ def photos(folder: Path, count: int) -> Path:
     return folder
 
 
-def question(images: data.Images, model: str, size: int, batch: int, device: str) -> dict[str, Any]:
+def question(images: data.Images, model: str, size: int, batch: int, device: str) -> Question:
     """What `compare` tells its workers, for one epoch."""
-    return {
-        "model": model, "size": size, "batch": batch, "epochs": 1, "learning_rate": 1e-3, "matrix_rate": None,
-        "weight_decay": 0.05, "augmentation": "crops",
-        "smoothing": 0.1, "at": "auto", "start": "paper", "trunk": "trained", "pretrained": False, "weights": None,
-        "widening": None, "normalisation": None, "device": device, "classes": list(images.classes),
-        "channels": images.pixels.shape[1],
-    }  # fmt: skip
+    words: dict[str, Any] = {"optimiser": "adamw", "learning_rate": 1e-3, "augmentation": "crops", "start": "paper"}
+    draft = Draft.of(model=model, size=size, batch=batch, device=device, **words)
+    return complete(draft, images, 0, epochs=1)
 
 
 class Listed(Dataset[tuple[Any, int]]):
@@ -103,27 +102,27 @@ class Listed(Dataset[tuple[Any, int]]):
         return self.transform(image), int(self.images.labels[row])
 
 
-def timm_epoch(asked: dict[str, Any], images: data.Images, root: Path | None) -> float:
+def timm_epoch(asked: Question, images: data.Images, root: Path | None) -> float:
     """Seconds an image of one epoch and its validation, by timm's loader, optimiser, schedule, loss and meters.
 
     With timm's own crops and mirroring, without its jitter of colours; in this process, without loading workers. Its
     loader leaves out a last batch that is not full.
     """
-    device = torch.device(asked["device"])
+    device = torch.device(asked.device)
     split = images.split(0)
-    mean, std = data.normalisation(images, split.train)
+    mean, std = preprocessing.normalisation(images, split.train)
     shared: dict[str, Any] = {
-        "input_size": (asked["channels"], asked["size"], asked["size"]), "mean": mean, "std": std, "device": device,
+        "input_size": (asked.channels, asked.size, asked.size), "mean": mean, "std": std, "device": device,
         "num_workers": 0, "persistent_workers": False,
     }  # fmt: skip
     train = create_loader(
-        Listed(images, split.train, root), batch_size=asked["batch"], is_training=True, color_jitter=0.0, **shared
+        Listed(images, split.train, root), batch_size=asked.batch, is_training=True, color_jitter=0.0, **shared
     )
-    check = create_loader(Listed(images, split.val, root), batch_size=2 * asked["batch"], **shared)
-    model = training.on_device(training.build(asked, "none", 0), asked)
-    optimiser = create_optimizer_v2(model, "adamw", lr=asked["learning_rate"], weight_decay=asked["weight_decay"])
+    check = create_loader(Listed(images, split.val, root), batch_size=2 * asked.batch, **shared)
+    model = network.on_device(network.build(asked, "none", 0), asked)
+    optimiser = create_optimizer_v2(model, "adamw", lr=asked.learning_rate, weight_decay=asked.weight_decay)
     schedule = CosineLRScheduler(optimiser, t_initial=len(train), warmup_t=len(train) // 7, t_in_epochs=False)
-    loss_of = LabelSmoothingCrossEntropy(asked["smoothing"])
+    loss_of = LabelSmoothingCrossEntropy(asked.smoothing)
     losses, first, five = AverageMeter(), AverageMeter(), AverageMeter()
 
     begun = time.perf_counter()
@@ -143,29 +142,27 @@ def timm_epoch(asked: dict[str, Any], images: data.Images, root: Path | None) ->
                 logits = model(x.contiguous(memory_format=torch.channels_last))
             for meter, value in zip((first, five), accuracy(logits, labels, topk=(1, 5)), strict=True):
                 meter.update(value.item(), len(x))
-    return (time.perf_counter() - begun) / (len(train) * asked["batch"] + len(split.val))
+    return (time.perf_counter() - begun) / (len(train) * asked.batch + len(split.val))
 
 
-def bare_epoch(asked: dict[str, Any], images: data.Images) -> float:
+def bare_epoch(asked: Question, images: data.Images) -> float:
     """Seconds an image that the network alone takes: forward, loss and backward on batches that lie ready."""
     split = images.split(0)
-    model = training.on_device(training.build(asked, "none", 0), asked)
-    shape = (asked["channels"], asked["size"], asked["size"])
-    ready = torch.randn(2 * asked["batch"], *shape, device=asked["device"]).contiguous(
-        memory_format=torch.channels_last
-    )
-    labels = torch.zeros(asked["batch"] + 1, dtype=torch.long, device=asked["device"])
+    model = network.on_device(network.build(asked, "none", 0), asked)
+    shape = (asked.channels, asked.size, asked.size)
+    ready = torch.randn(2 * asked.batch, *shape, device=asked.device).contiguous(memory_format=torch.channels_last)
+    labels = torch.zeros(asked.batch + 1, dtype=torch.long, device=asked.device)
     enabled = ready.device.type == "cuda"
     begun = time.perf_counter()
     model.train()
-    for batch in training._batches(split.train, asked["batch"]):
+    for batch in loading.batches(split.train, asked.batch):
         with torch.autocast(ready.device.type, torch.bfloat16, enabled=enabled):
             loss = F.cross_entropy(model(ready[: len(batch)]), labels[: len(batch)])
         model.zero_grad()
         loss.backward()
     model.eval()
-    for batch in training._batches(split.val, 2 * asked["batch"]):
-        training.predict(model, ready[: len(batch)])
+    for batch in loading.batches(split.val, 2 * asked.batch):
+        evaluation.predict(model, ready[: len(batch)])
     if enabled:
         torch.cuda.synchronize()
     return (time.perf_counter() - begun) / (len(split.train) + len(split.val))
@@ -227,7 +224,7 @@ def layouts(model: str, channels: int, size: int, batch: int, device: str, round
             loss.backward()
 
         calls[f"{layout} train"] = train
-        calls[f"{layout} infer"] = partial(training.predict, learnt, x)
+        calls[f"{layout} infer"] = partial(evaluation.predict, learnt, x)
     times = interleave(calls, rounds=rounds, warmup=2, budget=SECONDS, device=device)
     row: dict[str, Any] = {"model": model, "channels": channels, "size": size, "batch": batch}
     row |= {"threads": torch.get_num_threads()}
@@ -277,7 +274,7 @@ def main() -> None:
     on_cpu = asked.device == "cpu"
     found: dict[str, Any] = {
         "machine": {
-            "processor": training.environment()["processor"], "cores": len(os.sched_getaffinity(0)),
+            "processor": environment()["processor"], "cores": len(os.sched_getaffinity(0)),
             "machine": platform.machine(), "device": asked.device, "torch": str(torch.__version__),
             "timm": timm.__version__, "load_before": os.getloadavg()[0],
         },

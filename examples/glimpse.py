@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import regard
-from regard.comparison import data
+from regard.comparison import draws, preprocessing
 from regard.mechanisms.glimpse import Glimpse
 
 ARMS = ("random", "scan", "learnt", "cnn")
@@ -76,9 +76,9 @@ def trained(arm: str, seed: int) -> nn.Module:
     steps = epochs * -(-len(index) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, steps, pct_start=0.1)
     for epoch in range(epochs):
-        crops, drawn = data.stream(seed, epoch, "crops"), data.stream(seed, epoch, "places")
-        for batch in torch.from_numpy(data.order(index, seed, epoch)).split(BATCH):
-            x = data.augment(torch.from_numpy(cluttered.pixels[batch]), IMAGE, crops).contiguous()
+        crops, drawn = draws.stream(seed, epoch, "crops"), draws.stream(seed, epoch, "places")
+        for batch in torch.from_numpy(draws.order(index, seed, epoch)).split(BATCH):
+            x = preprocessing.augment(torch.from_numpy(cluttered.pixels[batch]), IMAGE, crops).contiguous()
             labels = torch.from_numpy(cluttered.labels[batch])
             if arm in ("learnt", "random"):  # the other arms would only repeat themselves
                 x, labels = x.repeat(GAMES, 1, 1, 1), labels.repeat(GAMES)
@@ -98,7 +98,7 @@ def test_images() -> tuple[Tensor, Tensor, Tensor]:
     """The test images, (N, 1, 56, 56), their labels, and masks of the items, (N, 56, 56)."""
     cluttered = images("cluttered")
     index = cluttered.split(0).test[:: 10 if quick() else 1]
-    x = data.centre(torch.from_numpy(cluttered.pixels[index]), IMAGE)
+    x = preprocessing.centre(torch.from_numpy(cluttered.pixels[index]), IMAGE)
     return x, torch.from_numpy(cluttered.labels[index]), torch.from_numpy(cluttered.masks[index])
 
 
@@ -107,7 +107,7 @@ def train(arm: str, seed: int) -> float:
     model = trained(arm, seed)
     x, labels, _ = test_images()
     with torch.inference_mode():
-        right = answer(arm, model, x, data.stream(seed, 0, "places in the test images")).argmax(1) == labels
+        right = answer(arm, model, x, draws.stream(seed, 0, "places in the test images")).argmax(1) == labels
     return right.float().mean().item()
 
 
@@ -200,7 +200,7 @@ def main() -> None:
     scores = measure("glimpse", train, ARMS, range(asked.seeds))
     figure, paths = draw(trained("learnt", seed=0))
     _, _, masks = test_images()
-    drawn = places("random", len(masks), data.stream(0, 0, "places in the test images"))
+    drawn = places("random", len(masks), draws.stream(0, 0, "places in the test images"))
     models = {arm: build(arm, seed=0).eval() for arm in ARMS}
     text = TEXT.format(
         image=IMAGE, glimpses=GLIMPSES, side=SIDE, wider=WIDER, epochs=EPOCHS, batch=BATCH, games=GAMES,

@@ -153,13 +153,13 @@ def main() -> None:
     frozen, trained = (comparison.question for comparison in comparisons.values())
     counts = Counter(path.parent.name for path in cells().glob("*/*"))
     text = TEXT.format(
-        total=counts.total(), **counts, share=100 * counts["intact"] / counts.total(), size=frozen["size"],
-        train=frozen["train_images"], val=frozen["val_images"], test=frozen["test_images"], model=MODEL,
+        total=counts.total(), **counts, share=100 * counts["intact"] / counts.total(), size=frozen.size,
+        train=frozen.train_images, val=frozen.val_images, test=frozen.test_images, model=MODEL,
         frozen=section(comparisons["frozen"]), trained=section(comparisons["trained"]),
         frozen_command=comparisons["frozen"].asked[0]["command"],
         trained_command=comparisons["trained"].asked[0]["command"],
-        frozen_epochs=frozen["epochs"], frozen_rate=frozen["learning_rate"],
-        trained_epochs=trained["epochs"], trained_rate=trained["learning_rate"],
+        frozen_epochs=frozen.epochs, frozen_rate=frozen.learning_rate,
+        trained_epochs=trained.epochs, trained_rate=trained.learning_rate,
         probe=2 * 1280 + 2,
     )  # fmt: skip
     alt = "Test accuracy of each arm by seed, with a frozen and with a trained trunk"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import regard
-from regard.comparison import data
+from regard.comparison import draws
 from regard.mechanisms.stn import sample
 
 ARMS = ("none", "wider", "stn")
@@ -63,8 +63,8 @@ def trained(arm: str, seed: int) -> nn.Sequential:
     steps = epochs * -(-len(index) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, steps, pct_start=0.15)
     for epoch in range(epochs):
-        generator = data.stream(seed, epoch, "displace")
-        for batch in torch.from_numpy(data.order(index, seed, epoch)).split(BATCH):
+        generator = draws.stream(seed, epoch, "displace")
+        for batch in torch.from_numpy(draws.order(index, seed, epoch)).split(BATCH):
             x = displaced(torch.from_numpy(fashion.pixels[batch]), generator)
             loss = F.cross_entropy(model(x), torch.from_numpy(fashion.labels[batch]))
             optimiser.zero_grad()
@@ -78,7 +78,7 @@ def test_images() -> tuple[Tensor, Tensor]:
     """The test images, displaced once and for all, and their labels."""
     fashion = images("fashion")
     index = fashion.split(0).test[:: 10 if quick() else 1]
-    x = displaced(torch.from_numpy(fashion.pixels[index]), data.stream(0, 0, "displace the test images"))
+    x = displaced(torch.from_numpy(fashion.pixels[index]), draws.stream(0, 0, "displace the test images"))
     return x, torch.from_numpy(fashion.labels[index])
 
 

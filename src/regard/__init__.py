@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from regard import ops
     from regard.base.errors import UserError
-    from regard.comparison.question import compare
+    from regard.comparison.compare import compare
     from regard.comparison.results import Comparison
     from regard.costs.advice import Advice
     from regard.costs.advising import advise
@@ -78,7 +78,7 @@ __all__ = [
 _ROOMS = {
     "regard.costs.advice": ("Advice",),
     "regard.costs.advising": ("advise",),
-    "regard.comparison.question": ("compare",),
+    "regard.comparison.compare": ("compare",),
     "regard.comparison.results": ("Comparison",),
     "regard.pictures.drawing": ("draw",),
     "regard.pictures.overlay": ("overlay",),

@@ -24,7 +24,7 @@ from regard.cli import main as cli
 from regard.cli import progress as ticker
 from regard.cli.program import COMMANDS, examples, program
 from regard.cli.wording import as_options
-from regard.comparison import prices, question
+from regard.comparison import prices
 from regard.insertion.words import WORDS
 
 
@@ -358,14 +358,14 @@ def test_every_option_of_compare_reaches_it(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
     Path("w.pt").touch()
-    defaults = inspect.signature(question.compare).parameters
+    defaults = inspect.signature(regard.compare).parameters
     given = {}
 
     def compare(arms, **options):
         given.update(options, arms=arms)
         raise regard.UserError("enough")
 
-    monkeypatch.setattr(question, "compare", compare)
+    monkeypatch.setattr("regard.comparison.compare.compare", compare)
     words = "compare se eca --data photos --model resnet18 --seed-list 3,5 --epochs 4 --size 32 --batch 9"
     words += " --optimiser adamw --augmentation none --tune 7"
     words += " --learning-rate 0.5 --at layer1,layer2 --start identity --trunk frozen --margin 0.02 --pretrained"

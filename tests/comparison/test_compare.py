@@ -19,7 +19,7 @@ import regard
 import tiny
 from regard.base.errors import UserError
 from regard.cli import main as cli
-from regard.comparison import data, grid, hosts, prices, question, report, training
+from regard.comparison import data, grid, hosts, network, prices, report, training
 from regard.comparison.results import Comparison
 from regard.gallery.opening import open_subjects
 from stored import price
@@ -211,10 +211,6 @@ def test_a_folder_from_before_trunks_could_be_frozen_goes_on(out, photos, tmp_pa
     again = compare(["se", "cbam[squeeze=max]"], data=photos, out=out)
     assert tiny.outcomes(out) == before
     assert len(again.asked) == 1
-    stored["question"] |= {"size": 16}
-    assert question._default_folder(stored["question"] | {"trunk": "trained"}) == question._default_folder(
-        stored["question"]
-    ), "its default name has changed"
 
 
 def test_the_same_folder_may_be_spelled_in_two_ways(out, photos):
@@ -228,7 +224,7 @@ def test_what_is_added_after_looking_is_counted(out, photos):
     added = compare(["se", "eca"], data=photos, out=out, seeds=3)
     assert added.arms == ["none", "se", "cbam[squeeze=max]", "eca"]
     assert added.added_after_looking == (["eca"], [2])
-    assert "Added after looking: 1 seed (2) and 1 arm (eca)" in str(added)
+    assert "Added after looking: 1 seed (2) and 1 variant (eca)" in str(added)
     assert len(added.done) == 6 + 3 + 2  # eca with three seeds; none and se with the third
     again = compare("cbam[squeeze=max]", data=photos, out=out, seeds=3)
     assert again.scores["cbam[squeeze=max]"].keys() == {0, 1, 2}, "arm and seed were known, but not this run"
@@ -306,7 +302,7 @@ def test_a_plan_that_was_killed_goes_on_with_the_same_runs(photos, tmp_path, mon
 
 def test_how_runs_are_compared_follows_the_start_and_can_be_chosen(photos, tmp_path):
     def pairing(name, **other):
-        return compare(data=photos, out=tmp_path / name, seeds=1, **other).question["pairing"]
+        return compare(data=photos, out=tmp_path / name, seeds=1, **other).question.pairing
 
     assert pairing("drawn") == "seeds", "every seed draws its own test images from this folder"
     assert pairing("identity", start="identity") == "seeds"
@@ -435,7 +431,7 @@ def test_the_wider_control_is_as_wide_every_time(photos, tmp_path, monkeypatch, 
     options = {"data": photos, "out": tmp_path, "control": "wider", "model": model, "size": 32, "batch": 14}
     first = compare("cbam", seeds=1, **options)
     assert first.arms == ["none", "cbam", "wider"]
-    widening = first.question["widening"]
+    widening = first.question.widening
     assert 1 <= widening < 4
     assert json.loads((tmp_path / "question.json").read_text())["question"]["widening"] == widening
     wider = hosts.build(model, 2, 3, seed=0, widening=widening)
@@ -443,7 +439,7 @@ def test_the_wider_control_is_as_wide_every_time(photos, tmp_path, monkeypatch, 
     assert first.records["wider", 0]["parameters"] == size
     monkeypatch.setattr(prices, "widening", lambda *_: pytest.fail("it was measured again"))
     second = compare("cbam", seeds=2, **options)
-    assert second.question["widening"] == widening
+    assert second.question.widening == widening
     assert second.records["wider", 1]["parameters"] == size
 
 
@@ -451,7 +447,7 @@ def test_the_control_may_come_later_and_none_stays_as_it_was(out, photos, monkey
     monkeypatch.setattr(prices, "widening", lambda question, arms: 1.75)
     before = tiny.outcomes(out)
     comparison = compare("se", data=photos, out=out, control="wider")
-    assert comparison.question["widening"] == 1.75
+    assert comparison.question.widening == 1.75
     assert comparison.added_after_looking == (["wider"], [])
     after = tiny.outcomes(out)
     assert all(after[name] == before[name] for name in before)
@@ -473,17 +469,17 @@ def test_weights_from_a_file_start_every_arm(photos, tmp_path, monkeypatch):
     pretrained = hosts.build("small_resnet[width=4]", 9, 3, seed=77)
     torch.save(pretrained.state_dict(), tmp_path / "w.pt")
     built = {}
-    build = training.build
+    build = network.build
 
     def watched(question, arm, seed, *example):
         built[arm] = build(question, arm, seed, *example)
         return built[arm]
 
-    monkeypatch.setattr(training, "build", watched)
+    monkeypatch.setattr(network, "build", watched)
     monkeypatch.setattr(grid, "run", lambda *_, **__: None)
     comparison = compare(data=photos, out=tmp_path / "out", weights=tmp_path / "w.pt", epochs=None)
     asked = comparison.question
-    assert (asked["start"], asked["epochs"], asked["learning_rate"]) == ("identity", 8, 3e-4)
+    assert (asked.start, asked.epochs, asked.learning_rate) == ("identity", 8, 3e-4)
     assert torch.equal(built["se"].stem[0].weight, pretrained.stem[0].weight)
     torch.save({key: value + 1 for key, value in pretrained.state_dict().items()}, tmp_path / "w.pt")
     with pytest.raises(UserError, match='weights_sha256 was "'):
@@ -494,10 +490,10 @@ def test_a_frozen_trunk_is_said_in_text_report_and_command(photos, tmp_path, mon
     torch.save(hosts.build("small_resnet[width=4]", 9, 3, seed=77).state_dict(), tmp_path / "w.pt")
     options = {"data": photos, "out": tmp_path / "out", "weights": tmp_path / "w.pt"}
     comparison = compare(trunk="frozen", **options)
-    assert (comparison.question["trunk"], comparison.question["learning_rate"]) == ("frozen", 1e-2)
+    assert (comparison.question.trunk, comparison.question.learning_rate) == ("frozen", 1e-2)
     assert "frozen trunk" in str(comparison)
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "The trunk was frozen" in page
+    assert "The backbone was frozen" in page
     assert "<code>none</code> is a linear probe" in page
     assert "--control wider" not in page, "it advises what would be refused"
     kept = {arm: load_file(tmp_path / "out" / "weights" / arm / "seed-0000.safetensors") for arm in ("none", "se")}
@@ -515,8 +511,8 @@ def test_grey_images_in_a_timm_model_from_weights(tmp_path):
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(grid, "run", lambda *_, **__: None)
         comparison = compare(data="fashion", out=tmp_path / "out", seeds=1, **question)
-    assert comparison.question["channels"] == 1
-    assert comparison.question["normalisation"] == [[0.5], [0.5]]
+    assert comparison.question.channels == 1
+    assert comparison.question.normalisation == [[0.5], [0.5]]
 
 
 # ---- what goes wrong on the way
@@ -538,7 +534,7 @@ def test_names_of_files_and_classes_are_text_in_the_report(tmp_path):
     (photos / "b&b" / "<script>alert(3).png").write_text("no image")
     comparison = compare(data=photos, out=tmp_path / "out", seeds=1, skip_broken=True)
     page = (tmp_path / "out" / "report.html").read_text()
-    assert comparison.question["broken"][0][0] == "b&b/<script>alert(3).png"
+    assert comparison.question.broken[0][0] == "b&b/<script>alert(3).png"
     assert "<script" not in page.lower()
     assert "<img src=x" not in page
     assert "&lt;script&gt;alert(1)&lt;!--" in page

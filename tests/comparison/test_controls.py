@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,8 +15,12 @@ import tiny
 from regard.base.errors import UserError
 from regard.base.files import slug
 from regard.cli import main as cli
-from regard.comparison import data, gates, hosts, prices, question, report, training
-from regard.comparison.results import OPEN, Comparison, opened, points
+from regard.comparison import data, gates, hosts, network, preprocessing, prices, report, report_tables, training
+from regard.comparison.arms import controls
+from regard.comparison.compare import every_arm
+from regard.comparison.records import OPEN, opened
+from regard.comparison.results import Comparison
+from regard.comparison.wording import points, typeset
 from stored import price, store
 
 ARMS = ["none", "se", "cbam[squeeze=max]", "constant[se]", "constant[cbam[squeeze=max]]", "parameters"]
@@ -82,12 +87,12 @@ def test_the_command_asks_the_same_again(finished, monkeypatch, capsys):
         raise UserError("enough")
 
     words = shlex.split(finished.asked[-1]["command"])
-    monkeypatch.setattr(question, "compare", ask)
+    monkeypatch.setattr("regard.comparison.compare.compare", ask)
     monkeypatch.setattr("sys.argv", words)
     assert cli.run(words[1:]) == 2
     assert capsys.readouterr().err == "regard: enough\n"
-    assert question._arms(given["arms"], question.controls(given["control"])) == ARMS[1:]
-    assert given["start"] == finished.question["start"] == "scaled"
+    assert every_arm(given["arms"], controls(given["control"])) == ARMS[1:]
+    assert given["start"] == finished.question.start == "scaled"
 
 
 def test_the_same_folder_goes_on_with_more(finished, photos):
@@ -100,11 +105,11 @@ def test_the_same_folder_goes_on_with_more(finished, photos):
 
 def test_a_kept_twin_is_built_again_and_draws_no_maps(place, monkeypatch):
     folder, asked = place
-    record = training.train(asked | {"epochs": 1}, "constant[sge]", 0, folder, lambda details: None, keep=True)
+    record = training.train(replace(asked, epochs=1), "constant[sge]", 0, folder, lambda details: None, keep=True)
     assert not (folder / "maps").exists()
-    again = training.build(asked, "constant[sge]", 0)
+    again = network.build(asked, "constant[sge]", 0)
     again.load_state_dict(load_file(folder / "weights" / slug("constant[sge]") / "seed-0000.safetensors"))
-    assert training.fingerprint(again) == record["weights_sha256"]
+    assert network.fingerprint(again) == record["weights_sha256"]
 
 
 @pytest.mark.parametrize(
@@ -184,7 +189,7 @@ def place(photos, tmp_path_factory):
 @pytest.mark.parametrize(("start", "expected"), [("paper", 0.25), ("scaled", 1.0), ("identity", 1.0)])
 def test_the_record_says_by_how_much_a_start_shrinks_the_branch(place, start, expected):
     folder, asked = place
-    record = training.train(asked | {"epochs": 1, "start": start}, "cbam", 0, folder, lambda details: None)
+    record = training.train(replace(asked, epochs=1, start=start), "cbam", 0, folder, lambda details: None)
     assert list(record["branch_scale"]) == [f"stages.{stage}.0.norm2" for stage in range(3)]
     for scale in record["branch_scale"].values():
         assert scale == pytest.approx(expected, rel=1e-6 if start == "identity" else 0.25)
@@ -199,12 +204,12 @@ def test_every_arm_starts_from_the_same_images(place, monkeypatch):
     spy = lambda q, arm, seed, example: (seen.setdefault((arm, seed), example), build(q, arm, seed, example))[1]  # noqa: E731
     monkeypatch.setattr(training, "build", spy)
     for arm, seed in [("none", 0), ("se", 0), ("constant[se]", 0), ("se", 1)]:
-        training.train(asked | {"epochs": 1}, arm, seed, folder, lambda details: None)
+        training.train(replace(asked, epochs=1), arm, seed, folder, lambda details: None)
     assert torch.equal(seen["none", 0], seen["se", 0])
     assert torch.equal(seen["none", 0], seen["constant[se]", 0])
     assert not torch.equal(seen["se", 0], seen["se", 1])
     split = images.split(0)
-    mean, std = data.normalisation(images, split.train)
+    mean, std = preprocessing.normalisation(images, split.train)
     pixels = torch.from_numpy(images.pixels[split.train])[:, :, 1:17, 1:17] / 255
     known = (pixels - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
     for image in seen["none", 0]:
@@ -288,11 +293,11 @@ def test_a_gate_that_only_scales_did_not_open(tmp_path):
 
 def test_the_parameters_control_is_the_least_that_has_as_many(place):
     _, asked = place
-    asked = asked | {"model": "small_resnet[width=8]"}
+    asked = replace(asked, model="small_resnet[width=8]")
     factor = prices.widening_parameters(asked, ["gam", "se"])
     assert factor == prices.widening_parameters(asked, ["gam", "se"])
     count = lambda arm, factor: sum(  # noqa: E731
-        p.numel() for p in training.build(asked | {"widening_parameters": factor}, arm, 0).parameters()
+        p.numel() for p in network.build(replace(asked, widening_parameters=factor), arm, 0).parameters()
     )
     assert count("parameters", factor) >= count("gam", None) > count("parameters", factor - 1 / 16)
 
@@ -309,10 +314,10 @@ def test_the_page_says_first_whether_a_mechanism_uses_its_input(finished, monkey
 
 def test_the_report_says_whether_the_gates_look(finished):
     page = " ".join((finished.folder / "report.html").read_text().split())
-    assert "Do the gates look?" in page
+    assert "Do the gates depend on their input?" in page
     told = finished.gates["se"]
     for word in ("mean_gate", "other_gate"):
-        assert f"<td>{report._typeset(points(-told[word]))}</td>" in page
-    (row,) = [row for row in report._gates(finished) if row["arm"] == "se"]
+        assert f"<td>{typeset(points(-told[word]))}</td>" in page
+    (row,) = [row for row in report_tables.gates(finished) if row["arm"] == "se"]
     assert row["word"] == (finished.uses_input["se"] if finished.trained else "")
     assert row["opened"] in ("yes", "no")

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 import tiny
 from regard.base.errors import UserError, install_images
-from regard.comparison import data, folders
+from regard.comparison import data, draws, folders, preprocessing, storage
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (40, 32)) -> Image.Image:
@@ -78,7 +78,7 @@ def test_fashion_is_the_first_training_and_all_test_images_of_fashion_mnist(fash
     assert fashion.files[-1] == "test/9999"
     assert fashion.masks is None
     assert fashion.varies == "the validation part"
-    (mean,), (deviation,) = data.normalisation(fashion, np.arange(10_000))
+    (mean,), (deviation,) = preprocessing.normalisation(fashion, np.arange(10_000))
     assert mean == pytest.approx(0.2860, abs=0.005)  # of all 60,000 images, as everybody uses them
     assert deviation == pytest.approx(0.3530, abs=0.005)
 
@@ -119,7 +119,7 @@ def test_the_embedded_images_never_change(fashion, cluttered):
              "9db31deb3d53587d60012c1c113b6f888d4f7748671f33486cfe80d32577c4c5": cluttered}  # fmt: skip
     for fingerprint, images in first.items():  # of the first 2,000 test images, which were all once
         old = [getattr(images, what)[:12_000] for what in ("pixels", "labels", "parts")]
-        assert data._fingerprint(images.classes, *old) == fingerprint
+        assert storage.fingerprint(images.classes, *old) == fingerprint
 
 
 @pytest.fixture
@@ -384,7 +384,7 @@ def test_real_photographs_in_mixed_formats(tmp_path, out):
         fitted = ImageOps.fit(Image.open(path).convert("RGB"), (72, 72), Image.Resampling.LANCZOS)
         stored = row(images, f"{'low' if i % 2 else 'high'}/{path.stem}.{suffixes[i % 5]}")
         assert np.abs(stored.astype(int) - np.asarray(fitted)).mean() < 4
-    mean, deviation = data.normalisation(images, np.arange(20))
+    mean, deviation = preprocessing.normalisation(images, np.arange(20))
     assert mean == pytest.approx((0.485, 0.456, 0.406), abs=0.12)  # of ImageNet, as everybody uses them
     assert deviation == pytest.approx((0.229, 0.224, 0.225), abs=0.08)
 
@@ -735,18 +735,18 @@ def test_fashion_keeps_its_test_images_and_varies_the_validation(fashion):
 
 def test_normalisation_is_numpys(photos, out):
     images = data.prepare(photos, out, size=32)
-    mean, deviation = data.normalisation(images, np.array([0, 3, 7]))
+    mean, deviation = preprocessing.normalisation(images, np.array([0, 3, 7]))
     chosen = images.pixels[[0, 3, 7]] / 255
     assert mean == pytest.approx(chosen.mean((0, 2, 3)))
     assert deviation == pytest.approx(chosen.std((0, 2, 3)))
-    assert data.normalisation(synthetic([5, 5]), np.arange(10)) == ((0.0,), (1 / 255,))
+    assert preprocessing.normalisation(synthetic([5, 5]), np.arange(10)) == ((0.0,), (1 / 255,))
 
 
 def test_augment_crops_and_flips():
     # each pixel tells where it was
     rows, columns = np.indices((36, 36))
     pixels = torch.from_numpy(np.stack([rows, columns]).astype(np.uint8)).repeat(400, 1, 1, 1)
-    out = data.augment(pixels, 32, data.stream(0, 0, "augment")).mul(255).round().int()
+    out = preprocessing.augment(pixels, 32, draws.stream(0, 0, "augment")).mul(255).round().int()
     assert out.shape == (400, 2, 32, 32)
     corners = out[:, :, 0, 0]
     mirrored = out[:, 1, 0, 0] > out[:, 1, 0, 1]
@@ -761,7 +761,7 @@ def test_augment_crops_and_flips():
 
 
 def test_augment_pads_where_there_is_no_room():
-    out = data.augment(torch.full((200, 1, 28, 28), 255, dtype=torch.uint8), 28, data.stream(0, 0, "augment"))
+    out = preprocessing.augment(torch.full((200, 1, 28, 28), 255, dtype=torch.uint8), 28, draws.stream(0, 0, "augment"))
     assert out.shape == (200, 1, 28, 28)
     assert out.unique().tolist() == [0.0, 1.0]
     black_rows = (out[:, 0].amax(2) == 0).sum(1)
@@ -770,53 +770,53 @@ def test_augment_pads_where_there_is_no_room():
 
 def test_augment_and_centre_keep_values():
     pixels = torch.randint(0, 256, (4, 3, 9, 9), dtype=torch.uint8)
-    whole = data.centre(pixels, 9)
+    whole = preprocessing.centre(pixels, 9)
     assert whole.dtype == torch.float32
     assert (whole == pixels / 255).all()
-    assert (data.centre(pixels, 5) == pixels[:, :, 2:7, 2:7] / 255).all()
-    cut = data.augment(pixels, 8, data.stream(0, 0, "augment"))
+    assert (preprocessing.centre(pixels, 5) == pixels[:, :, 2:7, 2:7] / 255).all()
+    cut = preprocessing.augment(pixels, 8, draws.stream(0, 0, "augment"))
     assert {round(v * 255) for v in cut.flatten().tolist()} <= set(pixels.flatten().tolist())
 
 
 def test_the_same_stream_for_every_arm():
     pixels = torch.randint(0, 256, (64, 3, 36, 36), dtype=torch.uint8)
-    first = data.augment(pixels, 32, data.stream(5, 2, "augment"))
+    first = preprocessing.augment(pixels, 32, draws.stream(5, 2, "augment"))
     torch.manual_seed(123)  # what an arm does with the global generator changes nothing
     torch.rand(7)
-    assert (data.augment(pixels, 32, data.stream(5, 2, "augment")) == first).all()
-    for other in (data.stream(6, 2, "augment"), data.stream(5, 3, "augment"), data.stream(5, 2, "mix")):
-        assert (data.augment(pixels, 32, other) != first).any()
+    assert (preprocessing.augment(pixels, 32, draws.stream(5, 2, "augment")) == first).all()
+    for other in (draws.stream(6, 2, "augment"), draws.stream(5, 3, "augment"), draws.stream(5, 2, "mix")):
+        assert (preprocessing.augment(pixels, 32, other) != first).any()
 
 
 def test_the_crops_of_a_seed_never_change():
     """A comparison begun with one version goes on with the next: corners and their right neighbours."""
     pixels = torch.arange(36, dtype=torch.uint8).view(1, 1, 6, 6).repeat(6, 1, 1, 1)
-    out = data.augment(pixels, 3, data.stream(0, 0, "augmentation")).mul(255).round().int()
+    out = preprocessing.augment(pixels, 3, draws.stream(0, 0, "augmentation")).mul(255).round().int()
     assert out[:, 0, 0, :2].tolist() == [[14, 15], [2, 1], [3, 4], [5, 4], [20, 19], [21, 22]]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_augment_is_the_same_on_a_gpu():
     pixels = torch.randint(0, 256, (64, 3, 36, 36), dtype=torch.uint8)
-    here, there = (data.augment(pixels, 32, data.stream(0, 0, "augment"), d) for d in ("cpu", "cuda"))
+    here, there = (preprocessing.augment(pixels, 32, draws.stream(0, 0, "augment"), d) for d in ("cpu", "cuda"))
     assert (here == there.cpu()).all()
 
 
 def test_order_is_a_pure_function():
     index = np.array([5, 8, 13, 21, 34, 55, 89])
-    first = data.order(index, 1, 2)
+    first = draws.order(index, 1, 2)
     assert sorted(first) == index.tolist()
     np.random.seed(9)  # noqa: NPY002
     random.seed(9)
-    assert (data.order(index, 1, 2) == first).all()
-    orders = {tuple(data.order(index, seed, epoch)) for seed in range(4) for epoch in range(4)}
+    assert (draws.order(index, 1, 2) == first).all()
+    orders = {tuple(draws.order(index, seed, epoch)) for seed in range(4) for epoch in range(4)}
     assert len(orders) == 16
 
 
 def test_order_and_stream_never_change():
     """A comparison begun with one version goes on with the next."""
-    assert data.order(np.arange(8), 0, 0).tolist() == [6, 2, 3, 4, 7, 1, 5, 0]
-    assert data.stream(0, 0, "augment").initial_seed() == 596923542818953686
+    assert draws.order(np.arange(8), 0, 0).tolist() == [6, 2, 3, 4, 7, 1, 5, 0]
+    assert draws.stream(0, 0, "augment").initial_seed() == 596923542818953686
 
 
 def test_a_broken_file_is_told_before_others_are_decoded_again(tmp_path, monkeypatch):

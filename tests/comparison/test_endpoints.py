@@ -180,7 +180,7 @@ def test_a_run_keeps_its_logits_and_they_say_what_its_record_says(tmp_path):
     asked = tiny.question(tmp_path, tiny.fill(tmp_path / "photos", each=20))
     record = training.train(asked, "se", 3, tmp_path, lambda details: None)
     val, test = answers.read(
-        tmp_path / "runs/se/seed-0003.safetensors", record["logits_sha256"], 100, len(asked["classes"])
+        tmp_path / "runs/se/seed-0003.safetensors", record["logits_sha256"], 100, len(asked.classes)
     )
     assert right(test.logits, test.labels).mean() == record["top1"]
     assert right(val.logits, val.labels).mean() == record["curve"][-1]["val_top1"]

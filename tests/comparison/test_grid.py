@@ -8,6 +8,7 @@ import re
 import signal
 import threading
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,8 +17,9 @@ from rich.console import Console
 
 import tiny
 from regard.base.errors import UserError
-from regard.comparison import grid, training
+from regard.comparison import checkpoint, grid, training
 from regard.comparison.display import Display
+from regard.comparison.question import Draft, Question
 from regard.comparison.results import Comparison
 
 
@@ -62,7 +64,7 @@ def kill_at_half(signals, told):
 def test_a_killed_worker_costs_no_run_and_one_that_is_killed_twice_its_run_alone(asked, place):
     """And the next time its run goes on from its checkpoint, in the same numbers as if nothing had happened."""
     told = []
-    question = asked[1] | {"epochs": 10}
+    question = replace(asked[1], epochs=10)
     kills = {("se", 0): [signal.SIGKILL, signal.SIGKILL], ("se", 1): [signal.SIGKILL]}
     found = run(place, question, [("se", 0), ("se", 1)], kill_at_half(kills, told))
     reason = "the worker process was killed by SIGKILL; the system may be out of memory"
@@ -92,7 +94,7 @@ def test_a_killed_worker_costs_no_run_and_one_that_is_killed_twice_its_run_alone
 @pytest.mark.slow
 def test_a_fault_is_tried_again_from_the_start_in_another_layout(asked, place):
     """What a fault leaves behind may be damaged, and the layout may be its cause."""
-    question = asked[1] | {"epochs": 4, "model": "small_resnet[width=8]"}
+    question = replace(asked[1], epochs=4, model="small_resnet[width=8]")
     told = []
     found = run(place, question, [("none", 0), ("none", 1)], kill_at_half({("none", 0): [signal.SIGSEGV]}, told))
     again, untouched = found["none/seed-0000.json"], found["none/seed-0001.json"]
@@ -177,7 +179,7 @@ def serve(asked, place):
         here, there = multiprocessing.Pipe()
         for arm, seed in runs:
             here.send((arm, seed, False, None))
-        given = there, 1, str(place), asked[1] | other, str(place / "data")
+        given = there, 1, str(place), replace(asked[1], **other), str(place / "data")
         worker = threading.Thread(target=serve_until_the_end, args=given)
         worker.start()
         told = []
@@ -250,7 +252,7 @@ def test_a_worker_whose_parent_is_gone_blames_nobody(asked, place, monkeypatch):
     monkeypatch.setattr(training, "train", cut)
     serve_until_the_end(there, 1, str(place), asked[1], str(place / "data"))
     assert not tiny.records(place)
-    assert training.checkpoint_path(place, "se", 0).is_file()
+    assert checkpoint.path_of(place, "se", 0).is_file()
 
 
 # ---- what is shown
@@ -267,9 +269,13 @@ def screen(arms, seeds, width, monkeypatch, terminal=True):
     """A display in the middle of a grid: the first seeds done, one arm failed, two runs at work, the rest waiting."""
     clock = Clock()
     monkeypatch.setattr("regard.comparison.display.time.monotonic", clock)
+    question = Question(
+        **Draft.of(data="photos", model="resnet18", size=64, device="cpu", pairing="seeds").to_json(), fingerprint="0",
+        classes=["a", "b"], train_images=4200, val_images=600, test_images=1200, split_varies="nothing",
+    )  # fmt: skip
     comparison = Comparison(
         folder=None,
-        question={"pairing": "seeds", "margin": 0.01},
+        question=question,
         asked=[{"arms": arms, "seeds": list(range(seeds)), "seen": False}],
         environment={},
         records={
@@ -277,13 +283,11 @@ def screen(arms, seeds, width, monkeypatch, terminal=True):
         },
         cost=None,
     )
-    question = {"data": "photos", "train_images": 4200, "test_images": 1200, "classes": ["a", "b"], "epochs": 20}
-    question |= {"model": "resnet18", "size": 64}
     display = Display()
     display.console = Console(
         file=io.StringIO(), force_terminal=terminal, width=width, height=50, record=True, color_system=None
     )
-    display.start(comparison, question)
+    display.start(comparison)
     runs = comparison.wanted[1:]
     half = len(runs) // 2
     for i, run in enumerate(runs[:half]):

@@ -8,8 +8,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+import tiny
 from regard.base.errors import UserError
-from regard.comparison import hosts, training
+from regard.comparison import hosts, network
 
 SMALL = "small_resnet[width=4]"
 
@@ -183,9 +184,8 @@ def test_weights_of_another_model_are_refused(trained, tmp_path, model, channels
 
 
 def test_weights_with_attention_in_them_are_refused(tmp_path):
-    question = {"model": SMALL, "classes": ["a", "b"], "channels": 3, "size": 16, "at": "auto", "start": "paper"}
-    question |= {"trunk": "trained", "pretrained": False, "weights": None, "widening": 1.0}
-    path = save(training.build(question, "se", 0), tmp_path / "w.safetensors")
+    question = tiny.question(tmp_path, tiny.fill(tmp_path / "photos"), model=SMALL)
+    path = save(network.build(question, "se", 0), tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=r"it has 'stages.*\.regard\..* too many"):
         build(weights=path)
 

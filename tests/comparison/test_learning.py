@@ -8,9 +8,10 @@ import torch
 from scipy.special import log_softmax
 from torch.nn import functional as F
 
+import regard
 import tiny
 from regard.base.errors import UserError
-from regard.comparison import data, learning, linear, question, report
+from regard.comparison import data, learning, linear, prices, report
 from regard.comparison.results import UNTRAINED, Comparison
 from stored import curves, fit, store
 
@@ -209,14 +210,13 @@ def test_a_damaged_line_is_named(learnt):
 
 def test_compare_fits_it_once_and_says_what_one_image_is_worth(monkeypatch, tmp_path, capsys):
     tiny.train_here(monkeypatch)
-    monkeypatch.setattr(question.prices, "measure", lambda *_: None)
-    monkeypatch.setattr(question, "_priced", lambda *_: True)
+    monkeypatch.setattr(prices, "SECONDS", 0.01)
     options = tiny.ASKED | {"data": tiny.fill(tmp_path / "photos"), "out": tmp_path / "out", "progress": True}
-    comparison = question.compare("se", seeds=[5], epochs=1, **options)
+    comparison = regard.compare("se", seeds=[5], epochs=1, **options)
     said = " ".join(capsys.readouterr().err.split())
     assert "One of 4 test images is worth 25 points" in said
     assert "Fitting a linear model" in said
     assert comparison.fitted["seed"] == 5
     assert comparison.chance == 0.5
-    question.compare("se", seeds=[5], epochs=1, margin=0.01, **options)
+    regard.compare("se", seeds=[5], epochs=1, margin=0.01, **options)
     assert "Fitting" not in capsys.readouterr().err

@@ -103,8 +103,8 @@ def compare(photos, out="out", model="mynet.py:build", **other):
 def test_a_users_own_network_is_compared_and_told_its_classes_and_channels(net, photos):
     comparison = compare(photos)
     assert [run["status"] for run in comparison.records.values()] == ["done", "done"]
-    assert comparison.question["model"] == "mynet.py:build"
-    assert comparison.question["learning_rate"] == 1e-3
+    assert comparison.question.model == "mynet.py:build"
+    assert comparison.question.learning_rate == 1e-3
     assert "mynet.py:build" in str(comparison)
     report.write(Comparison.load("out"))
     weights = hosts.build("mynet.py:build", 2, 3, seed=0).state_dict()

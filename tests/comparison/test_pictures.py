@@ -1,6 +1,7 @@
 """What is kept of a trained arm for the report, and drawn there."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import timm
@@ -8,16 +9,18 @@ import torch
 from torch import nn
 
 import regard
-from regard.comparison import data, pictures, report
+from regard.comparison import data, kept_maps, report_maps
+from regard.comparison.loading import Loader
 from tiny import fill
 
 
-def kept(tmp_path, model, **question):
+def kept(tmp_path, model):
     images = data.prepare(fill(tmp_path / "photos"), tmp_path / "data", size=32)
-    pictures.write(tmp_path, "arm", model, images, np.arange(20), lambda x: x, {"size": 32} | question)
+    loader = Loader(images, SimpleNamespace(size=32), lambda x: x)
+    kept_maps.write(tmp_path, "arm", model, loader, np.arange(20))
     with np.load(tmp_path / "maps" / "arm.npz") as stored:
         found = [(tap["kind"], stored[tap["key"]].shape) for tap in json.loads(str(stored["taps"]))]
-    return found, report._gallery(tmp_path, "arm")
+    return found, report_maps.gallery(tmp_path, "arm")
 
 
 def test_the_hosts_own_attention(tmp_path):
@@ -48,13 +51,14 @@ def test_every_kind_of_the_library(tmp_path):
     found, gallery = kept(tmp_path, model)
     kinds = {kind for kind, _ in found}
     assert kinds >= {"channel", "spatial", "token", "criss-cross", "pair", "frame", "grad-cam"}
-    assert len(gallery["rows"]) == report.TAPS
+    assert len(gallery["rows"]) == min(len(set(found)), report_maps.TAPS)
     assert gallery["rows"][-1]["kind"] == "grad-cam"
 
 
 def test_a_network_without_a_map_keeps_nothing(tmp_path):
     images = data.prepare(fill(tmp_path / "photos"), tmp_path / "data", size=16)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 256, 2))
-    pictures.write(tmp_path, "arm", model, images, np.arange(20), lambda x: x, {"size": 16})
+    loader = Loader(images, SimpleNamespace(size=16), lambda x: x)
+    kept_maps.write(tmp_path, "arm", model, loader, np.arange(20))
     assert not (tmp_path / "maps").exists()
-    assert report._gallery(tmp_path, "arm") is None
+    assert report_maps.gallery(tmp_path, "arm") is None

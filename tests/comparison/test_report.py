@@ -1,8 +1,8 @@
 """What a comparison's folder says, and the page about it in a real browser."""
 
 import json
-import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 
 from regard.base.errors import UserError
 from regard.base.files import slug
-from regard.comparison import permutation, report
+from regard.comparison import permutation, report, report_charts, report_maps
 from regard.comparison.results import Comparison
 from stored import CLASSES, curves, fit, store
 
@@ -117,7 +117,9 @@ def test_headline_counts_when_there_are_many_arms(tmp_path):
     )
     gains = {"none": 0.0} | {f"arm{i}": 0.05 * (i < 2) for i in range(5)}
     many = Comparison.load(store(tmp_path / "many", gains=gains, seeds=range(10)))
-    assert report.headline(many.against("none")).startswith("Better than none by more than the margin: 2 of 5 arms.")
+    assert report.headline(many.against("none")).startswith(
+        "Better than none by more than the margin: 2 of 5 variants."
+    )
     assert report.headline([]) == "Undecided"
 
 
@@ -174,7 +176,7 @@ def test_the_page_stands_alone_and_is_well_formed(tmp_path):
 )
 def test_says_what_the_interval_covers(tmp_path, varies, says, does_not_say):
     comparison = Comparison.load(store(tmp_path, gains={"none": 0.0}, seeds=[0], cost=False))
-    comparison.question["split_varies"] = varies
+    comparison = replace(comparison, question=replace(comparison.question, split_varies=varies))
     html = report.write(comparison).read_text(encoding="utf-8")
     assert says in html
     assert does_not_say not in html
@@ -183,7 +185,7 @@ def test_says_what_the_interval_covers(tmp_path, varies, says, does_not_say):
 def test_shares_on_the_object_are_right(tmp_path):
     """The stored map is 0.9 on the disc and 0.1 elsewhere, up to its coarse rim."""
     store(tmp_path)
-    rows = report._gallery(tmp_path, "se")["rows"]
+    rows = report_maps.gallery(tmp_path, "se")["rows"]
     finds, flat = rows[1]["object"], rows[0]["object"]
     area = int(flat["flat"]) / 100
     assert int(finds["share"]) / 100 == pytest.approx(0.9 * area / (0.9 * area + 0.1 * (1 - area)), abs=0.06)
@@ -194,33 +196,32 @@ def test_shares_on_the_object_are_right(tmp_path):
 
 def test_accuracy_charts_show_chance_and_the_linear_model(tmp_path):
     folder = store(tmp_path)
-    assert 'class="level"' not in report.write(Comparison.load(folder)).read_text(), "older folders have no lines"
+    older = report.write(Comparison.load(folder)).read_text()
+    assert "linear model" not in older, "older folders have no lines"
     comparison = fit(folder, top1=0.846, chance=0.1)
-    scatter, curves = report._scatter(comparison), report._curves(comparison)
-    for chart in (scatter, curves):
-        (linear,) = chart["levels"]
-        assert linear["name"] == "linear model on pixels 84.6 %"
-        assert chart["below"] == "chance 10.0 %", "a line for it would press the others together"
-        assert chart["above"] == ""
-    lowest = max(dot["bottom"] for dot in scatter["dots"])
-    assert lowest < scatter["levels"][0]["y"] <= 300, "the linear model is below every run"
     page = report.write(comparison).read_text()
-    assert page.count('class="level"') == 1 + len(comparison.arms)
-    assert page.count("↓ chance 10.0 %") == 1 + len(comparison.arms)
-    near = report._scatter(fit(folder, top1=0.92, chance=0.85))
-    assert [level["name"] for level in near["levels"]] == ["linear model on pixels 92.0 %", "chance 85.0 %"]
-    assert near["levels"][0]["y"] < min(dot["top"] for dot in near["dots"])
-    assert report._scatter(fit(folder, top1=1.0))["above"] == "linear model on pixels 100.0 %"
+    charts = 2 + len(comparison.arms)  # the costs for wide and for narrow screens, and a panel for each arm
+    assert page.count("linear model on the pixels 84.6 %</text>") == charts
+    assert page.count("↓ chance 10.0 %</text>") == charts, "a line for it would press the others together"
+
+
+def test_an_axis_reaches_for_what_is_near(tmp_path):
+    near, (low, high) = report_charts.levels(fit(store(tmp_path), top1=0.92, chance=0.85), [86.0, 90.0])
+    assert near.shown == ((92.0, "linear model on the pixels 92.0 %"), (85.0, "chance 85.0 %"))
+    assert low < 85 < 92 < high
+    far, (low, high) = report_charts.levels(fit(tmp_path, top1=1.0, chance=0.1), [86.0, 90.0])
+    assert (far.shown, far.below, far.above) == ((), "chance 10.0 %", "linear model on the pixels 100.0 %")
+    assert 80 < low < 86 < 90 < high < 100
 
 
 def test_a_curve_says_whether_it_ended(tmp_path):
     curves(store(tmp_path, gains={"none": 0.0, "se": 0.0}, cost=False), 0.1, 0.6, 0.8, 0.805)
     comparison = fit(tmp_path)
-    ends = {panel["arm"]: panel["end"] for panel in report._curves(comparison)["panels"]}
+    ends = {panel["arm"]: panel["end"] for panel in report_charts.curves(comparison)["panels"]}
     assert ends["none"] == "ended: +0.50 points in the last quarter"
     assert ends["se"].startswith("ended")
     curves(tmp_path, 0.1, 0.6, 0.8, 0.85)
-    ends = {panel["arm"]: panel["end"] for panel in report._curves(fit(tmp_path))["panels"]}
+    ends = {panel["arm"]: panel["end"] for panel in report_charts.curves(fit(tmp_path))["panels"]}
     assert ends["none"] == "still climbing: +5.00 points in the last quarter"
     assert ends["none"] in report.write(fit(tmp_path)).read_text()
 
@@ -248,14 +249,17 @@ def test_the_second_endpoint_stands_beside_the_first(tmp_path):
     assert "What else changed?" not in report.write(Comparison.load(store(tmp_path / "old"))).read_text()
 
 
-def test_scale_keeps_order_and_ends():
-    scale = report.Scale([-1, 3, math.inf, math.nan], 4, 96)
-    assert (scale(-1), scale(3)) == (4, 96)
-    assert scale(1) == 50
-    assert scale.ticks[0] >= -1
-    assert scale.ticks[-1] <= 3
-    assert 0 in scale.ticks
-    assert report.Scale([2, 2], 0, 100)(2) == 50
+def test_charts_are_text_in_the_colours_of_the_page(tmp_path):
+    gains = {"none": 0.0, f"{EVIL}$a^$": 0.02}
+    page = report.write(fit(store(tmp_path, gains=gains))).read_text()
+    charts = re.findall(r'<svg class="chart.*?</svg>', page, re.DOTALL)
+    assert len(charts) == 2 + 2 + 2
+    for chart in charts:
+        assert "var(--soft)" in chart
+        assert not re.search(r"#[0-9a-f]{6}\b", chart), "a colour that a dark page cannot change"
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;$a^$</text>" in charts[0]
+    names = re.findall(r' id="([^"]*)"', page)
+    assert len(names) == len(set(names)), "one chart lends nothing to another"
 
 
 @pytest.fixture(scope="module")

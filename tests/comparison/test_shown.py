@@ -15,7 +15,8 @@ from PIL import Image
 import regard
 from regard.base import notebook
 from regard.cli import main as cli
-from regard.comparison.results import COLUMNS, Comparison
+from regard.comparison.results import Comparison
+from regard.comparison.tables import COLUMNS
 from regard.maps.recording import Map
 from stored import store
 

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 import calibration
 from regard.base.errors import UserError
 from regard.comparison import permutation
+from regard.comparison.case import FUTILE
 from regard.comparison.permutation import paired
 from regard.comparison.plan import LOOKS, Plan, check_looks, contrasts, fixed, planned
 from regard.comparison.sequential import boundaries, confidence_sequence, spent
-from regard.comparison.statistics import FUTILE, LATER, PLANNED, Verdict, fewest_seeds, judge, runs_needed
+from regard.comparison.statistics import LATER, PLANNED, fewest_seeds, judge, runs_needed
+from regard.comparison.verdict import Verdict
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ import regard
 import tiny
 from regard.base.errors import UserError
 from regard.base.files import slug
-from regard.comparison import data, hosts, training
+from regard.comparison import checkpoint, data, evaluation, hosts, loading, network, preprocessing, training
 from regard.comparison.endpoints import right
 from regard.comparison.optimising import Optimiser
 
@@ -47,20 +48,20 @@ def train(asked, arm, seed, place, tell=lambda details: None, **options):
 
 @pytest.mark.parametrize("model", ["small_resnet[width=4]", "test_resnet", "test_convnext[drop_path_rate=0.1]"])
 def test_every_arm_has_the_same_trunk(asked, model):
-    host = asked | {"model": model, "size": 32}
-    states = {arm: training.build(host, arm, 3).state_dict() for arm in ARMS}
+    host = replace(asked, model=model, size=32)
+    states = {arm: network.build(host, arm, 3).state_dict() for arm in ARMS}
     for arm in ARMS[1:]:
         added = states[arm].keys() - states["none"].keys()
         assert added
         assert all(".regard." in key for key in added)
         assert all(torch.equal(states["none"][key], states[arm][key]) for key in states["none"])
-    other = training.build(host, "none", 4).state_dict()
+    other = network.build(host, "none", 4).state_dict()
     assert any(not torch.equal(other[key], states["none"][key]) for key in other)
 
 
 def test_a_mechanism_draws_its_weights_from_its_seed_alone(asked):
     def drawn(seed, **other):
-        state = training.build(asked | other, "se", seed).state_dict()
+        state = network.build(replace(asked, **other), "se", seed).state_dict()
         return torch.cat([value.flatten() for key, value in state.items() if ".regard." in key and "weight" in key])
 
     first = drawn(0)
@@ -68,7 +69,7 @@ def test_a_mechanism_draws_its_weights_from_its_seed_alone(asked):
     assert torch.equal(drawn(0), first)
     assert torch.equal(drawn(0, classes=["a", "b", "c", "d"]), first), "it depends on the trunk"
     assert not torch.equal(drawn(1), first)
-    trunk = training.build(asked, "none", 0).state_dict()["stages.0.0.conv1.weight"].flatten()
+    trunk = network.build(asked, "none", 0).state_dict()["stages.0.0.conv1.weight"].flatten()
     assert not torch.isin(first, trunk).any(), "trunk and mechanism share a stream of random numbers"
 
 
@@ -77,8 +78,8 @@ def test_building_leaves_the_random_states_as_they_were(asked):
         return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
 
     before = states()
-    training.build(asked, "cbam", 5)
-    training.check_trainable(asked, "cbam")
+    network.build(asked, "cbam", 5)
+    network.check_trainable(asked, "cbam")
     assert states() == before
 
 
@@ -146,11 +147,11 @@ def test_scores_are_the_shares_of_images_that_are_right(asked, place):
     record = train(asked, "none", 0, place, keep=True)
     images = data.load(place / "data")
     split = images.split(0)
-    model = training.build(asked, "none", 99)
+    model = network.build(asked, "none", 99)
     regard_weights = place / "weights" / "none" / "seed-0000.safetensors"
     model.load_state_dict(load_file(regard_weights))
-    assert training.fingerprint(model) == record["weights_sha256"]
-    mean, std = data.normalisation(images, split.train)
+    assert network.fingerprint(model) == record["weights_sha256"]
+    mean, std = preprocessing.normalisation(images, split.train)
     x = torch.from_numpy(images.pixels[split.test])[:, :, 1:17, 1:17] / 255
     x = (x - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
     right = (model.eval()(x).argmax(1).numpy() == images.labels[split.test]).mean()
@@ -165,7 +166,7 @@ def test_scores_are_the_shares_of_images_that_are_right(asked, place):
 def test_batches_hold_every_image_once_and_none_is_alone():
     for count in range(2, 40):
         for size in (2, 3, 8, 64):
-            batches = list(training._batches(np.arange(count), size))
+            batches = list(loading.batches(np.arange(count), size))
             assert np.concatenate(batches).tolist() == list(range(count))
             assert min(map(len, batches)) > 1
             assert max(map(len, batches)) <= size + 1
@@ -176,7 +177,7 @@ def test_norms_and_biases_do_not_decay(asked, place, monkeypatch):
     monkeypatch.setattr(
         torch.optim, "AdamW", lambda groups, **options: made.append(groups) or torch.optim.SGD(groups, **options)
     )
-    train(asked | {"epochs": 1}, "se", 0, place)
+    train(replace(asked, epochs=1), "se", 0, place)
     decayed, plain = made[0]
     assert decayed["weight_decay"] == 0.05
     assert plain["weight_decay"] == 0
@@ -187,9 +188,9 @@ def test_norms_and_biases_do_not_decay(asked, place, monkeypatch):
 @pytest.mark.parametrize("model", ["small_resnet[width=4]", "test_efficientnet"])
 def test_the_optimiser_in_one_pass_learns_what_the_plain_one_does(asked, place, monkeypatch, model):
     """It walks through weights, gradients and moments as they lie in memory, so these must lie alike."""
-    host = asked | {"model": model, "size": 16, "matrix_rate": None}
+    host = replace(asked, model=model, size=16, matrix_rate=None)
     fused, adam = train(host, "se", 0, place), torch.optim.AdamW
-    training.checkpoint_path(place, "se", 0).unlink()
+    checkpoint.path_of(place, "se", 0).unlink()
     monkeypatch.setattr(torch.optim, "AdamW", lambda groups, **options: adam(groups, **options | {"fused": False}))
     plain = train(host, "se", 0, place)
     assert fused["weights_sha256"] != plain["weights_sha256"], "the same optimiser twice"
@@ -207,15 +208,15 @@ def test_right_answers_are_counted_by_the_first_guess_and_among_five(place):
     images = SimpleNamespace(
         pixels=np.zeros((25, 1, 8, 8), np.uint8), labels=np.array([0, 0, 0, 1, 4, 5, 11] + [9] * 18)
     )
-    cpu = torch.device("cpu")
-    prepare = training._preparation((0.0,), (1.0,), cpu)
-    said = training._answers(Ranked(), images, np.arange(25), {"batch": 4, "size": 8}, prepare, cpu)
+    asked = SimpleNamespace(batch=4, size=8, device="cpu")
+    loader = loading.Loader(images, asked, loading.normaliser((0.0,), (1.0,), "cpu"))
+    said = evaluation.answer(Ranked(), loader, np.arange(25))
     assert [right(said.logits, said.labels, among).sum() for among in (1, 5)] == [3, 5]
 
 
 def test_a_loss_that_is_no_number_ends_the_run(asked, place):
     with pytest.raises(FloatingPointError, match=r"the loss became (nan|inf) in epoch [12]"):
-        train(asked | {"learning_rate": 1e30}, "se", 0, place)
+        train(replace(asked, learning_rate=1e30), "se", 0, place)
 
 
 def test_grey_images_take_the_average_of_a_models_normalisation(tmp_path):
@@ -224,7 +225,7 @@ def test_grey_images_take_the_average_of_a_models_normalisation(tmp_path):
     assert both[0] == pytest.approx((0.485, 0.456, 0.406))
     grey = hosts.normalisation("resnet18", 1)
     assert grey == ((pytest.approx(sum(both[0]) / 3),), (pytest.approx(sum(both[1]) / 3),))
-    prepare = training._preparation(*grey, torch.device("cpu"))
+    prepare = loading.normaliser(*grey, "cpu")
     assert prepare(torch.zeros(2, 1, 8, 8)).shape == (2, 1, 8, 8)
 
 
@@ -242,15 +243,14 @@ def frozen(asked, tmp_path, request):
             module.running_var.uniform_(0.5, 1.5)
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
     torch.save(host.state_dict(), tmp_path / "learnt.pt")
-    return asked | {
-        "model": request.param, "weights": str(tmp_path / "learnt.pt"), "start": "identity", "trunk": "frozen",
-    }  # fmt: skip
+    learnt = str(tmp_path / "learnt.pt")
+    return replace(asked, model=request.param, weights=learnt, start="identity", trunk="frozen")
 
 
 @pytest.mark.parametrize("arm", ["none", "eca", "cbam[reduction=2]"])  # few hidden units may all be dead
 def test_a_frozen_trunk_stays_bit_equal_and_all_else_learns(frozen, place, arm):
-    host = torch.load(frozen["weights"], weights_only=True)
-    before = training.build(frozen, arm, 0)
+    host = torch.load(frozen.weights, weights_only=True)
+    before = network.build(frozen, arm, 0)
     train(frozen, arm, 0, place, keep=True)
     after = load_file(place / "weights" / slug(arm) / "seed-0000.safetensors")
     assert after.keys() == before.state_dict().keys()
@@ -275,7 +275,7 @@ def test_only_what_learns_is_in_train_mode_and_in_the_optimiser(frozen, place, m
 
     monkeypatch.setattr(training, "build", watched)
     monkeypatch.setattr(torch.optim, "AdamW", lambda groups, **options: made.append(groups) or adam(groups, **options))
-    train(frozen | {"epochs": 1}, arm, 0, place)
+    train(replace(frozen, epochs=1), arm, 0, place)
     model, groups = made
     first, *_, last = modes[arm == "cbam" :]  # the first is the measuring of the start
     (head,) = (name for name in first if ".regard." not in name)
@@ -288,7 +288,7 @@ def test_only_what_learns_is_in_train_mode_and_in_the_optimiser(frozen, place, m
 
 def test_an_interrupted_run_with_a_frozen_trunk_ends_with_the_same_weights(frozen, place):
     whole = train(frozen, "cbam", 1, place)
-    training.checkpoint_path(place, "cbam", 1).unlink()
+    checkpoint.path_of(place, "cbam", 1).unlink()
     for epochs in (1, 1):
         with pytest.raises(Stopped):
             train(frozen, "cbam", 1, place, stop_after(epochs))
@@ -318,10 +318,9 @@ def stop_after(epochs):
 @pytest.mark.parametrize("arm", ["none", "cbam"])
 @pytest.mark.parametrize("model", ["small_resnet[width=4]", "test_resnet[drop_rate=0.5,drop_path_rate=0.5]"])
 def test_an_interrupted_run_ends_with_the_same_weights(asked, place, arm, model):
-    host = asked | {"model": model, "epochs": 3}
+    host = replace(asked, model=model, epochs=3)
     whole = train(host, arm, 1, place)
-    checkpoint = training.checkpoint_path(place, arm, 1)
-    checkpoint.unlink()
+    checkpoint.path_of(place, arm, 1).unlink()
     for epochs in (0, 1, 0, 1):  # the second and the last of them get on by one epoch
         with pytest.raises(Stopped):
             train(host, arm, 1, place, stop_after(epochs))
@@ -337,9 +336,9 @@ def test_an_interrupted_run_ends_with_the_same_weights(asked, place, arm, model)
 def interrupted(asked, place):
     """A checkpoint after two of three epochs, and what the run ends with."""
     whole = train(asked, "se", 0, place)
-    checkpoint = training.checkpoint_path(place, "se", 0)
-    assert checkpoint.is_file()
-    return checkpoint, whole
+    path = checkpoint.path_of(place, "se", 0)
+    assert path.is_file()
+    return path, whole
 
 
 def test_a_checkpoint_is_used(asked, place, interrupted):
@@ -387,10 +386,10 @@ def test_a_damaged_checkpoint_is_not_used(asked, place, interrupted, damage):
 
 
 def test_a_checkpoint_that_cannot_be_finished_leaves_the_one_before(asked, place, interrupted, monkeypatch):
-    checkpoint, _ = interrupted
-    before = checkpoint.read_bytes()
-    checkpoint.unlink()
-    checkpoint.write_bytes(before)
+    path, _ = interrupted
+    before = path.read_bytes()
+    path.unlink()
+    path.write_bytes(before)
     save = torch.save
 
     def fail(state, path):
@@ -400,39 +399,39 @@ def test_a_checkpoint_that_cannot_be_finished_leaves_the_one_before(asked, place
         raise OSError("the disk is full")
 
     monkeypatch.setattr(torch, "save", fail)
-    state = torch.load(checkpoint, weights_only=True)
-    model = training.build(asked, "se", 0)
+    state = torch.load(path, weights_only=True)
+    model = network.build(asked, "se", 0)
     with pytest.raises(OSError, match="full"):
-        training._save(checkpoint, model, Optimiser(model, 1e-3, 0.05, 0.05), state["curve"], 0)
-    assert checkpoint.read_bytes() == before
-    assert not list(checkpoint.parent.glob(".*")), "nothing half-written stays"
+        checkpoint.save(path, model, Optimiser(model, 1e-3, 0.05, 0.05), state["curve"], 0)
+    assert path.read_bytes() == before
+    assert not list(path.parent.glob(".*")), "nothing half-written stays"
 
 
 # ---- what can be trained
 
 
 def test_a_model_that_does_not_classify_is_refused(asked, monkeypatch):
-    monkeypatch.setattr(training, "build", lambda *_, **__: torch.nn.Conv2d(3, 2, 1))
+    monkeypatch.setattr(network, "build", lambda *_, **__: torch.nn.Conv2d(3, 2, 1))
     with pytest.raises(UserError, match=r"is no classifier: it should give \(batch, 2\)"):
-        training.check_trainable(asked, "none")
+        network.check_trainable(asked, "none")
 
 
 def test_a_place_that_is_not_there_is_refused(asked):
     with pytest.raises(UserError, match="nowhere"):
-        training.check_trainable(asked | {"at": "nowhere.*"}, "se")
+        network.check_trainable(replace(asked, at="nowhere.*"), "se")
 
 
 def test_identity_start_keeps_the_trunks_answer(asked):
     x = torch.randn(2, 3, 16, 16)
-    plain = training.build(asked, "none", 0).eval()(x)
-    same = training.build(asked | {"start": "identity"}, "cbam", 0).eval()(x)
-    other = training.build(asked, "cbam", 0).eval()(x)
+    plain = network.build(asked, "none", 0).eval()(x)
+    same = network.build(replace(asked, start="identity"), "cbam", 0).eval()(x)
+    other = network.build(asked, "cbam", 0).eval()(x)
     assert torch.equal(plain, same)
     assert not torch.allclose(plain, other)
 
 
 def test_the_record_says_where_it_was_made(asked, place):
-    record = train(asked | {"epochs": 1}, "se", 0, place)
+    record = train(replace(asked, epochs=1), "se", 0, place)
     assert record["environment"]["regard"] == regard.__version__
     assert record["environment"]["threads"] == 1
-    assert record["parameters"] > training.train(asked | {"epochs": 1}, "none", 0, place, print)["parameters"]
+    assert record["parameters"] > training.train(replace(asked, epochs=1), "none", 0, place, print)["parameters"]

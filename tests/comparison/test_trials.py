@@ -2,6 +2,8 @@
 
 import json
 import math
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -10,12 +12,18 @@ import tiny
 from regard.base.errors import UserError
 from regard.base.files import write_text
 from regard.comparison import grid, prices, training, trials
-from regard.comparison.asked import question
-from regard.comparison.plan import factors
+from regard.comparison.plan import MOST_RATES, factors
+from regard.comparison.question import Draft, Question, augmentation_for
 from regard.comparison.results import Comparison
 
-QUESTION = {"epochs": None, "augmentation": None, "margin": 0.01, "tune": 5, "rates": None}
-QUESTION |= {"classes": ["a", "b", "c", "d", "e"], "val_images": 400}
+QUESTION = Question(
+    **Draft.of(tune=5, size=28, device="cpu", augmentation="none", pairing="none").to_json(), fingerprint="0",
+    classes=["a", "b", "c", "d", "e"], train_images=900, val_images=400, test_images=500, split_varies="nothing",
+)  # fmt: skip
+
+
+def ask(epochs, augmentation=None):
+    return replace(QUESTION, epochs=epochs, augmentation=augmentation or augmentation_for(epochs))
 
 
 class Going:
@@ -27,13 +35,13 @@ class Going:
     def __call__(self, place, question, runs):
         self.asked.append((question, list(runs)))
         for arm, seed in runs:
-            loss = self.loss(arm, (question["rates"] or {}).get(arm, 1.0))
+            loss = self.loss(arm, (question.rates or {}).get(arm, 1.0))
             done = {
                 "status": "done",
                 "val_log_loss": loss,
                 "curve": [
                     {"epoch": number + 1, "train_loss": 1.0, "val_top1": value, "seconds": 1.0}
-                    for number, value in enumerate(self.curve(question["epochs"] or 1))
+                    for number, value in enumerate(self.curve(question.epochs))
                 ],
             }
             record = done if loss is not None else {"status": "failed", "reason": "the loss became nan"}
@@ -41,33 +49,33 @@ class Going:
 
 
 def epochs(folder, go, **other):
-    options = {"first": 4, "augmentation": None, "seeds": (5, 6, 7), "say": lambda sentence: None} | other
-    return trials.epochs(folder, QUESTION, go=go, **options)
+    options = {"ask": ask, "first": 4, "seeds": (5, 6, 7), "say": lambda sentence: None} | other
+    return trials.epochs(folder, go=go, **options)
 
 
 def test_longer_until_the_last_quarter_is_flat(tmp_path):
     # the error halves every 3 epochs of a training, so that the rise in the last quarter depends on their number
     go = Going(lambda epochs: [0.9 - 0.4 * 2 ** (-n / 3) for n in range(epochs + 1)][1:])
     found = epochs(tmp_path, go)
-    tried = [question["epochs"] for question, _ in go.asked]
+    tried = [question.epochs for question, _ in go.asked]
     assert tried == [4, 6, 9, 14, 21]
-    assert found["epochs"] == 21
+    assert found.epochs == 21
     rise = lambda n: 0.4 * (2 ** (-0.75 * n / 3) - 2 ** (-n / 3))  # noqa: E731
     assert rise(21) <= 0.01 < rise(14)
     assert all(runs == [("none", 5), ("none", 6)] for _, runs in go.asked)
-    assert found["augmentation"] == "crops"
-    assert all(question["trial"] for question, _ in go.asked)
+    assert found.augmentation == "crops"
+    assert all(question.trial for question, _ in go.asked)
 
 
 def test_a_short_training_needs_no_augmentation_and_what_is_asked_stays(tmp_path):
-    assert epochs(tmp_path, Going(), first=3)["augmentation"] == "none"
-    assert epochs(tmp_path, Going(), first=3, augmentation="crops")["augmentation"] == "crops"
+    assert epochs(tmp_path, Going(), first=3).augmentation == "none"
+    assert epochs(tmp_path, Going(), ask=partial(ask, augmentation="crops"), first=3).augmentation == "crops"
 
 
 def test_what_never_ends_is_said(tmp_path):
     said = []
     found = epochs(tmp_path, Going(lambda epochs: [n / epochs for n in range(epochs)]), say=said.append)
-    assert found["epochs"] == 48
+    assert found.epochs == 48
     assert "still rises" in said[-1]
 
 
@@ -75,7 +83,7 @@ def test_what_never_ends_is_said(tmp_path):
 def test_a_network_at_chance_is_given_more_time_but_not_for_ever(tmp_path, learns_after, tried):
     go = Going(lambda epochs: [0.9 if epochs > learns_after else 0.2] * epochs)
     epochs(tmp_path, go)
-    assert [question["epochs"] for question, _ in go.asked] == tried
+    assert [question.epochs for question, _ in go.asked] == tried
 
 
 def test_a_baseline_that_cannot_be_trained(tmp_path):
@@ -86,7 +94,7 @@ def test_a_baseline_that_cannot_be_trained(tmp_path):
 def test_every_arm_keeps_its_best_rate(tmp_path):
     best = {"none": 1.0, "se": 2.0, "cbam": 0.25}
     go = Going(loss=lambda arm, rate: None if arm == "eca" else abs(math.log2(rate / best[arm])) + 0.5)
-    asked = QUESTION | {"epochs": 3}
+    asked = replace(QUESTION, epochs=3)
     found = trials.rates(tmp_path, asked, [*best, "eca"], 3, go, lambda sentence: None)
     assert found == best | {"eca": 1.0}
     assert [len(runs) for _, runs in go.asked] == [4] * 5, "as many trials for every arm"
@@ -96,7 +104,7 @@ def test_every_arm_keeps_its_best_rate(tmp_path):
     assert [runs for _, runs in again.asked] == []
 
 
-@pytest.mark.parametrize("count", range(1, trials.MOST + 1))
+@pytest.mark.parametrize("count", range(1, MOST_RATES + 1))
 def test_rates_lie_around_the_one_that_is_asked(count):
     found = factors(count)
     assert len(found) == count
@@ -122,7 +130,7 @@ def test_a_trial_knows_nothing_of_the_test_images(tmp_path, photos):
     question = tiny.question(tmp_path, photos, trial=True, epochs=2)
     record = training.train(question, "se", 0, tmp_path, lambda details: None)
     assert not [field for field in record if "top1" in field or "logits" in field or field == "log_loss"]
-    whole = training.train(question | {"trial": False}, "se", 0, tmp_path, lambda details: None)
+    whole = training.train(replace(question, trial=False), "se", 0, tmp_path, lambda details: None)
     assert record["curve"][-1]["val_top1"] == whole["curve"][-1]["val_top1"]
     assert record["val_log_loss"] == whole["val_log_loss"]
 
@@ -142,13 +150,13 @@ def test_from_the_question_to_the_report(tmp_path, photos, monkeypatch, capsys):
     tiny.train_here(monkeypatch)
     monkeypatch.setattr(prices, "SECONDS", 0.01)
     words = tiny.ASKED | {"data": photos, "seeds": 2, "out": tmp_path / "out", "margin": 0.2, "batch": 8}
-    monkeypatch.setattr("regard.comparison.question.first_epochs", lambda *_: 2)
+    monkeypatch.setattr("regard.comparison.compare.first_epochs", lambda *_: 2)
     monkeypatch.setattr(trials, "PATIENCE", 1)  # so little data is not learnt from
     asked = {"epochs": "auto", "tune": 2, "control": "constant"}
     found = regard.compare("se", **words | asked)
-    assert found.question["epochs_auto"]
-    assert found.question["epochs"] >= 2
-    assert found.question["rates"].keys() == {"none", "se", "constant[se]"}
+    assert found.question.epochs_auto
+    assert found.question.epochs >= 2
+    assert found.question.rates.keys() == {"none", "se", "constant[se]"}
     assert "Tuned: the learning rate is multiplied by " in str(found)
     assert any(note.startswith("Chosen on shared images: ") for note in found.notes())
     command = found.asked[0]["command"]
@@ -162,14 +170,14 @@ def test_from_the_question_to_the_report(tmp_path, photos, monkeypatch, capsys):
     assert len(again.asked) == 1
 
     more = regard.compare(["se", "eca"], **words | asked)
-    assert set(more.question["rates"]) == {"none", "se", "constant[se]", "eca", "constant[eca]"}
+    assert set(more.question.rates) == {"none", "se", "constant[se]", "eca", "constant[eca]"}
     with pytest.raises(UserError, match="tune was 2, now 0"):
         regard.compare("se", **words | asked | {"tune": 0})
     loaded = Comparison.load(tmp_path / "out")
-    assert loaded.question["rates"] == more.question["rates"]
-    loaded.question.update(tune=3, rates={"none": 1.0, "se": 2.0})
+    assert loaded.question.rates == more.question.rates
+    loaded = replace(loaded, question=replace(loaded.question, tune=3, rates={"none": 1.0, "se": 2.0}))
     assert "Tuned to an end: se may do better" in " ".join(loaded.notes())
-    loaded.question.update(split_varies="the validation part")
+    loaded = replace(loaded, question=replace(loaded.question, split_varies="the validation part"))
     assert "Chosen on shared images" not in " ".join(loaded.notes())
 
 
@@ -180,10 +188,5 @@ def test_what_is_no_number(photos, tmp_path, wrong, words):
 
 
 def test_twice_the_learning_rate_is_twice_for_both_optimisers():
-    words = {"epochs": 3, "batch": None, "size": None, "optimiser": None, "tune": 0, "augmentation": None, "at": "auto"}
-    words |= {"start": None, "trunk": "trained", "margin": 0.01, "pairing": None, "pretrained": False, "weights": None}
-    once, twice = (
-        question(data="fashion", model="small_resnet", device=None, learning_rate=rate, **words)
-        for rate in (None, 8e-3)
-    )
-    assert (twice["learning_rate"], twice["matrix_rate"]) == (2 * once["learning_rate"], 2 * once["matrix_rate"])
+    once, twice = (Draft.of(learning_rate=rate) for rate in (None, 8e-3))
+    assert (twice.learning_rate, twice.matrix_rate) == (2 * once.learning_rate, 2 * once.matrix_rate)

@@ -15,7 +15,7 @@ from torch import nn
 
 import regard
 from regard.cli.main import main
-from regard.comparison import data
+from regard.comparison import data, preprocessing
 from regard.gallery.images import expand, read
 from regard.gallery.masks import read_masks
 from regard.gallery.opening import open_subject
@@ -336,7 +336,7 @@ def test_a_network_from_a_comparison_is_shown_what_it_was_evaluated_on(tmp_path)
     assert stored.shape[-1] == 45
     subject = Subject(little(), "little", (40, 40), mean=(0,) * 3, deviation=(1,) * 3, square=True, stored=45)
     pictures = [read(path) for path in expand([tmp_path / "photos"])]
-    assert torch.equal(subject.prepare(pictures), data.centre(torch.tensor(stored), 40))
+    assert torch.equal(subject.prepare(pictures), preprocessing.centre(torch.tensor(stored), 40))
     assert subject.framed(pictures[0]).size == (53, 53)  # 40 of 45 of a square of 60: maps are drawn on that
     assert "the middle square of each picture (89 % of its shorter side)" in subject.prepared
 

@@ -24,9 +24,10 @@ import tiny
 from regard.app import uploads
 from regard.base.errors import DiskFull, UserError
 from regard.base.files import opened, whole, write_text
-from regard.comparison import data, grid, hosts, question, report, training
+from regard.comparison import checkpoint, data, grid, hosts, network, prices, report, training
 from regard.comparison.optimising import Optimiser
 from regard.comparison.results import Comparison
+from regard.comparison.stored import Stored
 from regard.gallery.images import expand, read
 from regard.gallery.opening import open_subject, open_subjects, trained
 from regard.networks import from_timm
@@ -137,8 +138,8 @@ def test_every_field_is_checked(folder, name):
                 repr(comparison).encode()
                 comparison._repr_html_().encode()
                 comparison.csv().encode()
-                report._facts(comparison.question)
-                report._environment(comparison)
+                report.facts(comparison.question)
+                report.environment(comparison)
     assert refused > 0.6 * tried
 
 
@@ -154,7 +155,7 @@ def test_what_is_unknown_is_left_alone(folder):
     (folder / "question.json").write_text(json.dumps(asked))
     comparison = Comparison.load(folder)
     assert comparison.records["se", 3]["deaths"] == 2
-    assert comparison.question["layout"] == "channels_last"
+    assert comparison.question.other == {"layout": "channels_last"}
     assert report.write(comparison).stat().st_size > 10_000
 
 
@@ -215,7 +216,7 @@ def finished(tmp_path_factory):
 def again(finished, tmp_path, monkeypatch):
     """The folder, and what asks the same again."""
     tiny.train_here(monkeypatch)
-    monkeypatch.setattr(question.prices, "measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(prices, "measure", lambda *_: pytest.fail("measured again"))
     out = Path(shutil.copytree(finished / "out", tmp_path / "out"))
 
     def ask():
@@ -325,16 +326,16 @@ def test_kept_weights_that_do_not_fit(again, change):
 
 def test_checkpoints_of_strangers_are_passed_over(finished, tmp_path):
     """A checkpoint of another shape, kind or curve is not used, and cannot fail half-way."""
-    asked = json.loads((finished / "out" / "question.json").read_text())["question"]
-    model = training.build(asked, "none", 0)
+    asked = Stored.read(finished / "out").question
+    model = network.build(asked, "none", 0)
     optimiser = Optimiser(model, 1e-3, 0.05, 0.05)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimiser.step(0.5)
     path = tmp_path / "seed-0000.ckpt"
     curve = [{"epoch": 1, "train_loss": 1.0, "val_top1": 0.5, "seconds": 1.0}]
-    training._save(path, model, optimiser, curve, 0)
-    assert training._resume(path, model, optimiser, asked)["curve"] == curve
+    checkpoint.save(path, model, optimiser, curve, 0)
+    assert checkpoint.resume(path, model, optimiser, asked)["curve"] == curve
     state = torch.load(path, weights_only=True)
     key = next(iter(state["model"]))
     adam, muon = state["optimiser"]
@@ -346,10 +347,10 @@ def test_checkpoints_of_strangers_are_passed_over(finished, tmp_path):
         {"optimiser": [adam | {"state": {0: {"step": 1}}}, muon]},
     ):  # fmt: skip
         torch.save(state | change, path)
-        fresh = training.build(asked, "none", 1)
-        before = training.fingerprint(fresh)
-        assert training._resume(path, fresh, Optimiser(fresh, 1e-3, 0.05, 0.05), asked) == {"curve": [], "resumed": 0}
-        assert training.fingerprint(fresh) == before
+        fresh = network.build(asked, "none", 1)
+        before = network.fingerprint(fresh)
+        assert checkpoint.resume(path, fresh, Optimiser(fresh, 1e-3, 0.05, 0.05), asked) == {"curve": [], "resumed": 0}
+        assert network.fingerprint(fresh) == before
 
 
 # ---- what a network may be given
@@ -638,7 +639,7 @@ def test_whatever_a_writer_makes_of_a_full_disk(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_stops_the_comparison(finished, tmp_path, monkeypatch):
-    asked = json.loads((finished / "out" / "question.json").read_text())["question"]
+    asked = Stored.read(finished / "out").question
 
     class Pipe:
         def __init__(self):

@@ -20,7 +20,7 @@ def test_the_page_is_made_from_the_results():
 def test_every_arm_has_its_constant_and_its_own_rate(name):
     comparison = FOUND[name]
     assert len(comparison.twins) == len(TABLES[name].arms)
-    assert comparison.question["rates"].keys() == set(comparison.arms)
+    assert comparison.question.rates.keys() == set(comparison.arms)
     assert {row["arm"] for row in rows(comparison)} == {"none", *TABLES[name].arms}
     assert comparison.missing == []
 

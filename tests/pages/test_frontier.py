@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from frontier import BEFORE, LINEAR, OURS, PAGE, RESULTS, ask, render
-from regard.comparison import hosts
+from regard.comparison import data, hosts
 
 FOUND = json.loads(RESULTS.read_text())
 
@@ -24,9 +24,16 @@ def test_the_recipe_lies_above_the_linear_model_and_learns_more_with_time():
 
 def test_the_recipe_before_can_still_be_asked():
     class Images:
-        classes, pixels = ("a", "b"), np.zeros((2, 1, 28, 28), np.uint8)
+        classes, pixels, fingerprint, varies, broken = (
+            ("a", "b"),
+            np.zeros((2, 1, 28, 28), np.uint8),
+            "0",
+            "nothing",
+            (),
+        )
+        split = staticmethod(lambda seed: data.Split(*[np.arange(2)] * 3))
 
     asked = ask(2, Images, **BEFORE)
-    assert (asked["matrix_rate"], asked["batch"], asked["augmentation"]) == (None, 128, "crops")
-    host = hosts.build(asked["model"], 2, 1, seed=0)
+    assert (asked.matrix_rate, asked.batch, asked.augmentation) == (None, 128, "crops")
+    host = hosts.build(asked.model, 2, 1, seed=0)
     assert host.stages[1].conv1.stride == (2, 2)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from PIL import Image
 
 from regard.base.files import write_text
 from regard.comparison import data, grid, training
+from regard.comparison.compare import complete
+from regard.comparison.question import Draft, Question
 
 # compiled once for all processes, also where Python is told to leave no compiled files
 CACHE = Path(__file__).parents[2] / ".pytest_cache" / "compiled"
@@ -41,21 +44,17 @@ def fill(folder: Path, classes: Sequence[str] = ("dark", "light"), each: int = 1
     return folder
 
 
-def question(folder: Path, photos: Path, **other: Any) -> dict[str, Any]:
+def question(folder: Path, photos: Path, **other: Any) -> Question:
     """What a worker is told about images that this decodes into `folder`."""
     images = data.prepare(photos, folder / "data", size=SIZE)
-    return {
-        "data": str(photos), "model": "small_resnet[width=4]", "size": SIZE, "epochs": 3, "batch": 8,
-        "optimiser": "muon", "matrix_rate": 0.07, "augmentation": "crops", "learning_rate": 4e-3, "weight_decay": 0.05,
-        "smoothing": 0.1, "at": "auto", "start": "paper", "margin": 0.01, "recipe": 2,
-        "pretrained": False, "weights": None, "weights_sha256": None, "normalisation": None, "widening": 1.0,
-        "trunk": "trained", "device": "cpu", "classes": list(images.classes), "channels": 3,
-    } | other  # fmt: skip
+    words: dict[str, Any] = {"model": "small_resnet[width=4]", "size": SIZE, "batch": 8, "augmentation": "crops"}
+    draft = Draft.of(data=photos, start="paper", device="cpu", **words)
+    return replace(complete(draft, images, 0, epochs=3), **other)
 
 
 def run_here(
     folder: Path,
-    question: dict[str, Any],
+    question: Question,
     runs: Sequence[grid.Run],
     *,
     keep: Callable[[str, int], bool],

@@ -119,7 +119,8 @@ def compare(
     regard compare se "cbam[squeeze=max]" --data photos/ --model resnet18 \\
         --seeds 8 --out runs/mine
     """
-    from regard.comparison.asked import refuse_early
+    from regard.comparison.question import Draft
+    from regard.comparison.stored import refuse_early
 
     question: dict[str, Any] = {
         "data": data, "model": model, "size": size, "epochs": epochs, "batch": batch, "optimiser": optimiser,
@@ -129,9 +130,9 @@ def compare(
     }  # fmt: skip
     chosen = values.seeds(seeds, seed_list)
     judged_after = None if looks is None else values.numbers("--looks", looks)
-    refuse_early(arms, out, control, **question)
+    refuse_early(Draft.of(**question), arms, out, control)
     say_loading()
-    from regard.comparison.question import compare as train_and_compare
+    from regard.comparison.compare import compare as train_and_compare
 
     comparison = train_and_compare(
         arms,

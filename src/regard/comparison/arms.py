@@ -33,6 +33,11 @@ def twinned(arm: str) -> str | None:
     return inside[:-1] if inside != arm and inside.endswith("]") else None
 
 
+def mechanisms(arms: Sequence[str]) -> list[str]:
+    """Those of the arms that are mechanisms: no network without any, no control, no twin."""
+    return [arm for arm in arms if arm not in HOSTS and not twinned(arm)]
+
+
 def controls(asked: str | Sequence[str] | None) -> tuple[str, ...]:
     """The controls that are asked for, a list or words joined by commas, in their one order.
 

@@ -13,7 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from regard.comparison.results import Comparison, counted
+from regard.comparison.results import Comparison
+from regard.comparison.wording import counted
 
 Run = tuple[str, int]
 
@@ -57,7 +58,7 @@ class Display:
         if done >= total:
             self._stop()
 
-    def start(self, comparison: Comparison, question: dict[str, Any], again: bool = False) -> None:
+    def start(self, comparison: Comparison, again: bool = False) -> None:
         """The runs, those done before included; `again` after a look of the plan, with the runs until the next."""
         self._stop()
         self._runs = {run: {"state": "waiting"} for run in comparison.wanted}
@@ -67,12 +68,13 @@ class Display:
         done = sum(entry["state"] == "done" for entry in self._runs.values())
         if again:
             going = ", ".join(arm for arm in comparison.arms if any(run[0] == arm for run in comparison.missing))
-            self.say(f"A look at the results so far: {counted(len(comparison.missing), 'more run')} of {going}")
+            self.say(f"Interim look at the results: {counted(len(comparison.missing), 'more run')} of {going}")
         else:
+            question = comparison.question
             self.say(
-                f"{question['data']}: {counted(question['train_images'], 'image')} to train on, "
-                f"{question['test_images']:,} to test, {len(question['classes'])} classes; {question['model']}, "
-                f"{question['size']} px, {counted(question['epochs'], 'epoch')}; {counted(len(self._runs), 'run')}"
+                f"{question.data}: {counted(question.train_images, 'image')} to train on, "
+                f"{question.test_images:,} to test, {len(question.classes)} classes; {question.model}, "
+                f"{question.size} px, {counted(question.epochs, 'epoch')}; {counted(len(self._runs), 'run')}"
                 + (f", {done} of them done before" if done else "")
             )
         if done < len(self._runs):

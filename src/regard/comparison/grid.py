@@ -15,6 +15,7 @@ from regard.base import process
 from regard.base.errors import DiskFull, UserError
 from regard.base.files import slug, write_text
 from regard.base.machine import cores
+from regard.comparison.question import Question
 from regard.costs.timing import ALLOCATOR
 
 # signals of a fault in native code: what the run had reached may be damaged, and the memory layout may be the cause
@@ -37,7 +38,7 @@ def workers_for(device: str, runs: int) -> tuple[int, int]:
 
 def run(
     folder: Path,
-    question: dict[str, Any],
+    question: Question,
     runs: Sequence[Run],
     *,
     workers: int,
@@ -155,9 +156,7 @@ class _Crew:
 class _Worker:
     """One worker process and the run it is at."""
 
-    def __init__(
-        self, threads: int, folder: str, question: dict[str, Any], images: str, environment: dict[str, str]
-    ) -> None:
+    def __init__(self, threads: int, folder: str, question: Question, images: str, environment: dict[str, str]) -> None:
         self.process = process.Process(serve, threads, folder, question, images, environment=environment)
         self.run: Run | None = None
         self.current: Run = ("", 0)
@@ -192,7 +191,7 @@ def _with_threads(threads: int, function: Callable[..., Any], args: tuple[Any, .
     return function(*args)
 
 
-def serve(pipe: Connection, threads: int, folder: str, question: dict[str, Any], images: str) -> None:
+def serve(pipe: Connection, threads: int, folder: str, question: Question, images: str) -> None:
     """What a worker does: one run after another, as they are asked for, until its parent is gone."""
     torch.set_num_threads(threads)
     try:
@@ -205,7 +204,7 @@ def serve(pipe: Connection, threads: int, folder: str, question: dict[str, Any],
 def _work(
     pipe: Connection,
     folder: Path,
-    question: dict[str, Any],
+    question: Question,
     images: Path,
     arm: str,
     seed: int,
@@ -213,13 +212,13 @@ def _work(
     killed: str | None,
 ) -> None:
     """One run, recorded."""
-    from regard.comparison import training
+    from regard.comparison import checkpoint, training
 
-    checkpoint = training.checkpoint_path(folder, arm, seed)
+    unfinished = checkpoint.path_of(folder, arm, seed)
     layout = None
     if killed in FAULTS:
         layout = torch.contiguous_format
-        checkpoint.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     try:
         tell = lambda details: pipe.send(("progress", details))  # noqa: E731
         record = training.train(question, arm, seed, folder, tell, keep, layout, images) | {"killed": killed}
@@ -229,7 +228,7 @@ def _work(
         record = _failure(arm, seed, _reason(error))
     write_text(record_path(folder, arm, seed), json.dumps(record, indent=1))
     if record["status"] == "done":
-        checkpoint.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     pipe.send((record["status"], record))
 
 

@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn import functional as F
 
-from regard.comparison import data
+from regard.comparison import data, preprocessing
 from regard.comparison.endpoints import log_loss, right
 
 STRENGTHS = (1.0, 0.1, 0.01, 0.003, 1e-3, 1e-4, 1e-5)  # of the L2 penalty
@@ -98,7 +98,7 @@ def _evenly(count: int, most: int) -> np.ndarray:
 def _pixels(images: data.Images, index: np.ndarray, size: int, side: int) -> Tensor:
     """The middle of each image as the network sees it, averaged down: float32 (N, channels * side * side) in 0..1."""
     batches = [
-        F.adaptive_avg_pool2d(data.centre(torch.from_numpy(images.pixels[batch]), size), side).flatten(1)
+        F.adaptive_avg_pool2d(preprocessing.centre(torch.from_numpy(images.pixels[batch]), size), side).flatten(1)
         for batch in np.array_split(index, max(1, len(index) // 1000))
     ]
     return torch.cat(batches)

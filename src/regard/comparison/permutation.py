@@ -1,4 +1,4 @@
-"""Exact tests of two arms, and the intervals that are these tests turned round.
+"""Exact tests of two arms (sign flips, permutations), and the intervals that are obtained by inverting them.
 
 If an arm made no difference, the difference of two runs with the same seed would be as likely to have the other sign,
 and runs without a common seed would be as likely to have come from the other arm. So what was observed is one of a

@@ -9,11 +9,12 @@ from itertools import pairwise
 from typing import Literal
 
 from regard.base.errors import UserError
-from regard.comparison.arms import HOSTS, PLAIN, twin, twinned
+from regard.comparison.arms import HOSTS, PLAIN, mechanisms, twin
 
 LOOKS = (8, 12, 16, 20)  # seeds at which a plan looks where nobody says otherwise
 MOST_LOOKS = 20
 MOST_SEEDS = 1000  # of one arm
+MOST_RATES = 15  # learning rates that an arm is tried with
 Pairing = Literal["seeds", "none"]
 Contrast = tuple[str, str]  # an arm, and the arm that it is compared with
 
@@ -78,11 +79,11 @@ def contrasts(arms: Sequence[str]) -> list[Contrast]:
     Every mechanism and every widened network against `none`; every mechanism against the widened networks and against
     its constant twin. A twin is there for its mechanism alone.
     """
-    mechanisms = [arm for arm in arms if arm not in HOSTS and not twinned(arm)]
+    attentive = mechanisms(arms)
     wide = [arm for arm in arms if arm in HOSTS and arm != PLAIN]
-    asked = [(arm, PLAIN) for arm in (*mechanisms, *wide)]
-    asked += [(arm, control) for control in wide for arm in mechanisms]
-    return asked + [(arm, twin(arm)) for arm in mechanisms if twin(arm) in arms]
+    asked = [(arm, PLAIN) for arm in (*attentive, *wide)]
+    asked += [(arm, control) for control in wide for arm in attentive]
+    return asked + [(arm, twin(arm)) for arm in attentive if twin(arm) in arms]
 
 
 def factors(count: int) -> list[float]:

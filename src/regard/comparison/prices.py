@@ -10,7 +10,8 @@ from torch import nn
 
 from regard.comparison import hosts
 from regard.comparison.arms import PARAMETERS, PLAIN, WIDER
-from regard.comparison.training import build, on_device
+from regard.comparison.network import build, on_device
+from regard.comparison.question import Question
 from regard.costs import costing
 from regard.costs.counts import parameters
 from regard.costs.timing import noisy
@@ -21,7 +22,7 @@ WIDEST = 16.0  # times the width of the host
 SECONDS = 20.0  # for all timings together
 
 
-def measure(question: dict[str, Any], arms: list[str]) -> dict[str, Any]:
+def measure(question: Question, arms: list[str]) -> dict[str, Any]:
     """The content of cost.json. Runs alone on the machine, in a fresh process."""
     models = {arm: _model(question, arm) for arm in arms}
     example = _example(question, models[PLAIN])
@@ -30,7 +31,7 @@ def measure(question: dict[str, Any], arms: list[str]) -> dict[str, Any]:
         models, example, baseline=PLAIN, budget=SECONDS, progress=lambda done, _: rounds.append(done)
     )
     return {
-        "device": question["device"],
+        "device": question.device,
         "batch": len(example),
         "rounds": len(rounds),
         "noisy": noisy(costs[PLAIN].infer_ms) is not None,
@@ -39,27 +40,27 @@ def measure(question: dict[str, Any], arms: list[str]) -> dict[str, Any]:
     }
 
 
-def widening(question: dict[str, Any], arms: list[str]) -> float:
-    """How much wider the plain host is when its training step takes as long as that of the dearest arm, in turns."""
+def widening(question: Question, arms: list[str]) -> float:
+    """How much wider the plain host is when its training step takes as long as that of the slowest arm, in turns."""
     models = {arm: _model(question, arm) for arm in [PLAIN, *arms]}
     example = _example(question, models[PLAIN])
     costs = costing.measure(models, example, baseline=PLAIN, budget=SECONDS / 2)
-    dearest = max(arms, key=lambda arm: costs[arm].train_ratio[1])  # type: ignore[index]
+    slowest = max(arms, key=lambda arm: costs[arm].train_ratio[1])  # type: ignore[index]
 
     def build_wider(factor: float) -> nn.Module:
-        return _model(question | {"widening": factor}, WIDER)
+        return _model(question.widened(WIDER, factor), WIDER)
 
-    factor, _ = widen(build_wider, models[dearest], example, budget=SECONDS / 2, train=True)
+    factor, _ = widen(build_wider, models[slowest], example, budget=SECONDS / 2, train=True)
     return factor
 
 
-def widening_parameters(question: dict[str, Any], arms: list[str]) -> float:
+def widening_parameters(question: Question, arms: list[str]) -> float:
     """How much wider the plain host is when it has at least as many parameters as the arm that has most: the least such
     width. It depends on no timing."""
     goal = max(parameters(build(question, arm, seed=0)) for arm in arms)
 
     def count(factor: float) -> int:
-        return parameters(build(question | {"widening_parameters": factor}, PARAMETERS, seed=0))
+        return parameters(build(question.widened(PARAMETERS, factor), PARAMETERS, seed=0))
 
     low, high = 1.0, 1.0
     while count(high) < goal and high < WIDEST:
@@ -70,12 +71,12 @@ def widening_parameters(question: dict[str, Any], arms: list[str]) -> float:
     return high
 
 
-def _model(question: dict[str, Any], arm: str) -> nn.Module:
+def _model(question: Question, arm: str) -> nn.Module:
     return on_device(build(question, arm, seed=0), question)
 
 
-def _example(question: dict[str, Any], host: nn.Module) -> torch.Tensor:
-    size, channels = question["size"], question["channels"]
+def _example(question: Question, host: nn.Module) -> torch.Tensor:
+    size, channels = question.size, question.channels
     batch = min(64, max(4, 2**20 // (3 * size * size)))
     x = torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(0))
-    return x.to(question["device"], memory_format=hosts.memory_format(host))
+    return x.to(question.device, memory_format=hosts.memory_format(host))

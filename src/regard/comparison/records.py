@@ -1,11 +1,16 @@
 """What the files of a comparison hold: one declared shape for each, to which every reader holds them.
 
-A field that older folders lack is `NotRequired`; a new one is declared so, too.
+A field that older folders lack is `NotRequired`; a new one is declared so, too. What question.json holds is declared by
+`question.Question` and `stored.Stored`.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-from regard.base.schema import NoLess, Positive, Share, Whole, Within
+from regard.base.errors import UserError
+from regard.base.files import slug
+from regard.base.schema import NoLess, Positive, Share, Whole, Within, fault, read
 
 Side = Annotated[int, Within(1, 2**16)]
 Seed = Annotated[int, Within(0, 2**32 - 1)]
@@ -15,48 +20,9 @@ BaseCount = Annotated[int, Within(0, 32_000)]
 Ratio = Annotated[float, Within(1e-9, 1e9)]
 Above0 = Annotated[float, Within(5e-324)]
 Spread = tuple[NoLess, NoLess, NoLess]  # lower quartile, median, upper quartile
+OPEN = 0.05  # a gate whose spreads over places and over images are all below this share of its mean did not open
 Ratios = tuple[Ratio, Ratio, Ratio]
-
-
-class Question(TypedDict):
-    """What is asked: the same for every run."""
-
-    data: str
-    fingerprint: str
-    model: str
-    size: Side
-    epochs: Positive
-    batch: Positive
-    learning_rate: Above0
-    pretrained: bool
-    weights: str | None
-    start: Literal["paper", "identity", "scaled"]
-    margin: Annotated[float, Within(5e-324, 1)]
-    pairing: NotRequired[Literal["seeds", "none"]]
-    train_images: Whole
-    val_images: Whole
-    test_images: Whole
-    classes: Annotated[list[str], Within(1)]
-    split_varies: str
-    trunk: NotRequired[Literal["trained", "frozen"]]
-    epochs_auto: NotRequired[bool]
-    tune: NotRequired[Annotated[int, Within(0, 100)]]
-    rates: NotRequired[dict[str, Annotated[float, Within(1e-9, 1e9)]] | None]  # by arm
-    recipe: NotRequired[Positive]
-    optimiser: NotRequired[Literal["muon", "adamw"]]
-    matrix_rate: NotRequired[Above0 | None]
-    augmentation: NotRequired[Literal["none", "crops"]]
-    weight_decay: NotRequired[NoLess]
-    smoothing: NotRequired[Share]
-    at: NotRequired[str | list[str]]
-    model_sha256: NotRequired[str | None]  # of the user's own file
-    weights_sha256: NotRequired[str | None]
-    widening: NotRequired[Annotated[float, Within(0.1, 100)] | None]
-    widening_parameters: NotRequired[Annotated[float, Within(0.1, 100)] | None]
-    device: NotRequired[str]
-    channels: NotRequired[Side]
-    normalisation: NotRequired[tuple[list[float], Annotated[list[Above0], Within(1)]] | None]
-    broken: NotRequired[list[tuple[str, str]]]
+Factor = Annotated[float, Within(0.1, 100)]  # by which a network is widened
 
 
 class Asked(TypedDict):
@@ -69,14 +35,6 @@ class Asked(TypedDict):
     seen: bool
     looks: NotRequired[Annotated[list[Count], Within(1, 20)]]  # how many of the seeds every arm has at each look
     base: NotRequired[Annotated[list[BaseCount], Within(0, 20)]]  # and `none`, where it has more
-
-
-class Stored(TypedDict):
-    """question.json"""
-
-    question: Question
-    asked: Annotated[list[Asked], Within(1, 10_000)]
-    environment: dict[str, Any]
 
 
 class Epoch(TypedDict):
@@ -95,6 +53,19 @@ class Gate(TypedDict):
     places: NoLess  # deviation over the channels and pixels of an image
     images: NoLess  # ... over images, at one place
     strength: float | None  # where it fades in
+
+
+def opened(gates: Sequence[Gate]) -> bool | None:
+    """Whether any gate of a run opened: whether it differs from place to place (channels count as places) or from image
+    to image by 5 % of its mean or more, a standard deviation. A gate that is the same everywhere and for every image
+    only scales a map, whatever its mean is. None without gates.
+
+    Args:
+        gates: of a run.
+    """
+    if not gates:
+        return None
+    return any(max(gate["places"], gate["images"]) >= OPEN * abs(gate["mean"]) for gate in gates)
 
 
 class Run(TypedDict):
@@ -215,3 +186,27 @@ class Checkpoint(TypedDict):
     curve: list[Epoch]
     resumed: Whole
     environment: dict[str, Any]
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The record of one run, of the arm and seed that its place says."""
+    cure = "`regard compare` does this run again when it is asked the same question"
+    run = read(path, Run, cure)
+    wrong = fault(run, Done if run["status"] == "done" else Failed)
+    if not wrong and (slug(run["arm"]), f"seed-{run['seed']:04d}") != (path.parent.name, path.stem):
+        wrong = f"its arm {run['arm']!r} and seed {run['seed']} belong to another file"
+    if wrong:
+        raise UserError(f"{path} is damaged ({wrong}): {cure}")
+    return run
+
+
+def read_cost(folder: Path) -> dict[str, Any] | None:
+    """What cost.json holds, if there is one."""
+    path = folder / "cost.json"
+    return read(path, Cost, "delete it, and `regard compare` measures the costs again") if path.exists() else None
+
+
+def read_linear(folder: Path) -> dict[str, Any] | None:
+    """What linear.json holds, if there is one."""
+    path = folder / "linear.json"
+    return read(path, Linear, "delete it, and `regard compare` fits it again") if path.exists() else None

@@ -2,51 +2,42 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from regard.base import notebook
 from regard.base.errors import UserError
-from regard.base.files import slug, write_text
-from regard.base.schema import fault, read
+from regard.base.files import write_text
 from regard.base.tables import aligned
 from regard.comparison import answers as logits_of
-from regard.comparison import learning
+from regard.comparison import learning, notes, tables
 from regard.comparison.answers import Answers
-from regard.comparison.arms import twin, twinned
+from regard.comparison.arms import twin
 from regard.comparison.endpoints import Endpoints, churn, class_differences, endpoints
-from regard.comparison.plan import Contrast, Plan, contrasts, factors, fixed
-from regard.comparison.records import Cost, Done, Failed, Linear, Run, Stored
+from regard.comparison.plan import Contrast, Plan, contrasts, fixed
+from regard.comparison.question import Question
+from regard.comparison.records import opened, read_cost, read_linear, read_run
+from regard.comparison.stored import Stored
+from regard.comparison.wording import counted
 
 if TYPE_CHECKING:
-    from regard.comparison.statistics import Verdict
+    from regard.comparison.verdict import Verdict
 
-# what a question asks that was stored before there was a choice
-BEFORE = {
-    "trunk": "trained", "model_sha256": None, "widening_parameters": None, "pairing": "seeds", "recipe": 1,
-    "optimiser": "adamw", "matrix_rate": None, "augmentation": "crops", "epochs_auto": False, "tune": 0, "rates": None,
-}  # fmt: skip
-OPEN = 0.05  # a gate whose spreads over places and over images are all below this share of its mean did not open
 REPLACED = ("gate_images", "top1_own_gate", "top1_mean_gate", "top1_other_gate")
-SHRUNK = 0.9  # a branch that is smaller than this at the start is named
-# what an arm's verdict against its constant twin says, by how the word begins
-INPUT = {"better": "uses its input", "no difference": "a constant does the same", "worse": "a constant does better"}
+# what an arm's verdict against its constant twin says
+INPUT = {
+    "better": "uses its input",
+    "equal": "a constant does the same",
+    "worse": "a constant does better",
+    "undecided": "undecided",
+}
 UNTRAINED = "Not trained long enough to tell"
-# of `Comparison.rows`
-COLUMNS = (
-    "arm", "seed", "status", "top1", "top5", "log_loss", "val_top1", "val_log_loss", "calibration", "epochs", "seconds",
-    "parameters", "layout", "resumed", "killed", "reason",
-)  # fmt: skip
-SLOW = 1.2  # an arm whose inference takes this many times that of `none` is named as slow
 
 
 class Second(NamedTuple):
@@ -75,11 +66,11 @@ class Comparison:
         environment: versions and machine.
         records: (arm, seed) -> the record of that run, done or failed.
         cost: what each arm costs beside `none`, or None while that is not measured.
-        fitted: what a linear model makes of the pixels, or None where there is none yet.
+        fitted: what a linear model on the pixels reaches, or None where there is none yet.
     """
 
     folder: Path
-    question: dict[str, Any]
+    question: Question
     asked: list[dict[str, Any]]
     environment: dict[str, Any]
     records: dict[tuple[str, int], dict[str, Any]]
@@ -96,13 +87,13 @@ class Comparison:
         folder = Path(folder)
         if not (folder / "question.json").exists():
             raise UserError(f"{folder} holds no comparison (no question.json); name the folder a comparison wrote.")
-        stored = read_question(folder)
+        stored = Stored.read(folder)
         runs = [read_run(path) for path in sorted(folder.glob("runs/*/seed-*.json"))]
         return cls(
             folder=folder,
-            question=stored["question"],
-            asked=stored["asked"],
-            environment=stored["environment"],
+            question=stored.question,
+            asked=stored.asked,
+            environment=stored.environment,
             records={(run["arm"], run["seed"]): run for run in runs},
             cost=read_cost(folder),
             fitted=read_linear(folder),
@@ -140,7 +131,7 @@ class Comparison:
         return [entry for entry in self.asked if not entry["seen"]] or self.asked[:1]
 
     def _plan(self, entry: dict[str, Any]) -> Plan:
-        seeds, pairing = tuple(entry["seeds"]), self.question["pairing"]
+        seeds, pairing = tuple(entry["seeds"]), self.question.pairing
         looks = tuple(entry.get("looks") or (len(seeds),))
         return Plan(seeds, looks, pairing, tuple(entry.get("base") or ()))
 
@@ -176,7 +167,7 @@ class Comparison:
         failed = {(run["arm"], run["seed"]) for run in self.failed}
         seeds = {seed for plan in (self.plan, *self.late.values()) for seed in plan.seeds}
         absent = {(arm, seed) for arm in self.arms for seed in seeds} - self.foreseen
-        return {"margin": self.question["margin"], "failed": failed | absent, "late": self.late}
+        return {"margin": self.question.margin, "failed": failed | absent, "late": self.late}
 
     @property
     def seeds(self) -> list[int]:
@@ -223,7 +214,7 @@ class Comparison:
 
     @property
     def linear(self) -> float | None:
-        """The accuracy of a linear model of the pixels on the first seed's test images; None in older folders."""
+        """The accuracy of a linear model on the pixels, on the first seed's test images; None in older folders."""
         return self.fitted["top1"] if self.fitted else None
 
     @property
@@ -234,7 +225,7 @@ class Comparison:
     @cached_property
     def untrained_because(self) -> list[str]:
         """Why `none` has not learnt enough for a difference to mean something, a sentence each; empty when it has."""
-        accuracies, margin = list(self.scores["none"].values()), self.question["margin"]
+        accuracies, margin = list(self.scores["none"].values()), self.question.margin
         curves = [[epoch["val_top1"] for epoch in run["curve"]] for run in self.done if run["arm"] == "none"]
         found = [learning.still_climbing(curves, margin, self.chance or 0.0)]
         if self.fitted:
@@ -257,9 +248,9 @@ class Comparison:
         run = self.records.get((arm, seed), {})
         if "logits_sha256" not in run:
             raise UserError(f"no logits of {arm}, seed {seed}, were kept: ask for a run that finished")
-        images = self.question["val_images"] + self.question["test_images"]
+        images = self.question.val_images + self.question.test_images
         path = logits_of.path_of(self.folder, arm, seed)
-        return logits_of.read(path, run["logits_sha256"], images, len(self.question["classes"]))
+        return logits_of.read(path, run["logits_sha256"], images, len(self.question.classes))
 
     @cached_property
     def _endpoints(self) -> tuple[dict[tuple[str, int], Endpoints], list[str]]:
@@ -331,11 +322,7 @@ class Comparison:
     def uses_input(self) -> dict[str, str]:
         """arm -> what its verdict against its constant twin says: ``"uses its input"``, ``"a constant does the same"``,
         ``"a constant does better"``, or ``"undecided"``."""
-        words = {arm: verdict.word for arm, other in self.twins.items() for verdict in self.against(other)}
-        return {
-            arm: next((said for begin, said in INPUT.items() if word.startswith(begin)), "undecided")
-            for arm, word in words.items()
-        }
+        return {arm: INPUT[verdict.direction] for arm, other in self.twins.items() for verdict in self.against(other)}
 
     @cached_property
     def gates(self) -> dict[str, dict[str, Any]]:
@@ -416,60 +403,30 @@ class Comparison:
         """What was planned before any result was seen, and how the comparisons share one error rate."""
         looks, base = ([str(count) for count in counts] for counts in (self.plan.looks, self.plan.base))
         when = f"{', '.join(looks[:-1])} and {looks[-1]}" if len(looks) > 1 else looks[0]
-        more = f" ({', '.join(base)} of none, which serves all arms)" if base else ""
+        more = f" ({', '.join(base)} of none, which serves all variants)" if base else ""
         stop = "; a comparison stops where it is decided or would hardly be decided any more" if len(looks) > 1 else ""
         how = {"seeds": "run by run of the same seed", "none": "as two groups of runs, since seeds do not tie them"}
         family = counted(len(self.contrasts), "comparison")
         return (
-            f"Planned before looking: a verdict at {when} seeds{more}{stop}. Arms are compared "
+            f"Planned before looking: a verdict at {when} seeds{more}{stop}. Variants are compared "
             f"{how[self.plan.pairing]}. All intervals of accuracy hold together with 95 %: the chance that any of "
             f"{family} is called better or worse and is not, at any look, is 5 % at most. Each p is corrected for that."
         )
 
     @property
     def added_in_words(self) -> str:
-        """``2 seeds (8, 9) and 1 arm (se)``: what joined after results had been seen; empty when nothing did."""
+        """``2 seeds (8, 9) and 1 variant (se)``: what joined after results had been seen; empty when nothing did."""
         arms, seeds = self.added_after_looking
-        added = [([str(seed) for seed in seeds], "seed"), (arms, "arm")]
+        added = [([str(seed) for seed in seeds], "seed"), (arms, "variant")]
         return " and ".join(f"{counted(len(new), noun)} ({', '.join(new)})" for new, noun in added if new)
 
     def table(self) -> list[dict[str, str]]:
         """One row for each arm: column -> text. Accuracies in percent, differences in percentage points."""
-        judged = {verdict.arm: verdict for verdict in self.against("none")}
-        rows = []
-        for arm in self.arms:
-            scores, fives = list(self.scores[arm].values()), list(self.top5[arm].values())
-            losses = list(self.log_loss[arm].values())
-            verdict = judged.get(arm)
-            spread = f" sd {100 * stdev(scores):.2f}" if len(scores) > 1 else ""
-            rows.append(
-                {
-                    "arm": arm,
-                    "runs": f"{len(scores)}/{sum(wanted == arm for wanted, _ in self.wanted)}",
-                    "accuracy %": f"{100 * fmean(scores):.2f}{spread}" if scores else "",
-                    "top-5 %": f"{100 * fmean(fives):.2f}" if fives else "",
-                    "log-loss": f"{fmean(losses):.3f}" if losses else "",
-                    "difference": points(verdict.mean) if verdict else "",
-                    "interval": interval(verdict) if verdict else "",
-                    "verdict": verdict.word if verdict and self.trained else "",
-                }
-            )
-        return rows
+        return tables.arm_rows(self)
 
     def price_table(self) -> list[dict[str, str]]:
         """What each arm costs, one row each: column -> text; times and memory as multiples of those of `none`."""
-        priced = self.cost["arms"] if self.cost else {}
-        return [
-            {
-                "arm": arm,
-                "parameters": f"{price['parameters']:,}",
-                "multiply-adds": f"{price['macs']:,}",
-                "inference": f"{price['infer_ratio'][1]:.2f}x",
-                "training step": f"{price['train_ratio'][1]:.2f}x",
-                "memory": f"{price['peak_ratio']:.2f}x",
-            }
-            for arm, price in priced.items()
-        ]
+        return tables.price_rows(self)
 
     @property
     def findings(self) -> list[str]:
@@ -480,120 +437,18 @@ class Comparison:
 
     def notes(self) -> list[str]:
         """What a reader must know before believing the table, one sentence each; empty when nothing went wrong."""
-        notes = [f"Failed: {run['arm']}, seed {run['seed']}: {run['reason']}" for run in self.failed]
-        for run in self.done:
-            if name := run.get("killed"):
-                layout = ", in the contiguous memory layout," if run.get("layout") == "contiguous_format" else ""
-                notes.append(
-                    f"Tried again: {run['arm']}, seed {run['seed']}: the worker process of its first try was killed by "
-                    f"{name}; the second try{layout} finished."
-                )
-        if rates := self.question["rates"]:
-            said = ", ".join(f"{rate:g} for {arm}" for arm, rate in rates.items())
-            tried = factors(self.question["tune"])
-            notes.append(
-                f"Tuned: the learning rate is multiplied by {said}: of {len(tried)} tried for every arm, the one with "
-                "the lowest log-loss on validation images."
-            )
-            if edge := [arm for arm, rate in rates.items() if len(tried) > 2 and rate in (tried[0], tried[-1])]:
-                notes.append(
-                    f"Tuned to an end: {', '.join(edge)} may do better with a rate beyond those tried (--tune)."
-                )
-        if (rates or self.question["epochs_auto"]) and self.question["split_varies"] == "the whole split":
-            notes.append(
-                "Chosen on shared images: every seed draws its own test images, so the validation images that epochs "
-                "or learning rates were chosen on are test images of other seeds; give val/ and test/ to part them."
-            )
-        if self.missing:
-            pairs = ", ".join(f"{arm} seed {seed}" for arm, seed in self.missing[:12])
-            rest = f" and {len(self.missing) - 12} more" if len(self.missing) > 12 else ""
-            runs = counted(len(self.missing), "run")
-            notes.append(f"Missing: {runs} not finished yet: {pairs}{rest}; the same command goes on.")
-        notes += self._endpoints[1]
-        notes += [f"Broken file, left out: {file}: {reason}" for file, reason in self.question.get("broken", [])]
-        if added := self.added_in_words:
-            notes.append(f"Added after looking: {added}; intervals and p-values allow for it.")
-        notes += [f"Constant: {arm} {_said(word)}." for arm, word in self.uses_input.items()]
-        for (arm, against), second in self._log_loss_verdicts.items():
-            if second.word != "undecided" and not twinned(arm):
-                notes.append(
-                    f"Log-loss: {arm} has a {second.word} one than {against}, by {abs(second.mean):.3f} nats (lower is "
-                    "better); verdicts are about accuracy alone."
-                )
-        for arm, told in self.gates.items():
-            if twinned(arm):
-                continue
-            if told["branch_scale"] is not None and told["branch_scale"] < SHRUNK:
-                notes.append(f"Shrunk: at the start {arm} multiplies its branch by {told['branch_scale']:.2f}.")
-            if told["opened"] is False:
-                notes.append(
-                    f"Not opened: no gate of {arm} ends with a spread of {100 * OPEN:g} % of its mean, over places or "
-                    "over images: no difference would mean that it was not tried."
-                )
-        for arm, said in (self.cost or {}).get("narrow", {}).items():
-            notes += [f"Narrow: {arm} has {note}." for note in said]
-        if self.cost and self.cost["noisy"]:
-            notes.append("Noisy timing: the machine was busy while costs were measured; read them as rough.")
-        elif self.cost:
-            for arm, price in self.cost["arms"].items():
-                if arm != "none" and price["infer_ratio"][1] > SLOW:
-                    notes.append(f"Slow: {arm} takes {price['infer_ratio'][1]:.2f} times as long as none at inference.")
-        return notes
+        return notes.notes(self, self._endpoints[1], self._log_loss_verdicts)
 
     def to_json(self) -> dict[str, Any]:
         """The whole answer in plain types, as `result.json` holds it; what is not a finite number is null."""
-        arms, seeds = self.added_after_looking
-        answer = {
-            "question": self.question,
-            "asked": self.asked,
-            "headline": self.findings[0] if self.untrained_because else " ".join(self.findings),
-            "trained": self.trained,
-            "untrained_because": self.untrained_because,
-            "chance": self.chance,
-            "linear": self.fitted,
-            "environment": self.environment,
-            "arms": self.arms,
-            "seeds": self.seeds,
-            "scores": {arm: {str(seed): top1 for seed, top1 in runs.items()} for arm, runs in self.scores.items()},
-            "top5": {arm: {str(seed): top5 for seed, top5 in runs.items()} for arm, runs in self.top5.items()},
-            "plan": asdict(self.plan),
-            "log_loss": {arm: {str(seed): loss for seed, loss in runs.items()} for arm, runs in self.log_loss.items()},
-            "calibration": {
-                arm: {str(seed): one for seed, one in all_of.items()} for arm, all_of in self.calibration.items()
-            },
-            "log_loss_against_none": {arm: one._asdict() for arm, one in self.log_loss_against_none.items()},
-            "log_loss_against_constant": {arm: one._asdict() for arm, one in self.log_loss_against_constant.items()},
-            "churn": self.churn,
-            "by_class": self.by_class,
-            "verdicts": [asdict(verdict) for verdict in self.verdicts],
-            "twins": self.twins,
-            "uses_input": self.uses_input,
-            "gates": self.gates,
-            "cost": self.cost,
-            "failed": [{"arm": run["arm"], "seed": run["seed"], "reason": run["reason"]} for run in self.failed],
-            "missing": [{"arm": arm, "seed": seed} for arm, seed in self.missing],
-            "added_after_looking": {"arms": arms, "seeds": seeds},
-            "notes": self.notes(),
-        }
-        return _plain(answer)
+        return tables.as_json(self)
 
     def rows(self) -> list[dict[str, Any]]:
         """One row for each run that finished or failed, seed by seed: its record without what is nested.
 
         Accuracies are fractions, log-loss is in nats, seconds are of the whole training; None is what is not known.
         """
-        order = {run: place for place, run in enumerate(self.wanted)}
-        calibration = self.calibration
-        rows = []
-        for run in sorted(self.records.values(), key=lambda run: order.get((run["arm"], run["seed"]), len(order))):
-            curve = run.get("curve") or [{}]
-            known = {
-                "epochs": len(run.get("curve", [])),
-                "val_top1": curve[-1].get("val_top1"),
-                "calibration": calibration.get(run["arm"], {}).get(run["seed"]),
-            }
-            rows.append({column: known.get(column, run.get(column)) for column in COLUMNS})
-        return rows
+        return tables.run_rows(self)
 
     def frame(self) -> Any:
         """`rows` as a pandas DataFrame; as they are where pandas is not installed."""
@@ -601,15 +456,11 @@ class Comparison:
             import pandas
         except ModuleNotFoundError:
             return self.rows()
-        return pandas.DataFrame(self.rows(), columns=list(COLUMNS))
+        return pandas.DataFrame(self.rows(), columns=list(tables.COLUMNS))
 
     def csv(self) -> str:
         """`rows` as comma-separated values under their names, every number in full."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows())
-        return text.getvalue()
+        return tables.as_csv(self)
 
     def save(self) -> Path:
         """Write `result.json` into the folder, whole or not at all."""
@@ -618,10 +469,10 @@ class Comparison:
 
     @property
     def _title(self) -> str:
-        asked = self.question
-        trunk = ", frozen trunk" if asked["trunk"] == "frozen" else ""
-        title = f"{asked['data']}, {asked['model']}{trunk}, {asked['size']} px, {counted(asked['epochs'], 'epoch')}"
-        return f"{title}: top-1 accuracy on {asked['test_images']:,} test images"
+        question = self.question
+        trunk = ", frozen trunk" if question.trunk == "frozen" else ""
+        title = f"{question.data}, {question.model}{trunk}, {question.size} px, {counted(question.epochs, 'epoch')}"
+        return f"{title}: top-1 accuracy on {question.test_images:,} test images"
 
     def _repr_html_(self) -> str:
         """For notebooks: what printing shows."""
@@ -643,88 +494,3 @@ def _aligned(rows: list[dict[str, str]]) -> list[str]:
     columns = [column for column in rows[0] if any(row[column] for row in rows)]
     table = [columns, *([row[column] for column in columns] for row in rows)]
     return aligned(table, right={number for number, column in enumerate(columns) if column not in ("arm", "verdict")})
-
-
-def points(fraction: float) -> str:
-    """A difference of accuracies in percentage points, signed: ``+1.24``; nothing where there is no number."""
-    return f"{100 * fraction:+.2f}" if math.isfinite(fraction) else ""
-
-
-def interval(verdict: Verdict) -> str:
-    """A verdict's interval in percentage points: ``[+0.31, +2.17]``; nothing where too few runs give none."""
-    if not (math.isfinite(verdict.low) and math.isfinite(verdict.high)):
-        return ""
-    return f"[{points(verdict.low)}, {points(verdict.high)}]"
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 seed``, ``2 seeds``, ``1,200 seeds``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def read_question(folder: Path, *, strict: bool = False) -> Any:
-    """What question.json holds; where networks are built from it, `strict`: it must hold all that this takes."""
-    stored = read(folder / "question.json", Stored, "put a sound copy there, or ask anew in another folder")
-    stored["question"] = BEFORE | stored["question"]
-    if strict and (wrong := fault(stored, Stored, strict=True)):
-        raise UserError(f"{folder / 'question.json'} is too old or damaged ({wrong}): ask anew in another folder")
-    return stored
-
-
-def read_run(path: Path) -> dict[str, Any]:
-    """The record of one run, of the arm and seed that its place says."""
-    cure = "`regard compare` does this run again when it is asked the same question"
-    run = read(path, Run, cure)
-    wrong = fault(run, Done if run["status"] == "done" else Failed)
-    if not wrong and (slug(run["arm"]), f"seed-{run['seed']:04d}") != (path.parent.name, path.stem):
-        wrong = f"its arm {run['arm']!r} and seed {run['seed']} belong to another file"
-    if wrong:
-        raise UserError(f"{path} is damaged ({wrong}): {cure}")
-    return run
-
-
-def opened(gates: Sequence[Mapping[str, Any]]) -> bool | None:
-    """Whether any gate of a run opened: whether it differs from place to place (channels count as places) or from image
-    to image by 5 % of its mean or more, a standard deviation. A gate that is the same everywhere and for every image
-    only scales a map, whatever its mean is. None without gates.
-
-    Args:
-        gates: a run's entries, as `records.Gate` declares them.
-    """
-    if not gates:
-        return None
-    return any(max(gate["places"], gate["images"]) >= OPEN * abs(gate["mean"]) for gate in gates)
-
-
-def _said(word: str) -> str:
-    """What of an arm against its twin, after the arm's name."""
-    if word == "uses its input":
-        return "is right more often than its constant twin: it uses its input"
-    return (
-        "may use its input or not: more seeds are needed"
-        if word == "undecided"
-        else f"against its constant twin, in accuracy: {word}"
-    )
-
-
-def read_cost(folder: Path) -> dict[str, Any] | None:
-    """What cost.json holds, if there is one."""
-    path = folder / "cost.json"
-    return read(path, Cost, "delete it, and `regard compare` measures the costs again") if path.exists() else None
-
-
-def read_linear(folder: Path) -> dict[str, Any] | None:
-    """What linear.json holds, if there is one."""
-    path = folder / "linear.json"
-    return read(path, Linear, "delete it, and `regard compare` fits it again") if path.exists() else None
-
-
-def _plain(value: Any) -> Any:
-    """The value in JSON's own types, with null for NaN and infinity."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return value

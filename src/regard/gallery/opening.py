@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -14,6 +14,9 @@ from regard.base.files import slug
 from regard.gallery.subjects import Subject
 from regard.networks.models import open_model
 from regard.registry.named import Named
+
+if TYPE_CHECKING:
+    from regard.comparison.question import Question
 
 SEED = re.compile(r"seed-[0-9]{4,10}\.safetensors")
 
@@ -91,9 +94,9 @@ def open_subject(
     return replace(subject, random=not pretrained and weights is None and not Named.read(text).file)
 
 
-def _given(question: dict[str, Any], own: str | None, folder: Path) -> str:
+def _given(question: Question, own: str | None, folder: Path) -> str:
     """The network of a comparison, where no file has to be run for it that the user did not name."""
-    named = Named.read(question["model"])
+    named = Named.read(question.model)
     if named.file is None:
         return named.text
     if own is None:
@@ -102,15 +105,16 @@ def _given(question: dict[str, Any], own: str | None, folder: Path) -> str:
             f"pass --model {named.file}:{named.name} as well"
         )
     given = Named.read(own)
-    if given.same != named.same or given.digest() != question["model_sha256"] or not question["model_sha256"]:
+    if given.same != named.same or given.digest() != question.model_sha256 or not question.model_sha256:
         raise UserError(f"{folder} was made with another {named.same} than {own}: name the file as it was then")
     return own
 
 
 def _compared(path: Path, own: str | None) -> Subject:
     """What a comparison trained, from its folder."""
-    from regard.comparison import data, hosts, training
-    from regard.comparison.results import Comparison, read_question
+    from regard.comparison import data, hosts, network, preprocessing
+    from regard.comparison.results import Comparison
+    from regard.comparison.stored import Stored
 
     if not path.is_file():
         raise UserError(f"there is no file {path}")
@@ -121,26 +125,26 @@ def _compared(path: Path, own: str | None) -> Subject:
         raise UserError(
             f"{path} is not where a comparison keeps weights: name FOLDER/weights/ARM/seed-NNNN.safetensors"
         )
-    question = read_question(folder, strict=True)["question"]
-    question |= {"model": _given(question, own, folder)}
+    question = Stored.read(folder, strict=True).question
+    question = replace(question, model=_given(question, own, folder))
     # all weights are in the file: nothing is fetched, and no other file is opened
-    model = training.build(question | {"pretrained": False, "weights": None}, arm, int(seed))
+    model = network.build(replace(question, pretrained=False, weights=None), arm, int(seed))
     hosts.load(model, path)
     images = data.load(folder / "data")
-    if images.fingerprint != question["fingerprint"]:
+    if images.fingerprint != question.fingerprint:
         raise UserError(f"the images in {folder / 'data'} are not those of its question.json: ask it again")
-    side, stored, classes = question["size"], images.pixels.shape[-1], question["classes"]
-    mean, deviation = question["normalisation"] or data.normalisation(images, images.split(int(seed)).train)
+    side, stored, classes = question.size, images.pixels.shape[-1], question.classes
+    mean, deviation = question.normalisation or preprocessing.normalisation(images, images.split(int(seed)).train)
     channels = images.pixels.shape[1]
     return Subject(
         model,
-        name=f"{arm} in {question['model']}",
+        name=f"{arm} in {question.model}",
         size=(side, side),
         channels=channels,
         mean=mean,
         deviation=deviation,
         classes=classes,
-        note=f"Trained by regard compare on {question['data']}, {channels} x {side} x {side}. The network knows these "
+        note=f"Trained by regard compare on {question.data}, {channels} x {side} x {side}. The network knows these "
         f"classes alone: {', '.join(classes[:12])}{', ...' if len(classes) > 12 else ''}.",
         square=True,
         peak=images.peak,

@@ -1,9 +1,8 @@
-"""What a trained arm looks at in a few test images, and what spoke for its decisions, kept for the report."""
+"""What a trained arm looks at in a few test images, and the evidence for its predictions, kept for the report."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from torch import Tensor, nn
 
 from regard.base.errors import UserError
 from regard.base.files import slug, whole
-from regard.comparison import data
+from regard.comparison import preprocessing
+from regard.comparison.loading import Loader
 from regard.layers.tap import taps
 from regard.maps.recording import Map, record
 from regard.maps.saliency import evidence
@@ -23,31 +23,30 @@ from regard.pictures.drawing import can_draw
 
 COUNT = 8
 CENTRE = (0.5, 0.5)  # whose view is kept of weights between positions
-REASONS = "grad-cam"
+EVIDENCE = "grad-cam"
 
 
 def write(
     folder: Path,
     arm: str,
     model: nn.Module,
-    images: data.Images,
+    loader: Loader,
     test: np.ndarray,
-    prepare: Callable[[Tensor], Tensor],
-    question: dict[str, Any],
 ) -> None:
     """Write maps/ARM.npz: `COUNT` test images, the same for every arm, what its attention and that of its host shows on
     them, and its Grad-CAM."""
+    images, size = loader.images, loader.question.size
     chosen = _spread(images.labels[test], test)
     pixels = torch.from_numpy(images.pixels[chosen])
     device = next(model.parameters()).device
-    x = prepare(data.centre(pixels.to(device), question["size"]))
+    x = loader.normalise(preprocessing.centre(pixels.to(device), size))
     model.eval()
     with torch.inference_mode(), record(model, queries=[CENTRE]) as maps:
         predictions = model(x).argmax(1)
     seen = [found for found in views(maps, CENTRE) if can_draw(found) and len(found.value) == len(x)]
     with suppress(UserError):  # no layer gives a map, and then there is none to explain
         why = evidence(model, x, None)
-        seen.append(Map(why.name, REASONS, why.value))
+        seen.append(Map(why.name, EVIDENCE, why.value))
     if not seen:
         return
     taps_of = dict(taps(model))
@@ -60,14 +59,14 @@ def write(
         tap = taps_of.get(found.name)  # the product of gates has none, nor has what others wrote
         limits = list(tap.limits) if tap else None
         described.append({"key": key, "name": found.name, "kind": kind, "limits": limits})
-    shown = data.centre(pixels, question["size"]).mul(255).round().byte().permute(0, 2, 3, 1).numpy()
+    shown = preprocessing.centre(pixels, size).mul(255).round().byte().permute(0, 2, 3, 1).numpy()
     arrays["images"] = np.repeat(shown, 3, axis=3) if shown.shape[3] == 1 else shown
     arrays["labels"] = images.labels[chosen]
     arrays["predictions"] = predictions.cpu().numpy()
     arrays["files"] = np.array([images.files[i] for i in chosen])
     if images.masks is not None:
         masks = torch.from_numpy(images.masks[chosen]).unsqueeze(1)
-        arrays["masks"] = data.centre(masks.byte(), question["size"]).squeeze(1).bool().numpy()
+        arrays["masks"] = preprocessing.centre(masks.byte(), size).squeeze(1).bool().numpy()
     arrays["taps"] = np.array(json.dumps(described))
     with whole(folder / "maps" / f"{slug(arm)}.npz") as path, path.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
@@ -88,8 +87,8 @@ def _small(found: Map) -> tuple[str, Tensor]:
     value = found.value
     if found.kind == "channel":
         return "channel", value.flatten(1)
-    if found.kind in ("spatial", "element", "axis", REASONS):
-        return REASONS if found.kind == REASONS else "spatial", value.mean(1)
+    if found.kind in ("spatial", "element", "axis", EVIDENCE):
+        return EVIDENCE if found.kind == EVIDENCE else "spatial", value.mean(1)
     if found.kind == "token" and found.layout:
         return "token", value.mean(1)[:, 0, found.layout.prefix :].unflatten(1, found.layout.grid)
     return found.kind, value

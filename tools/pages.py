@@ -1,7 +1,11 @@
-"""The docs page of every mechanism, made from its docstring and its Info: ``python tools/pages.py docs``."""
+"""The docs page of every mechanism, made from its docstring and its Info, and the list of the files.
+
+``python tools/pages.py docs`` writes them.
+"""
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import sys
@@ -13,12 +17,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import diagram
+import regard
 from regard import Info, info, names
 from regard.base.files import write_text
 from regard.layers.tap import Blend, taps
 from regard.registry.info import SLOTS
 from regard.registry.signatures import example_inputs
 from regard.registry.spelling import spell
+from rooms import ROOMS
 
 WIDTHS = (64, 256, 1024)
 AT = 64  # channels at which the start is looked at
@@ -160,6 +166,29 @@ The accuracies of these rows may well be right; their sizes are not.
 """
 
 
+def every_file() -> str:
+    """Every file of the package with the sentence that it begins with, room by room, as Markdown."""
+    root = Path(regard.__file__).parent
+    kernels = [root / "ops" / "kernels", *(root / "ops" / "kernels" / device for device in ("cpu", "triton"))]
+    parts = []
+    for folder in [*map(root.joinpath, ROOMS), *kernels]:
+        held = [path for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"]
+        rows = [f"| [{path.name}](../src/regard/{path.relative_to(root)}) | {_beginning(path)} |" for path in held]
+        lines = [f"## {folder.relative_to(root)}/", "", _beginning(folder / "__init__.py"), ""]
+        lines += ["| file | what it holds |", "|---|---|", *rows, ""] if rows else []
+        parts += lines
+    return "\n".join(["# The files", "", FILES, "", *parts])
+
+
+FILES = """Made by `make docs` from the sentence that each file begins with. A room imports only what stands below it
+here; [DESIGN.md](../DESIGN.md) says how they work together."""
+
+
+def _beginning(path: Path) -> str:
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    return text.partition("\n\n")[0].replace("\n", " ").replace("|", "\\|")
+
+
 @cache
 def flow(name: str) -> diagram.Flow:
     """What a mechanism computes, with its axes named as in its signature."""
@@ -175,13 +204,14 @@ def flow(name: str) -> diagram.Flow:
 
 
 def write(folder: Path) -> list[Path]:
-    """Write every page below ``folder/mechanisms``, the numbers, and the list in the README beside the folder."""
+    """Write every page below ``folder/mechanisms``, the files, the numbers, and the list in the README."""
     there = folder / "mechanisms"
     files = {f"{name}.md": page(info(name)) for name in names()} | {"README.md": index()}
     made = [write_text(there / name, text) for name, text in files.items()]
     readme = folder.parent / "README.md"
     if readme.exists():
         made.append(write_text(readme, listed(readme.read_text())))
+    made.append(write_text(folder / "files.md", every_file()))
     return [*made, write_text(folder / "numbers.md", numbers())]
 
 

@@ -51,7 +51,7 @@ def advise(
 ) -> Advice:
     """Say what each mechanism would cost in this network: parameters, multiply-adds, time, memory, and what to watch.
 
-    Mechanisms are attached one after the other, each to a twin of the network that reads the same weights, and timed in
+    Mechanisms are attached one after the other, each to a replica of the network that reads the same weights, and timed in
     turns with the network without. The model, its gradients and the random state stay as they are.
 
     Args:

@@ -55,13 +55,13 @@ def _seen(model: nn.Module, attached: Attached, example: Any) -> tuple[dict[str,
 
         return look
 
-    with borrowed(model) as twin, torch.no_grad():
-        for site, mechanism in attached.on(twin).modules.items():
+    with borrowed(model) as replica, torch.no_grad():
+        for site, mechanism in attached.on(replica).modules.items():
             mechanism.register_forward_pre_hook(see_map(site))
             for norm in mechanism.modules():
                 if isinstance(norm, _BatchNorm):
                     norm.register_forward_pre_hook(see_norm(site))
-        call(twin, example)
+        call(replica, example)
     return maps, starved
 
 

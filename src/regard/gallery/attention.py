@@ -48,8 +48,8 @@ def see(subject: Subject, images: Tensor, query: tuple[float, float] = (0.5, 0.5
         images: as `Subject.prepare` gives them.
         query: the place (row, column) whose view is taken of weights between positions, as shares of the sides.
     """
-    with torch.inference_mode(), borrowed(subject.model) as twin, record(twin, queries=[query]) as maps:
-        output = twin(images)
+    with torch.inference_mode(), borrowed(subject.model) as replica, record(replica, queries=[query]) as maps:
+        output = replica(images)
     classes: list[tuple[int, float | None]] = [(0, None)] * len(images)
     scores = class_scores(output)
     if scores is not None:

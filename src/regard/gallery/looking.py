@@ -136,8 +136,8 @@ def _images(subject: Subject, pictures: Sequence[Image.Image]) -> Tensor:
 def _evidence_layer(model: nn.Module, images: Tensor, layer: str) -> tuple[str | None, list[str]]:
     """The layer at which evidence for a class is shown; or None, and why there is none."""
     try:
-        with torch.inference_mode(), borrowed(model) as twin:
-            output = twin(images[:1])
+        with torch.inference_mode(), borrowed(model) as replica:
+            output = replica(images[:1])
     except Exception as error:  # networks are other people's code
         raise UserError(
             f"the network cannot be run on pictures of {tuple(images.shape[1:])} ({brief(error)}): give it pictures of "

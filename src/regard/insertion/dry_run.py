@@ -24,12 +24,12 @@ def dry_run(model: nn.Module, example: Any, layout: str | None = None) -> Survey
         raise UserError(f"layout is None or one of {', '.join(map(repr, LAYOUTS))}, got {layout!r}")
     survey = Survey(layout)
     following = Following(survey)
-    with borrowed(model) as twin:
-        modules = {name: module for name, module in twin.named_modules() if CHILD not in name.split(".")}
-        _hook(following, twin, modules)
+    with borrowed(model) as replica:
+        modules = {name: module for name, module in replica.named_modules() if CHILD not in name.split(".")}
+        _hook(following, replica, modules)
         with torch.no_grad(), following:
             try:
-                call(twin, example)
+                call(replica, example)
             except Exception as error:
                 raise ExampleError(
                     f"the dry run failed ({brief(error)})",
@@ -43,14 +43,14 @@ def dry_run(model: nn.Module, example: Any, layout: str | None = None) -> Survey
     return survey
 
 
-def _hook(following: Following, twin: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+def _hook(following: Following, replica: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     """Tell of every module that begins and ends; of what is attached already, as of what is passed over."""
     for name, module in modules.items():
         enter = lambda _, args, kwargs, name=name: following.enter(name, (args, kwargs))  # noqa: E731
         leave = lambda module, _, output, name=name: following.leave(name, module, output)  # noqa: E731
         module.register_forward_pre_hook(enter, with_kwargs=True)
         module.register_forward_hook(leave)
-    for name, module in twin.named_modules():
+    for name, module in replica.named_modules():
         if name.split(".")[-1] == CHILD:
             module.register_forward_pre_hook(lambda _, args: following.pass_over(None, args[0]))
             module.register_forward_hook(lambda _, args, y: following.pass_over(y, args[0]))
@@ -68,10 +68,10 @@ def _unread(model: nn.Module, example: Any, prefixes: Mapping[str, int]) -> set[
         return probe
 
     # some networks have no backward pass
-    with borrowed(model) as twin, weights_kept(twin), torch.enable_grad(), suppress(RuntimeError, UserError):
+    with borrowed(model) as replica, weights_kept(replica), torch.enable_grad(), suppress(RuntimeError, UserError):
         for name in prefixes:
-            twin.get_submodule(name).register_forward_hook(add(name))
-        outputs = [y for y in tensors(call(twin, example)) if y.requires_grad]
+            replica.get_submodule(name).register_forward_hook(add(name))
+        outputs = [y for y in tensors(call(replica, example)) if y.requires_grad]
         # weighed unevenly: the sum behind a layer norm has no gradient
         weights = [torch.linspace(1, 2, y.numel()).to(y).reshape(y.shape) for y in outputs]
         gradients = torch.autograd.grad(outputs, list(probes.values()), weights, allow_unused=True)

@@ -74,10 +74,10 @@ def deletion_insertion(
     """
     mapped, random = _ranks(maps, images)
     blurred = _blurred(images)
-    with torch.inference_mode(), borrowed(model) as twin:
+    with torch.inference_mode(), borrowed(model) as replica:
 
         def probabilities(pictures: Tensor) -> Tensor:
-            return torch.cat([logits_of(twin(part)).float().softmax(1) for part in pictures.split(batch)])
+            return torch.cat([logits_of(replica(part)).float().softmax(1) for part in pictures.split(batch)])
 
         full = probabilities(images)
         classes = full.argmax(1) if target is None else torch.as_tensor(target, device=full.device).expand(len(full))

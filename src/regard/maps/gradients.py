@@ -53,10 +53,10 @@ class Pass:
         """
         counts = _image_counts(example)
         self = Pass(layouts, several_inputs=len(counts) > 1)
-        with torch.inference_mode(False), torch.no_grad(), borrowed(model) as twin, weights_kept(twin):
+        with torch.inference_mode(False), torch.no_grad(), borrowed(model) as replica, weights_kept(replica):
             for name in layouts:
-                twin.get_submodule(name).register_forward_hook(self._keep(name, cut))
-            output = call(twin, example)
+                replica.get_submodule(name).register_forward_hook(self._keep(name, cut))
+            output = call(replica, example)
             torch.set_grad_enabled(True)
             self.scores, self.classes = score_of(output, target)
             self.images = len(self.scores) if self.scores.dim() else next(iter(counts), None)

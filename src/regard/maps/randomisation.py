@@ -31,11 +31,11 @@ def randomised(model: nn.Module, example: Any, *, seed: int = 0) -> Iterator[tup
     copy = deepcopy(model)
     modules = dict(copy.named_modules())
     order: list[str] = []
-    with torch.no_grad(), borrowed(copy) as twin:
-        for name, module in twin.named_modules():
+    with torch.no_grad(), borrowed(copy) as replica:
+        for name, module in replica.named_modules():
             if can_be_randomised(module):
                 module.register_forward_hook(lambda *_, name=name: order.append(name))
-        call(twin, example)
+        call(replica, example)
     unseen = [name for name in modules if can_be_randomised(modules[name]) and name not in order]
     with same_randomness():
         torch.manual_seed(seed)

@@ -80,6 +80,7 @@ def explain(
 
     Example:
         >>> import torch, torchvision, regard
+        >>> _ = torch.manual_seed(0)
         >>> model = torchvision.models.resnet18()
         >>> found = regard.explain(model, torch.randn(2, 3, 64, 64), target=7)
         >>> found.name, found.value.shape

@@ -51,8 +51,8 @@ def advise(
 ) -> Advice:
     """Say what each mechanism would cost in this network: parameters, multiply-adds, time, memory, and what to watch.
 
-    Mechanisms are attached one after the other, each to a replica of the network that reads the same weights, and timed in
-    turns with the network without. The model, its gradients and the random state stay as they are.
+    Mechanisms are attached one after the other, each to a replica of the network that reads the same weights, and
+    timed in turns with the baseline. The model, its gradients and the random state stay as they are.
 
     Args:
         model: any module, on the device to be measured.

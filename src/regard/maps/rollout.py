@@ -30,9 +30,13 @@ def rollout(model: nn.Module, example: Any, *, residual: float = 0.5) -> Map:
     Raises:
         UserError: the network has no weights between all tokens, or not the same tokens in all layers.
     """
-    with torch.inference_mode(False), torch.no_grad(), borrowed(model) as replica:
-        with record(replica, kinds={"token"}) as maps:
-            call(replica, example)
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        borrowed(model) as replica,
+        record(replica, kinds={"token"}) as maps,
+    ):
+        call(replica, example)
     layers = [layer for layer in maps if layer.layout is not None and layer.value.shape[2] == layer.value.shape[3]]
     if not layers or len({layer.value.shape[2] for layer in layers}) > 1 or len(layers) < len(maps):
         raise UserError(

@@ -5,7 +5,7 @@ PROOFS := PYTHONPATH=benchmarks:tests/support:tests/proofs $(BIN)/python
 # one mechanism instead of all, for trust, export and speed
 NAME ?=
 
-.PHONY: demo test levels check format docs trust tools fuzz advice networks export speed whole pairs loop frontier robustness evidence examples stamps galleries notebook looking calibration proofs clean
+.PHONY: demo test levels check format docs trust tools fuzz advice networks export speed whole pairs loop frontier robustness evidence examples stamps galleries screenshots notebook looking calibration proofs clean
 
 # One finished stamp per set of requirements: an interrupted set-up is done again, a finished one is not.
 .venv/ready: pyproject.toml constraints.txt
@@ -111,6 +111,11 @@ examples: .venv/built
 # what `regard look` shows of networks that are trained for it; ten minutes, what is trained is kept in runs/galleries
 galleries: .venv/built
 	$(BIN)/python benchmarks/galleries.py
+
+# the README's pictures of a report and of the interactive demo, in Debian's Chromium
+screenshots: demo
+	test -d runs/galleries/convolutions || $(BIN)/python benchmarks/galleries.py
+	$(BIN)/python tools/screenshots.py
 
 # the notebook's outputs again; what runs it is installed for this alone, beside the environment
 notebook: .venv/built

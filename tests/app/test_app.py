@@ -1,4 +1,4 @@
-"""The page to play with: its functions, its server asked for what it must not give, and itself in a real browser."""
+"""The interactive demo: its functions, its server asked for what it must not give, and itself in a real browser."""
 
 import io
 import json
@@ -267,6 +267,17 @@ def served(tmp_path_factory):
     assert "Stopped." in err
     assert "Traceback" not in err, err
     assert not [path for path in temporary.rglob("*") if "regard" in path.name or path.suffix in (".png", ".webp")]
+
+
+def test_ctrl_c_is_quiet_while_a_page_is_open():
+    process = tiny.begin("app", "resnet10t", "--size", "32", "--port", "0")
+    address = re.match(r"(http://127\.0\.0\.1:\d+)/ ", process.stdout.readline())[1]
+    with httpx.stream("GET", f"{address}/gradio_api/heartbeat/0", trust_env=False) as open_page:
+        assert open_page.status_code == 200
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in err, err
 
 
 def upload(client, photo):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import socket
@@ -61,7 +62,10 @@ def serve(
         settings = uvicorn.Config(
             guarded, http=_Impatient, log_level="error", access_log=False, timeout_graceful_shutdown=2
         )
-        uvicorn.Server(settings).run(sockets=[listening])
+        server = uvicorn.Server(settings)
+        # what is still open when it ends is broken off, which uvicorn would report as an exception of the page
+        logging.getLogger("uvicorn.error").addFilter(lambda _: not server.should_exit)
+        server.run(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:

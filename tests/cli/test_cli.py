@@ -425,7 +425,7 @@ def test_pythons_arguments_are_options_on_the_command_line(command, python, show
         ("advise resnet18 --size 0", "at least 1"),
         ("report", "FOLDER"),
         ("report /nowhere", "/nowhere holds no comparison"),
-        ("compare", "no arm to compare"),
+        ("compare", "nothing to compare"),
         ("compare sse", "no mechanism 'sse'"),
         ("compare se se", "given twice"),
         ("compare se[reduction", "cannot read the arm"),

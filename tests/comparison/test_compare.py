@@ -323,8 +323,8 @@ def untrained(monkeypatch):
 @pytest.mark.parametrize(
     ("arms", "other", "sentence"),
     [
-        ([], {}, "no arm to compare: name at least one mechanism"),
-        (["none"], {}, "no arm to compare"),
+        ([], {}, "nothing to compare: name at least one mechanism"),
+        (["none"], {}, "nothing to compare"),
         (["sse"], {}, "no mechanism 'sse'; did you mean 'scse' or 'se'"),
         (["se", "se"], {}, "'se' is given twice"),
         (["cbam[squeeze=max,reduction=8]", "cbam[reduction=8,squeeze=max]"], {}, "is given twice"),

@@ -65,7 +65,7 @@ def opened(path: str | os.PathLike[str]) -> BinaryIO:
     """A file, opened to be read, as `regular` opens it.
 
     Raises:
-        UserError: there is no such file, it is none of the regular kind, or it may not be read.
+        UserError: there is no such file, it is not a regular file, or it may not be read.
     """
     try:
         return regular(path)
@@ -79,7 +79,7 @@ def regular(path: str | os.PathLike[str]) -> BinaryIO:
     """A regular file, opened to be read. A pipe would wait for a writer, and a device may never end.
 
     Raises:
-        OSError: there is no such file, it is none of the regular kind, or it may not be read.
+        OSError: there is no such file, it is not a regular file, or it may not be read.
     """
     if not stat.S_ISREG(Path(path).stat().st_mode):
         raise OSError(errno.EINVAL, "it is no regular file", str(path))

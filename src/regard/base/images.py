@@ -1,4 +1,4 @@
-"""Image files of anybody: which are taken, where they are found, how they are opened, and why one cannot be read."""
+"""Image files from users: which are taken, where they are found, how they are opened, and why one cannot be read."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def reading(path: str | Path, *, pixels: int = PIXELS) -> Iterator[Image.Image]:
 
     Raises:
         DecompressionBombError: it has more pixels.
-        Exception: as the decoder of its format does, or there is no such file, or it is none of the regular kind.
+        Exception: as the decoder of its format does, or there is no such file, or it is not a regular file.
     """
     with regular(path) as file:
         with warnings.catch_warnings():

@@ -30,15 +30,16 @@ def bench(
     """Time mechanisms and ops against their lower bound, and against other libraries.
 
     What is shown is time relative to the lower bound, measured in the same rounds:
-    of inference, to sum the map and to copy it; of training, to do so, to sum the
-    map again, and to sum and copy the gradient. What disagrees with the reference
-    implementation is not timed. Options that take several values take them joined
-    by commas.
+    for inference one sum and one copy of the map; for training also a second sum
+    of the map, and one sum and one copy of its gradient. What disagrees with the
+    reference implementation is not timed. Options that take several values take
+    them joined by commas.
 
     Parameters
     ----------
     names
-        Mechanisms, with options where wanted, or cases of ops such as gate:channel; the pure gates if none is named.
+        Mechanisms, with options where wanted, or cases of ops such as gate:channel; eleven pure gates (se to
+        triplet) if none is named.
     shapes
         Batch, channels and sides of the maps. An op's case has a shape and a layout of its own.
     dtype

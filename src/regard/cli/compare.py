@@ -56,25 +56,25 @@ def compare(
         fashion or cluttered (of the package regard-images), or a folder of class folders, with or without train/ and
         val/.
     model
-        small_resnet or any network of timm, with options where wanted: "resnet18[zero_init_last=false]";
-        torchvision/NAME; or file.py:function, which is told the numbers of classes and channels where it takes
-        num_classes and in_chans.
+        small_resnet, a network of timm or torchvision/NAME, each with options: "resnet18[zero_init_last=false]"; or
+        file.py:function. A function with parameters num_classes and in_chans is given both.
     seeds
-        auto, the default: every variant is judged at the looks, and continues only while its verdict is open and can
-        still be decided. Or how many seeds, counted from 0; fewer than 6 can rarely show a difference, and more
-        variants need more.
+        auto, the default: every variant is judged after 8, 12, 16 and 20 seeds (--looks), and stops once it is decided
+        or unlikely to be. Or a number, counted from 0; fewer than 6 can rarely show a difference, and more variants
+        need more.
     looks
         Numbers of seeds after which auto judges (interim analyses); by default 8,12,16,20.
     seed_list
         Which seeds instead, e.g. 3,4,5.
     pairing
         seeds: runs of one seed are compared in pairs; none: all runs of one variant with all runs of the other. By
-        default seeds where the seed ties the runs: pretrained weights, the identity start, drawn test images.
+        default seeds if runs of one seed share something (pretrained weights, the identity start, test images drawn by
+        the seed), else none.
     epochs
-        Of every run: 3 for fashion, 5 for cluttered, else 20, or 8 from pretrained weights. auto: increased until the
-        validation accuracy of the baseline rises by the margin or less in the last quarter.
+        Epochs of every run: 3 for fashion, 5 for cluttered, else 20, or 8 from pretrained weights. auto: more, until
+        the baseline gains no more than --margin on validation images in its last quarter.
     size
-        Side of the images in pixels.
+        Side of the images in pixels; by default 28 (fashion), 56 (cluttered), the network's own size, or 64.
     batch
         Images in one step: 96 for small_resnet, else 128.
     optimiser
@@ -85,7 +85,8 @@ def compare(
     tune
         How many learning rates every variant is tried with, on validation images, e.g. 5; 0: one for all.
     augmentation
-        crops: crop and mirror each image at random; none: take it as it is. By default none up to 3 epochs.
+        crops: crop and mirror each image at random; none: take it as it is. By default crops for more
+        than 3 epochs.
     start
         scaled (the default from scratch): the authors' weights, each gate divided by its mean over training images,
         so that no branch is shrunk; identity (the default from pretrained weights): the network computes at first
@@ -107,9 +108,9 @@ def compare(
     skip_broken
         Leave out images that cannot be read, and list them in the report.
     keep
-        Trained weights of which seeds to keep.
+        Which seeds' trained weights to keep.
     workers
-        Processes that train side by side.
+        Processes that train side by side; by default one for each core, or one on a GPU.
     json
         Print the result as JSON instead of text.
 
@@ -174,7 +175,7 @@ def report(folder: Path, /, *, json: bool = False) -> None:
 
 
 def export(folder: Path, /, *, csv: Path | None = None) -> None:
-    """Print every run of a comparison as comma-separated values, or write them to a file.
+    """Print every run of a comparison as CSV, or write it to a file.
 
     One line for each run: variant, seed, accuracies and log-loss on test and
     validation images, calibration, seconds, parameters, and why a run failed.

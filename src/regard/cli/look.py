@@ -36,9 +36,9 @@ def look(
     """Show what a network's attention looks at in pictures, and the evidence for its predictions, as a gallery.
 
     Attention is found by itself: regard's mechanisms, and the gates and weights of
-    other networks. Beside each map stands what it is worth: whether it is flat, the
-    same for every image, the same with random weights, or only edges, and whether
-    removing its pixels hurts more than removing random ones.
+    other networks. Each map is tested: whether it is flat, the same for every
+    image, the same with random weights, or only edges, and whether removing its
+    pixels hurts more than removing random ones.
 
     Parameters
     ----------
@@ -92,7 +92,8 @@ def look(
     regard look seresnet50 photos/*.jpg --weights seresnet50.safetensors
     regard look runs/mine/weights/cbam/seed-0000.safetensors photos/
     regard look runs/mine photos/ --pictures svg
-    regard look vit_small_patch16_224 cat.jpg --pretrained --query 0.4,0.6 --head 2
+    regard look vit_small_patch16_224 cat.jpg --pretrained \\
+        --query 0.4,0.6 --head 2
     regard look seresnet50 --beside resnet50 --pretrained photos/ --masks objects/
     regard look mynet.py:build photos/ --layer backbone.stage3 --json
     """

@@ -50,8 +50,8 @@ EPILOGUE = """Examples:
   regard bench se cbam --peers
 
 --debug with any command shows the traceback of an error.
-Exit status: 0 done, 1 bench found what disagrees with the reference, 2 a
-mistake in the question or the files, 130 Ctrl-C."""
+Exit status: 0 done, 1 bench found what disagrees with the reference, 2 bad
+arguments or files, 130 Ctrl-C."""
 
 
 def program() -> cyclopts.App:

@@ -23,10 +23,10 @@ def sites(
 ) -> None:
     """Show where in a network mechanisms can be attached, the words that find these sites, and which are chosen.
 
-    Columns: the module's name and class; the shape of its map, always written
-    batch x channels x sides, whatever the layout in which the module holds it;
-    how often one forward pass calls it; the words for --at that find it; and
-    the reason, if nothing can be attached there.
+    Columns: * if it is chosen; the module's name and class; the shape of its map,
+    always written batch x channels x sides, and the layout in which the module
+    holds it; how often one forward pass calls it; the words for --at that find it;
+    and the reason, if nothing can be attached there.
 
     Parameters
     ----------

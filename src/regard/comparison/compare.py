@@ -268,7 +268,7 @@ def every_arm(arms: str | Sequence[str], chosen: Sequence[str]) -> list[str]:
         if CONSTANT in chosen and any(taps(module)):
             twins.append(twin(arm))
     if not asked:
-        raise UserError("no arm to compare: name at least one mechanism, such as se; `regard list` shows them")
+        raise UserError("nothing to compare: name at least one mechanism, such as se; `regard list` shows them")
     return [*asked, *twins, *(control for control in chosen if control in HOSTS)]
 
 

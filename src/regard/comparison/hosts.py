@@ -33,8 +33,8 @@ def build(
 ) -> nn.Module:
     """Build a host; its own weights are drawn from `seed`, and the global random states stay as they were.
 
-    Beside weights that have learnt, a classifier for other classes starts at 0. Drawn at random it can be so loud (in
-    timm's EfficientNets the fewer classes, the louder) that a short training goes into unlearning it.
+    Beside weights that have learnt, a classifier for other classes starts at 0. Drawn at random its logits can be so
+    large (in timm's EfficientNets the larger, the fewer classes) that a short training is spent shrinking them.
 
     Args:
         model: as `regard.open_model` takes it: ``"resnet18[zero_init_last=false]"``, ``"mynet.py:build"``.
@@ -79,7 +79,7 @@ def classifiers(host: nn.Module, classes: int) -> tuple[nn.Module, ...]:
     layers = layers or [m for m in parts if isinstance(m, nn.Conv2d) and m.out_channels == classes]
     if not layers:
         raise UserError(
-            f"no layer of this {type(host).__name__} gives {classes} numbers, so that its classifier cannot be told: "
+            f"no layer of this {type(host).__name__} gives {classes} numbers, so its classifier cannot be identified: "
             "give it a method get_classifier() that returns the layer"
         )
     return (layers[-1],)
@@ -110,7 +110,7 @@ def image_size(model: str) -> int | None:
 
 
 def normalisation(model: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and deviation of each channel that a host of timm or torchvision was trained with, as fractions of 1.
+    """Mean and standard deviation of each channel, as fractions of 1, that a host of another library was trained with.
 
     Where the images have another number of channels, each is given the average.
     """

@@ -32,8 +32,8 @@ def widen(
     with the given model. Networks with equally many parameters are taken for the same one and timed once.
 
     Args:
-        build: from a factor of the width to the plain network, on the example's device and in its memory format;
-            it may round widths.
+        build: returns the plain network with every width multiplied by the factor, on the example's device and in
+            its memory format; it may round widths.
         like: the model whose time is to be met. It stays as it is.
         example: (B, ...), the batch.
         train: whether a training step is timed and not inference, see `measure`.

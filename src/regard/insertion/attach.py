@@ -147,7 +147,7 @@ def _beside(card: Info, chosen: Sequence[Site], network: Surveyed) -> list[Site]
             names = find("kernels", network)
             instead = f"try {names[0]!r}, or at='kernels'" if names else "this network has no such place"
             raise UserError(
-                f"{card.name} stands beside a convolution over neighbours with its norm and activation, and "
+                f"{card.name} stands beside a spatial convolution with its norm and activation, and "
                 f"{site.name!r} is the end of none: {instead}"
             )
     return sites

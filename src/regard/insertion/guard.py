@@ -13,7 +13,7 @@ from regard.insertion.survey import CHILD
 
 
 class Guard:
-    """A hook of the host: puts a mechanism back whose site was rebuilt since, as by the conversions of batch norms.
+    """Before each forward pass, attaches a mechanism again whose module a tool replaced (SyncBatchNorm, say).
 
     Attributes:
         sites: what is attached, by the name of its site.

@@ -18,7 +18,7 @@ class Made:
 
 
 class Unit(NamedTuple):
-    """A convolution over neighbours with the norm and the activation behind it, as another layer goes on from them."""
+    """A spatial convolution with the norm and the activation behind it, as another layer goes on from them."""
 
     convolution: Made
     norm: Made
@@ -47,7 +47,7 @@ class Origin:
         source: the last that has parameters, changed the form of the map, or gave a tuple; None behind a pooling, and
             behind the sum of two ways, which is the end of neither.
         pooled: the source before the last pooling, where nothing with parameters came since.
-        convolution: the last over neighbours since the last layer.
+        convolution: the last spatial one since the last layer.
         unit: of the convolution before that layer.
         width: ``"pointwise"`` where the last convolution was 1x1 and added channels; ``"depthwise"`` where one followed
             that.

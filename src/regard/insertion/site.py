@@ -48,9 +48,9 @@ def sites(model: nn.Module, at: At = "auto", *, example: Any, layout: str | None
         at: a word for places that the dry run finds,
 
             ``"branches"``: the end of each residual branch, before the addition: its last norm, where it has one;
-            ``"convolutions"``: the last convolution over neighbours in each residual branch, before its norm;
+            ``"convolutions"``: the last spatial convolution of each residual branch, before its norm;
             ``"expansions"``: the end of the wide part of each inverted residual, before it is narrowed;
-            ``"kernels"``: the end of the last convolution over neighbours, norm and activation inside each branch;
+            ``"kernels"``: the end of the last spatial convolution, norm and activation inside each branch;
             ``"blocks"``: each residual block;
             ``"stages"``: the last block before the map's sides change or its width doubles;
             ``"transitions"``: every stage but the last; ``"head"``: the last stage alone;

@@ -23,8 +23,8 @@ class Survey:
         outputs: what each module gave, in every call.
         order: of the calls' ends.
         branches: ends of the branches of residual additions; blocks: the modules that add them.
-        convolutions: the last convolution over neighbours in each of these branches.
-        beside: the last unit of a convolution over neighbours with its norm and its activation that another layer
+        convolutions: the last spatial convolution in each of these branches.
+        beside: the last unit of a spatial convolution with its norm and its activation that another layer
             follows in the branch: from its end to the convolution.
         expansions: ends of the wide part of each inverted residual, before it is narrowed.
         features: modules on whose outputs another layer works.

@@ -72,13 +72,13 @@ WORDS = {
     for word in (
         Word("auto", find_auto, missing=NO_RESIDUAL),
         Word("branches", find_branches, missing=NO_RESIDUAL),
-        Word("convolutions", find_convolutions, missing="residual branch with a convolution over neighbours"),
+        Word("convolutions", find_convolutions, missing="residual branch with a spatial convolution (kernel > 1)"),
         Word(
             "expansions",
             find_expansions,
             missing="inverted residual, that is channels added, a depthwise convolution, and channels taken away",
         ),
-        Word("kernels", find_kernels, missing="convolution over neighbours that another one follows"),
+        Word("kernels", find_kernels, missing="spatial convolution (kernel > 1) that another layer follows"),
         Word("blocks", find_blocks, missing=NO_RESIDUAL),
         Word("stages", find_stages, missing=NO_STACK),
         Word("transitions", find_transitions, missing="two stages of differing size"),

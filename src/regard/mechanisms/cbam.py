@@ -87,7 +87,7 @@ class CBAM(nn.Module):
     Formula:  g = sigmoid(mlp(mean_HW(x)) + mlp(max_HW(x)));  mlp(s) = W2 relu(W1 s + b1) + b2;  x' = x * g;
               m = sigmoid(norm(conv_k([max_C(x'), mean_C(x')])));  y = x' * m
     Shape:    x, y: (B, C, *spatial);  g: (B, C, 1, ...);  m: (B, 1, *spatial)
-    Cost:     2 C^2 / r + C + C / r + 2 k^2 + 2 parameters; reads the map six times, writes it twice.
+    Cost:     2 C^2 / r + C + C / r + 2 k^2 + 2 parameters; reads x three times, writes it once.
     Place:    branches: the end of each residual branch, before the addition.
     Differs:  As the released code, not the paper: the mask has a batch norm (momentum 0.01) whose weight starts at 0,
               so that the mask starts at exactly 0.5; the maximum comes before the mean; the network has biases.
@@ -95,8 +95,8 @@ class CBAM(nn.Module):
               Fewer channels than `reduction` leave the authors no hidden unit; here at least one stays. The paper does
               not say how its parallel form joins the two: here both read x and both multiply it. Popular copies
               drop the biases, the norm or the hidden activation, add the input a second time, or use a 49x49 kernel.
-              With `start="identity"` a hidden layer of fewer than 16 units starts open, W1 at 0 and b1 at 1: random
-              units may be shut for every image, and a gate without an open unit never learns.
+              With `start="identity"` a hidden layer of fewer than 16 units starts with W1 = 0 and b1 = 1: random
+              units could be 0 for every image, and a gate whose units all are never learns.
     Maps:     `gate`, channel, values in (0, 1); `mask`, spatial, values in (0, 1).
 
     Args:

@@ -65,8 +65,8 @@ class GAM(nn.Module):
               implementation has one: it may be any number. `padding="replicate"` is that of the most used port,
               `"zeros"` that of most others. The paper tames the cost in ResNet-50 by grouped convolutions with a
               channel shuffle, which is not built here. Popular copies fail on non-contiguous maps.
-              With `start="identity"` a hidden layer of fewer than 16 units starts open, W1 at 0 and b1 at 1: random
-              units may be shut for every image, and a gate without an open unit never learns.
+              With `start="identity"` a hidden layer of fewer than 16 units starts with W1 = 0 and b1 = 1: random
+              units could be 0 for every image, and a gate whose units all are never learns.
     Maps:     `gate`, element, any value; `mask`, element, values in (0, 1).
 
     Args:

@@ -105,8 +105,8 @@ class GE(nn.Module):
               held to PyTorch ports. Means do not count the padding. extent=0 is the whole map; its learnt form has a
               kernel as large as the map, which must be told (`size`) and takes no other. The most used port cannot be
               built with its default arguments, and pads that kernel, so that it slides and gathers no whole map.
-              With `form="theta-plus"` and `start="identity"` a hidden layer of fewer than 16 units starts open, W1 at 0
-              and b1 at 1: random units may be shut for every image, and a gate without an open unit never learns.
+              With `form="theta-plus"` and `start="identity"` a hidden layer of fewer than 16 units starts with W1 = 0
+              and b1 = 1: random units could be 0 for every image, and a gate whose units all are never learns.
     Maps:     `gate`, channel, with an extent element, values in (0, 1).
 
     Args:

@@ -64,8 +64,8 @@ class SCSE(nn.Module):
     Place:    branches: the end of each residual branch; the authors put it behind each block of a U-Net.
     Differs:  The released code takes the larger answer, element by element; the first paper adds the two:
               `combine="max"` or `"add"`. Popular copies add and narrow by 16 where the released code narrows by 2.
-              With `start="identity"` a hidden layer of fewer than 16 units starts open, W1 at 0 and b1 at 1: random
-              units may be shut for every image, and a gate without an open unit never learns.
+              With `start="identity"` a hidden layer of fewer than 16 units starts with W1 = 0 and b1 = 1: random
+              units could be 0 for every image, and a gate whose units all are never learns.
     Maps:     `gate`, channel, values in (0, 1); `mask`, spatial, values in (0, 1).
 
     Args:

@@ -54,8 +54,8 @@ class SE(nn.Module):
               `bias=False` gives the paper's form. Fewer channels than `reduction` leave the authors' formula no hidden
               unit at all (the gate is then a constant); here at least one stays. Popular copies drop the biases, round
               the width to multiples of 8, or swap the names of the two activations.
-              With `start="identity"` a hidden layer of fewer than 16 units starts open, W1 at 0 and b1 at 1: random
-              units may be shut for every image, and a gate without an open unit never learns.
+              With `start="identity"` a hidden layer of fewer than 16 units starts with W1 = 0 and b1 = 1: random
+              units could be 0 for every image, and a gate whose units all are never learns.
     Maps:     `gate`, channel, values in (0, 1).
 
     Args:

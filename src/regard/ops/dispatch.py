@@ -1,4 +1,4 @@
-"""Which implementation of an op runs: the whole choice, in one sitting.
+"""Which implementation of an op runs: the whole choice is in this file.
 
 An op is a folder: ``reference.py`` is plain torch, to which the others are held; ``cpu.py`` and ``triton.py`` may stand
 beside it, each with ``why_not(*args) -> str | None`` (a reason, or None when it can run) and ``run(*args)``. A missing

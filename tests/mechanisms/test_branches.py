@@ -51,7 +51,31 @@ def test_the_gate_is_the_papers_equation(skip, coarse):
     torch.manual_seed(0)
     gate = regard.create("attention_gate", 6, gating=10, hidden=4, project=False, dtype=torch.float64)
     x, g = torch.randn(2, 6, *skip, dtype=torch.float64), torch.randn(2, 10, *coarse, dtype=torch.float64)
-    torch.testing.assert_close(gate(x, g), regard.info("attention_gate").formula(x, g, gate.state_dict()))
+    weights = gate.state_dict()
+    filled = F.pad(x, (0, max(0, 2 - skip[1]), 0, max(0, 2 - skip[0])))
+    seen = torch.einsum("bcijkl,ockl->boij", filled.unfold(2, 2, 2).unfold(3, 2, 2), weights["from_skip.weight"])
+    told = pixelwise(g, weights, "from_gating")
+    f = torch.relu(seen + F.interpolate(told, seen.shape[2:], mode="bilinear"))
+    mask = F.interpolate(torch.sigmoid(pixelwise(f, weights, "score")), skip, mode="bilinear")
+    torch.testing.assert_close(gate(x, g), x * mask)
+
+
+def pixelwise(x, weights, layer):
+    """A 1x1 convolution, written out."""
+    y = torch.einsum("bihw,oi->bohw", x, weights[f"{layer}.weight"].flatten(1))
+    return y + weights[f"{layer}.bias"].view(-1, 1, 1)
+
+
+def test_the_gate_with_a_stride_for_each_axis():
+    gate = regard.create("attention_gate", 6, stride=(1, 2), project=False)
+    y = gate(torch.randn(2, 6, 5, 8), torch.randn(2, 6, 3, 2))
+    assert y.shape == (2, 6, 5, 8)
+    assert gate.from_skip(torch.randn(2, 6, 5, 8)).shape == (2, 3, 5, 4)
+    parameters = regard.info("attention_gate").parameters(6, stride=(1, 2), project=False)
+    assert parameters == sum(weight.numel() for weight in gate.parameters())
+    for stride, spatial_dims in (((1, 2), 3), ((2, 0), 2), (0, 2), (1.5, 2), ("22", 2)):
+        with pytest.raises(regard.UserError, match=rf"positive whole number, or one for each of {spatial_dims} axes"):
+            regard.create("attention_gate", 6, stride=stride, spatial_dims=spatial_dims)
 
 
 def test_the_projection_of_the_released_code():

@@ -75,6 +75,7 @@ def test_coordinate_with_the_least_width_and_no_reduction_told():
         ),
         ("gcnet", {}, {"fusion_types": ()}, "fusion_types"),
         ("halo", theirs(q__weight=(6, 6), kv__weight=(12, 6)), {"num_heads": 4}, "heads do not divide"),
+        ("attention_gate", {}, {"mode": "concatenation_debug"}, "mode is 'concatenation', the paper's equation, got"),
         ("tam", {}, {"frames": 8}, "unexpected keyword argument 'frames'"),
     ],
 )

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 
 import regard
-from regard.layers.tap import taps
 from regard.mechanisms import glimpse, kernel_regression, stn
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -36,6 +35,7 @@ def regress(queries, keys, values, w=None, *, kernel, parametric):
     return kernel_regression.regress(*columns, kernel=kernel, w=w).squeeze(-1)
 
 
+MAPS = {"theta": "frame", "att": "mask"}  # a further output of the authors -> the tap that shows it
 FUNCTIONS = {"stn": sample, "ram_retina": retina, "nadaraya_watson": regress}
 
 
@@ -54,15 +54,15 @@ def deviations(case) -> dict[str, float]:
     for name, tensor in inputs.items():
         inputs[name] = tensor.requires_grad_(name in wanted_inputs)
     x = tensors["x"].requires_grad_("grad_x" in tensors)
+    wanted = part(tensors, "out/")
     module = None
     if case["call"] == "function":
         y, outputs = FUNCTIONS[case["mechanism"]](x, **inputs, **case["args"]), {}
     else:
         module = load(case, part(tensors, "param/")).train(case["mode"] == "train")
-        y, outputs = apply(module, x, inputs)
+        y, outputs = apply(module, x, inputs, wanted)
     found = {"value": distance(y, tensors["y"])}
     (y * tensors["g"]).sum().backward()
-    wanted = part(tensors, "out/")
     if wanted:
         found["further outputs"] = max(distance(outputs[name], value) for name, value in wanted.items())
     if x.requires_grad:
@@ -74,16 +74,16 @@ def deviations(case) -> dict[str, float]:
     return found
 
 
-def apply(module, x, inputs):
+def apply(module, x, inputs, wanted):
     """The output, and the further outputs by the authors' names."""
-    if inputs:  # the only module with further inputs: a game to be played
+    if hasattr(module, "play"):  # a game
         played = module.play(x, inputs["labels"], start=inputs["l0"], noise=inputs["eps"])
         return played.loss.reshape(1), played._asdict()
     outputs = {}
-    for _, tap in taps(module):
-        if tap.kind == "frame":
-            tap.register_forward_hook(lambda tap, args, theta: outputs.update(theta=theta))
-    y = module(x)
+    for name in wanted.keys() & MAPS.keys():
+        tap = module.get_submodule(MAPS[name])
+        tap.register_forward_hook(lambda tap, args, value, name=name: outputs.update({name: value}))
+    y = module(x, *inputs.values())
     if isinstance(y, tuple):
         y, *further = y
         outputs |= {f"y{place}": value for place, value in enumerate(further, start=1)}

@@ -1,54 +1,69 @@
 """The attention gate of Attention U-Net (Oktay et al. 2018): https://arxiv.org/abs/1804.03999"""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regard import ops
+from regard.base.errors import UserError
 from regard.layers.conv import conv
 from regard.layers.norm import BatchNorm
 from regard.layers.tap import Tap
+from regard.registry.info import Translation
 from regard.registry.registration import register
 
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
+def _strides(stride: int | Sequence[int] | None, spatial_dims: int) -> tuple[int, ...]:
+    """One for each axis."""
+    strides = tuple(stride) if isinstance(stride, Sequence) else (2 if stride is None else stride,) * spatial_dims
+    if len(strides) != spatial_dims or any(type(value) is not int or value < 1 for value in strides):
+        raise UserError(
+            f"attention_gate: stride is a positive whole number, or one for each of {spatial_dims} axes, got {stride!r}"
+        )
+    return strides
+
+
 def _parameters(
-    channels: int, *, gating: int | None, hidden: int | None, stride: int, project: bool, spatial_dims: int
+    channels: int,
+    *,
+    gating: int | None,
+    hidden: int | None,
+    stride: int | Sequence[int] | None,
+    project: bool,
+    spatial_dims: int,
 ) -> int:
     gating, hidden = gating or channels, hidden or max(1, channels // 2)
-    mask = hidden * (channels * stride**spatial_dims + gating + 2) + 1
+    mask = hidden * (channels * math.prod(_strides(stride, spatial_dims)) + gating + 2) + 1
     return mask + project * channels * (channels + 3)
 
 
-def _formula(x: Tensor, g: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    """The paper's equations, and the projection of the released code. W_x takes the map block by block."""
-    blocks, kernel = x, weights["from_skip.weight"]
-    for axis, stride in enumerate(kernel.shape[2:], start=2):
-        if (missing := stride - blocks.shape[axis]) > 0:
-            shape = [missing if place == axis else side for place, side in enumerate(blocks.shape)]
-            blocks = torch.cat([blocks, blocks.new_zeros(shape)], axis)
-        blocks = blocks.unfold(axis, stride, stride)
-    seen = torch.einsum("bc...k,ock->bo...", blocks.flatten(2 - x.dim()), kernel.flatten(2))
-    told = _pixelwise(g, weights, "from_gating")
-    f = torch.relu(seen + F.interpolate(told, seen.shape[2:], mode=LINEAR[x.dim() - 2]))
-    m = torch.sigmoid(_pixelwise(f, weights, "score"))
-    y = x * F.interpolate(m, x.shape[2:], mode=LINEAR[x.dim() - 2])
-    if "project.0.weight" not in weights:
-        return y
-    mean, variance, scale, shift = (
-        weights[f"project.1.{name}"].view(-1, *[1] * (x.dim() - 2))
-        for name in ("running_mean", "running_var", "weight", "bias")
-    )
-    return (_pixelwise(y, weights, "project.0") - mean) / (variance + 1e-5).sqrt() * scale + shift
-
-
-def _pixelwise(x: Tensor, weights: Mapping[str, Tensor], layer: str) -> Tensor:
-    """A 1x1 convolution, written out."""
-    y = torch.einsum("bi...,oi->bo...", x, weights[f"{layer}.weight"].flatten(1))
-    return y + weights[f"{layer}.bias"].view(-1, *[1] * (x.dim() - 2))
+def _translate(
+    tensors: Mapping[str, Tensor],
+    channels: int | None,
+    *,
+    in_channels: int | None = None,
+    gating_channels: int | None = None,
+    inter_channels: int | None = None,
+    dimension: int | None = None,
+    mode: str = "concatenation",
+    sub_sample_factor: int | Sequence[int] | None = None,
+) -> Translation:
+    if mode != "concatenation":
+        raise ValueError(f"mode is 'concatenation', the paper's equation, got {mode!r}")
+    hidden, width, *kernel = tensors["theta.weight"].shape
+    options = {
+        "gating": gating_channels or tensors["phi.weight"].shape[1],
+        "hidden": inter_channels or hidden,
+        "stride": sub_sample_factor or tuple(kernel),
+        "spatial_dims": dimension or len(kernel),
+    }
+    names = {"theta": "from_skip", "phi": "from_gating", "psi": "score", "W": "project"}
+    return in_channels or channels or width, options, names
 
 
 @register(
@@ -59,7 +74,7 @@ def _pixelwise(x: Tensor, weights: Mapping[str, Tensor], layer: str) -> Tensor:
     signature="(B, C, *spatial), (B, gating, *coarse) -> same",
     parameters=_parameters,
     identity=None,
-    formula=_formula,
+    official={"attention_gate": _translate},
 )
 class AttentionGate(nn.Module):
     """Let a coarser map, which has seen more of the image, say which pixels of a skip connection to pass on.
@@ -75,16 +90,19 @@ class AttentionGate(nn.Module):
               behind it, which `project=False` leaves out. The paper's W_x is 1x1 on maps brought to one size; in the
               code it is a convolution of 2 with stride 2 and no bias, and an odd last row is not seen. Here a side of
               one pixel is filled up with zeros, where the code fails. `up` is bilinear between the edges of the maps,
-              as in torch from 0.4 on; before, it went between the centres of the outermost pixels. One of the released
-              networks has two gates side by side on each skip, with `hidden` of C. Popular copies take both maps at one
-              size, add batch norms to W_x, W_g and w, and do not project.
+              as in torch from 0.4 on; before, it went between the centres of the outermost pixels. The code has two
+              more modes, with a softplus for the ReLU, and with a softmax over the pixels for the sigmoid; neither is
+              in the paper's equations, nor here. One of the released networks has two gates side by side on each skip,
+              with `hidden` of C. Popular copies take both maps at one size, add batch norms to W_x, W_g and w, and do
+              not project.
     Maps:     `mask`, spatial, values in (0, 1).
 
     Args:
         channels: C, of the skip connection.
         gating: channels of the gating map; C if None.
         hidden: channels in which the two are compared; C // 2 if None.
-        stride: how many times coarser the mask is than the skip connection.
+        stride: how many times coarser the mask is than the skip connection, one number or one for each axis; 2 if
+            None.
         project: whether a 1x1 convolution and a batch norm follow.
         spatial_dims: number of spatial axes of the maps: 1, 2 or 3.
 
@@ -101,14 +119,14 @@ class AttentionGate(nn.Module):
         *,
         gating: int | None = None,
         hidden: int | None = None,
-        stride: int = 2,
+        stride: int | Sequence[int] | None = None,
         project: bool = True,
         spatial_dims: int = 2,
     ) -> None:
         super().__init__()
         gating, hidden = gating or channels, hidden or max(1, channels // 2)
-        self.stride = stride
-        self.from_skip = conv(spatial_dims, channels, hidden, stride, stride=stride, bias=False)
+        self.stride = _strides(stride, spatial_dims)
+        self.from_skip = conv(spatial_dims, channels, hidden, self.stride, stride=self.stride, bias=False)
         self.from_gating = conv(spatial_dims, gating, hidden, 1)
         self.score = conv(spatial_dims, hidden, 1, 1)
         self.mask = Tap("spatial")
@@ -123,7 +141,7 @@ class AttentionGate(nn.Module):
 
     def forward(self, skip: Tensor, gating: Tensor) -> Tensor:
         """Gate the skip connection, (B, C, \\*spatial), by the gating map, (B, gating, \\*coarse)."""
-        missing = [max(0, self.stride - side) for side in skip.shape[2:]]
+        missing = [max(0, stride - side) for stride, side in zip(self.stride, skip.shape[2:], strict=True)]
         seen = self.from_skip(F.pad(skip, [pixels for side in reversed(missing) for pixels in (0, side)]))
         f = torch.relu(seen + self._resize(self.from_gating(gating), seen))
         y = ops.gate(skip, self.mask(self._resize(torch.sigmoid(self.score(f)), skip)))

@@ -10,7 +10,7 @@ import regard
 import tiny
 from regard.base.errors import UserError
 from regard.comparison.question import Draft, Question
-from regard.comparison.stored import Stored, refuse_other
+from regard.comparison.question_file import Stored, refuse_other
 from stored import store
 
 

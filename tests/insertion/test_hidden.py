@@ -8,7 +8,8 @@ from torch import nn
 
 import regard
 from regard.costs.advising import advise
-from regard.insertion.hidden import narrow, start_as_identity
+from regard.insertion.hidden import narrow
+from regard.insertion.identity_start import start_as_identity
 from regard.insertion.plan import plan
 
 OPTIONS = {

@@ -10,7 +10,7 @@ import regard
 from regard.base.errors import UserError
 from regard.comparison import hosts
 from regard.comparison.twins import make_constant
-from regard.insertion.scaled import taps_in_replica
+from regard.insertion.scaled_start import taps_in_replica
 from regard.layers.tap import Constant, Tap, keep_scale, taps
 from regard.ops.kernels import library
 

@@ -26,8 +26,8 @@ from regard.base.errors import DiskFull, UserError
 from regard.base.files import opened, whole, write_text
 from regard.comparison import checkpoint, data, grid, hosts, network, prices, report, training
 from regard.comparison.optimising import Optimiser
+from regard.comparison.question_file import Stored
 from regard.comparison.results import Comparison
-from regard.comparison.stored import Stored
 from regard.gallery.images import expand, read
 from regard.gallery.opening import open_subject, open_subjects, trained
 from regard.networks import from_timm

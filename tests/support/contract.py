@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import regard
-from regard.insertion.hidden import start_as_identity
+from regard.insertion.identity_start import start_as_identity
 from regard.layers.tap import taps
 from regard.registry.info import RANKS, SLOTS, Info
 from regard.registry.signatures import shapes

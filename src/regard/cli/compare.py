@@ -121,7 +121,7 @@ def compare(
         --seeds 8 --out runs/mine
     """
     from regard.comparison.question import Draft
-    from regard.comparison.stored import refuse_early
+    from regard.comparison.question_file import refuse_early
 
     question: dict[str, Any] = {
         "data": data, "model": model, "size": size, "epochs": epochs, "batch": batch, "optimiser": optimiser,

@@ -37,10 +37,10 @@ from regard.comparison.folders import SIZES
 from regard.comparison.lock import alone
 from regard.comparison.plan import LOOKS, MOST_SEEDS, Pairing, Plan, check_looks, fixed, planned
 from regard.comparison.question import Draft, Question, augmentation_for, first_epochs
+from regard.comparison.question_file import Stored, refuse_other
 from regard.comparison.records import read_cost, read_linear, read_run
 from regard.comparison.results import Comparison
 from regard.comparison.statistics import fewest_seeds
-from regard.comparison.stored import Stored, refuse_other
 from regard.comparison.wording import counted
 from regard.layers.tap import taps
 from regard.registry.building import create

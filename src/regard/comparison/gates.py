@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.insertion.attachment import attached
-from regard.insertion.scaled import taps_in_replica
+from regard.insertion.scaled_start import taps_in_replica
 from regard.layers.tap import Tap, taps
 from regard.networks.replica import call
 

@@ -22,8 +22,8 @@ from regard.comparison.arms import twin
 from regard.comparison.endpoints import Endpoints, churn, class_differences, endpoints
 from regard.comparison.plan import Contrast, Plan, contrasts, fixed
 from regard.comparison.question import Question
+from regard.comparison.question_file import Stored
 from regard.comparison.records import opened, read_cost, read_linear, read_run
-from regard.comparison.stored import Stored
 from regard.comparison.wording import counted
 
 if TYPE_CHECKING:

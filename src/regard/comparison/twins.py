@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.insertion.attachment import Attached
-from regard.insertion.scaled import taps_in_replica
+from regard.insertion.scaled_start import taps_in_replica
 from regard.layers.tap import Constant, Tap, taps
 from regard.networks.replica import call
 from regard.ops import use_impl

@@ -113,8 +113,8 @@ def _given(question: Question, own: str | None, folder: Path) -> str:
 def _compared(path: Path, own: str | None) -> Subject:
     """What a comparison trained, from its folder."""
     from regard.comparison import data, hosts, network, preprocessing
+    from regard.comparison.question_file import Stored
     from regard.comparison.results import Comparison
-    from regard.comparison.stored import Stored
 
     if not path.is_file():
         raise UserError(f"there is no file {path}")

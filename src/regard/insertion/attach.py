@@ -19,9 +19,9 @@ from regard.insertion.attachment import Attached
 from regard.insertion.checks import check_by_running, check_request, check_sites
 from regard.insertion.container import Inserted, hang, stand_beside
 from regard.insertion.dry_run import dry_run
-from regard.insertion.guard import guard
+from regard.insertion.reattaching import watch_over
 from regard.insertion.record import build
-from regard.insertion.scaled import measure_gates
+from regard.insertion.scaled_start import measure_gates
 from regard.insertion.site import At, Site, choose
 from regard.insertion.survey import CHILD
 from regard.insertion.surveyed import Surveyed
@@ -198,7 +198,7 @@ def _insert(model: nn.Module, label: str, record: Mapping[str, Any], mechanisms:
         if not hasattr(site, CHILD):
             hang(site, Inserted().train(site.training))
         child: Any = getattr(site, CHILD)
-        guard(model, name, child)
+        watch_over(model, name, child)
         tensor = _reference_tensor(site, model)
         if tensor is not None:
             mechanism.to(device=tensor.device, dtype=tensor.dtype)

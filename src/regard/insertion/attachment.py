@@ -13,8 +13,8 @@ from regard.base import notebook
 from regard.base.errors import UserError, near
 from regard.insertion import storage
 from regard.insertion.container import Inserted, is_hooked, stands_beside, take_out
-from regard.insertion.guard import mend, release
 from regard.insertion.hidden import narrow
+from regard.insertion.reattaching import forget, reattach
 from regard.insertion.record import below, build, site_options
 from regard.insertion.site import glob
 from regard.insertion.survey import CHILD
@@ -65,7 +65,7 @@ class Attached:
 
     @property
     def orphans(self) -> dict[str, str]:
-        mend(self.model)
+        reattach(self.model)
         everywhere = dict(self.model.named_modules())
         graph = getattr(self.model, "graph", None)  # of torch.fx, which calls what is attached to a block by itself
         traced = {node.target for node in getattr(graph, "nodes", ()) if node.op == "call_module"}
@@ -231,7 +231,7 @@ class Attached:
             child = everywhere.get(f"{site}.{CHILD}")
             if isinstance(child, Inserted) and self.label in child.records:
                 take_out(everywhere, site, self.label)
-        release(self.model)
+        forget(self.model)
 
     def _refuse_traced(self) -> None:
         for name, module in self.model.named_modules():
@@ -307,7 +307,7 @@ def attached(model: nn.Module) -> list[Attached]:
         >>> regard.attached(torch.nn.Linear(2, 2))
         []
     """
-    mend(model)
+    reattach(model)
     every: dict[tuple[str, str], Attached] = {}
     for name, child in model.named_modules():
         for label, record in child.records.items() if isinstance(child, Inserted) else ():

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from regard.layers.norm import LayerNorm
-from regard.registry.info import Info
 from regard.registry.registration import info
 
 FEW = 4  # hidden units say little
@@ -47,14 +46,6 @@ def open_up(layer: nn.Module) -> None:
         bias.fill_(1.0)  # type: ignore[operator]
     else:
         bias.fill_(2.0)  # type: ignore[operator]
-
-
-def start_as_identity(card: Info, module: nn.Module) -> None:
-    """Let a fresh module leave its map as it is, with hidden units that can learn."""
-    if card.identity is not None:
-        card.identity(module)
-    for layer in card.hidden(module) if card.hidden else ():
-        open_up(layer)
 
 
 def narrow(name: str, channels: Mapping[str, int], options: Mapping[str, Mapping[str, Any]]) -> list[str]:

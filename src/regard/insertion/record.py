@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from regard.base.schema import Within
-from regard.insertion.hidden import start_as_identity
+from regard.insertion.identity_start import start_as_identity
 from regard.layers.tap import keep_scale
 from regard.networks.randomness import same_randomness
 from regard.registry.building import create

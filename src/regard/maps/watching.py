@@ -1,4 +1,4 @@
-"""Attention in modules that nobody prepared: gates that multiply a map, weights between tokens, seen while they work.
+"""What `record` finds in modules without taps: gates (`gates.py`) and weights between tokens (`token_weights.py`).
 
 No class is known by name. A gate is what a sigmoid or a softmax made and what then multiplies a map; weights are what a
 softmax made and what then weighs tokens, or what `scaled_dot_product_attention` would have made.
@@ -23,7 +23,7 @@ from regard.maps.marks import Marks
 from regard.maps.notes import Notes
 from regard.maps.running import Running
 from regard.maps.telling import Tell, Teller
-from regard.maps.weights import Weights
+from regard.maps.token_weights import Weights
 from regard.maps.windows import Windows
 
 

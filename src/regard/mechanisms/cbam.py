@@ -152,12 +152,12 @@ class CBAM(nn.Module):
                 nn.init.zeros_(self.norm.weight)  # type: ignore[arg-type]
             self.mask = Tap("spatial")
 
-    def weigh_channels(self, joint: ops.Joint, axes: tuple[int, ...], gates: Sequence[Tensor]) -> Tensor:
+    def channel_gate(self, joint: ops.Joint, axes: tuple[int, ...], gates: Sequence[Tensor]) -> Tensor:
         squeezed = joint.squeeze(axes, kinds=self.squeeze, gates=gates)
         gate = ops.excite(*(s.flatten(1) for s in squeezed), down=self.down, up=self.up)
         return self.gate(gate.view(squeezed[0].shape))
 
-    def weigh_pixels(self, joint: ops.Joint, gates: Sequence[Tensor]) -> Tensor:
+    def pixel_gate(self, joint: ops.Joint, gates: Sequence[Tensor]) -> Tensor:
         squeezed = joint.squeeze((1,), kinds=("max", "avg"), gates=gates)
         logits = self.norm(ops.convolve(torch.cat(squeezed, dim=1), self.conv))
         return self.mask(torch.sigmoid(logits))
@@ -169,7 +169,7 @@ class CBAM(nn.Module):
         for part in ("channel", "spatial") if parallel else self.arrangement.split("-"):
             seen = () if parallel else tuple(gates)
             channel = part == "channel"
-            gates.append(self.weigh_channels(joint, axes, seen) if channel else self.weigh_pixels(joint, seen))
+            gates.append(self.channel_gate(joint, axes, seen) if channel else self.pixel_gate(joint, seen))
         return joint.gate(*gates)
 
     def extra_repr(self) -> str:

@@ -126,7 +126,7 @@ class Polarized(nn.Module):
         self.gate = Tap("channel", rest=rest)
         self.mask = Tap("spatial", rest=rest)
 
-    def weigh_channels(self, x: Tensor) -> Tensor:
+    def channel_gate(self, x: Tensor) -> Tensor:
         weights = self.channel_query(x).flatten(2).softmax(-1)
         weights = self.weights(weights.view(x.shape[0], 1, *x.shape[2:])).flatten(2)
         context = (self.channel_value(x).flatten(2) @ weights.transpose(1, 2)).squeeze(2)
@@ -138,7 +138,7 @@ class Polarized(nn.Module):
             logits = self.up(context)
         return self.gate(torch.sigmoid(logits).reshape(*logits.shape, *[1] * (x.dim() - 2)))
 
-    def weigh_pixels(self, x: Tensor) -> Tensor:
+    def pixel_gate(self, x: Tensor) -> Tensor:
         query = self.pixel_query(x).flatten(2).mean(-1).unsqueeze(1)
         value = self.pixel_value(x).flatten(2)
         if self.form == "paper":
@@ -151,9 +151,9 @@ class Polarized(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.arrangement == "parallel":
-            return ops.gate(x, self.weigh_channels(x)) + ops.gate(x, self.weigh_pixels(x))
-        x = ops.gate(x, self.weigh_channels(x))
-        return ops.gate(x, self.weigh_pixels(x))
+            return ops.gate(x, self.channel_gate(x)) + ops.gate(x, self.pixel_gate(x))
+        x = ops.gate(x, self.channel_gate(x))
+        return ops.gate(x, self.pixel_gate(x))
 
     def extra_repr(self) -> str:
         return f"arrangement={self.arrangement}, form={self.form}"

@@ -99,17 +99,17 @@ class SCSE(nn.Module):
             self.pixel = Pointwise(channels, 1)
             self.mask = Tap("spatial", **rest)
 
-    def weigh_channels(self, x: Tensor) -> Tensor:
+    def channel_gate(self, x: Tensor) -> Tensor:
         s = ops.squeeze(x, tuple(range(2, x.dim())))[1]
         return self.gate(ops.excite(s.flatten(1), down=self.down, up=self.up).view(s.shape))
 
-    def weigh_pixels(self, x: Tensor) -> Tensor:
+    def pixel_gate(self, x: Tensor) -> Tensor:
         return self.mask(torch.sigmoid(self.pixel(x)))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.arrangement != "parallel":
-            return ops.gate(x, self.weigh_channels(x) if self.arrangement == "channel" else self.weigh_pixels(x))
-        channel, spatial = ops.gate(x, self.weigh_channels(x)), ops.gate(x, self.weigh_pixels(x))
+            return ops.gate(x, self.channel_gate(x) if self.arrangement == "channel" else self.pixel_gate(x))
+        channel, spatial = ops.gate(x, self.channel_gate(x)), ops.gate(x, self.pixel_gate(x))
         return torch.maximum(channel, spatial) if self.combine == "max" else channel + spatial
 
     def extra_repr(self) -> str:

@@ -12,7 +12,7 @@ from regard.insertion.container import Inserted, hang, is_in_place
 from regard.insertion.survey import CHILD
 
 
-class Guard:
+class Reattaching:
     """Before each forward pass, attaches a mechanism again whose module a tool replaced (SyncBatchNorm, say).
 
     Attributes:
@@ -24,7 +24,7 @@ class Guard:
 
     def __call__(self, host: nn.Module, args: Any) -> None:
         if not is_compiling():
-            for name in self.mend(host):
+            for name in self.reattach(host):
                 del self.sites[name]
                 warnings.warn(
                     f"the attention at {name!r} is gone, with the module it stood at: the network computes without it; "
@@ -32,7 +32,7 @@ class Guard:
                     stacklevel=4,
                 )
 
-    def mend(self, host: nn.Module) -> list[str]:
+    def reattach(self, host: nn.Module) -> list[str]:
         """Put back what can be, and name the sites that are gone."""
         lost = [name for name in self.sites if not is_in_place(_at(host, name))]
         return [name for name in lost if not self._put_back(host, name, self.sites[name])]
@@ -48,36 +48,36 @@ class Guard:
         return site is not None or not inserted.records
 
 
-def guard(host: nn.Module, name: str, inserted: Inserted) -> None:
-    """Let the host's guard watch over a site; a host that has none gets one."""
-    own = [hook for hook in host._forward_pre_hooks.values() if isinstance(hook, Guard)]
+def watch_over(host: nn.Module, name: str, inserted: Inserted) -> None:
+    """Let the hook of a host watch over a site; a host that has none gets one."""
+    own = [hook for hook in host._forward_pre_hooks.values() if isinstance(hook, Reattaching)]
     if not own:
-        own = [Guard()]
+        own = [Reattaching()]
         host.register_forward_pre_hook(own[0])
     own[0].sites[name] = inserted
 
 
-def release(host: nn.Module) -> None:
-    """Let the guards of a host and its parts forget what was removed, and take out those that guard nothing."""
-    for module, key, hook in _guards(host):
+def forget(host: nn.Module) -> None:
+    """Let the hooks of a host and its parts forget what was removed, and take out those that watch over nothing."""
+    for module, key, hook in _hooks(host):
         hook.sites = {name: inserted for name, inserted in hook.sites.items() if inserted.records}
         if not hook.sites:
             del module._forward_pre_hooks[key]
 
 
-def mend(host: nn.Module) -> None:
-    """Let the guards of a host and its parts put back what they can."""
-    for module, _, hook in _guards(host):
-        hook.mend(module)
+def reattach(host: nn.Module) -> None:
+    """Let the hooks of a host and its parts put back what they can."""
+    for module, _, hook in _hooks(host):
+        hook.reattach(module)
 
 
-def _guards(host: nn.Module) -> list[tuple[nn.Module, int, Guard]]:
-    """The guards of a host and its parts, each with the module on which it hangs and its key there."""
+def _hooks(host: nn.Module) -> list[tuple[nn.Module, int, Reattaching]]:
+    """The hooks of a host and its parts, each with the module on which it hangs and its key there."""
     return [
         (module, key, hook)
         for module in host.modules()
         for key, hook in module._forward_pre_hooks.items()
-        if isinstance(hook, Guard)
+        if isinstance(hook, Reattaching)
     ]
 
 

@@ -97,7 +97,7 @@ def timms(asked: Question, images: data.Images, root: Path | None, seed: int) ->
         Listed(images, split.train, root), batch_size=asked.batch, is_training=True, color_jitter=0.0, **shared
     )
     test = create_loader(Listed(images, split.test, root), batch_size=256, crop_pct=1.0, **shared)
-    model = network.on_device(network.build(asked, "none", seed), asked)
+    model = network.on_device(network.build(asked, "none", seed), asked.device)
     optimiser = create_optimizer_v2(model, "adamw", lr=asked.learning_rate, weight_decay=asked.weight_decay)
     steps = len(train) * asked.epochs
     schedule = CosineLRScheduler(optimiser, t_initial=steps, warmup_t=steps // 7, t_in_epochs=False)

@@ -119,7 +119,7 @@ def timm_epoch(asked: Question, images: data.Images, root: Path | None) -> float
         Listed(images, split.train, root), batch_size=asked.batch, is_training=True, color_jitter=0.0, **shared
     )
     check = create_loader(Listed(images, split.val, root), batch_size=2 * asked.batch, **shared)
-    model = network.on_device(network.build(asked, "none", 0), asked)
+    model = network.on_device(network.build(asked, "none", 0), asked.device)
     optimiser = create_optimizer_v2(model, "adamw", lr=asked.learning_rate, weight_decay=asked.weight_decay)
     schedule = CosineLRScheduler(optimiser, t_initial=len(train), warmup_t=len(train) // 7, t_in_epochs=False)
     loss_of = LabelSmoothingCrossEntropy(asked.smoothing)
@@ -148,7 +148,7 @@ def timm_epoch(asked: Question, images: data.Images, root: Path | None) -> float
 def bare_epoch(asked: Question, images: data.Images) -> float:
     """Seconds an image that the network alone takes: forward, loss and backward on batches that lie ready."""
     split = images.split(0)
-    model = network.on_device(network.build(asked, "none", 0), asked)
+    model = network.on_device(network.build(asked, "none", 0), asked.device)
     shape = (asked.channels, asked.size, asked.size)
     ready = torch.randn(2 * asked.batch, *shape, device=asked.device).contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(asked.batch + 1, dtype=torch.long, device=asked.device)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from regard.base.files import slug, write_text
 from regard.comparison import data, statistics
-from regard.costs import costing
+from regard.costs import counts
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "examples"
@@ -103,8 +103,8 @@ def costs(models: Mapping[str, nn.Module], example: Callable[[str], Tensor], dig
     """What one example (1, ...) of every arm costs, as Markdown."""
     lines = ["| arm | parameters | million multiply-adds |", "|---|---|---|"]
     for arm, model in models.items():
-        millions = costing.multiply_adds(model, example(arm)) / 1e6
-        lines.append(f"| {arm} | {costing.parameters(model):,} | {millions:.{digits}f} |")
+        millions = counts.multiply_adds(model, example(arm)) / 1e6
+        lines.append(f"| {arm} | {counts.parameters(model):,} | {millions:.{digits}f} |")
     return "\n".join(lines)
 
 

@@ -35,7 +35,7 @@ GRADIENTS = """
 import sys, torch
 from torch import nn
 from torch.nn import functional as F
-from regard.comparison import hosts, training
+from regard.comparison import hosts, network
 
 torch.set_num_threads(1)
 
@@ -65,7 +65,7 @@ for name, host in networks.items():
     x, labels = torch.randn(8, 3, 28, 28), torch.arange(8) % 4
     with torch.backends.mkldnn.flags(enabled=False):
         true = gradients(host.double(), x.double(), labels)
-    host = network.on_device(host.float(), {"device": "cpu"})
+    host = network.on_device(host.float(), "cpu")
     for _ in range(3):
         found = gradients(host, x.contiguous(memory_format=hosts.memory_format(host)), labels)
         for (key, _), a, b in zip(host.named_parameters(), found, true, strict=True):
@@ -84,7 +84,7 @@ def test_gradients_are_right_without_avx512():
 
 
 def test_weights_lie_in_the_layout_that_is_asked_for():
-    host = network.on_device(hosts.build("small_resnet[width=8]", 4, 3, seed=0), {"device": "cpu"})
+    host = network.on_device(hosts.build("small_resnet[width=8]", 4, 3, seed=0), "cpu")
     assert host.stages[1][0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
-    host = network.on_device(host, {"device": "cpu"}, torch.contiguous_format)
+    host = network.on_device(host, "cpu", torch.contiguous_format)
     assert host.stages[1][0].conv1.weight.is_contiguous()

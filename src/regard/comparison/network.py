@@ -57,9 +57,9 @@ def build(question: Question, arm: str, seed: int, example: Tensor | None = None
     return host
 
 
-def on_device(model: nn.Module, question: Question, layout: torch.memory_format | None = None) -> nn.Module:
+def on_device(model: nn.Module, device: str, layout: torch.memory_format | None = None) -> nn.Module:
     """The model where it is trained and timed, in a memory layout; by default the faster of those that are safe."""
-    return model.to(question.device).to(memory_format=layout or hosts.memory_format(model))
+    return model.to(device).to(memory_format=layout or hosts.memory_format(model))
 
 
 def learning_parts(model: nn.Module, question: Question) -> list[nn.Module]:

@@ -72,7 +72,7 @@ def widening_parameters(question: Question, arms: list[str]) -> float:
 
 
 def _model(question: Question, arm: str) -> nn.Module:
-    return on_device(build(question, arm, seed=0), question)
+    return on_device(build(question, arm, seed=0), question.device)
 
 
 def _example(question: Question, host: nn.Module) -> torch.Tensor:

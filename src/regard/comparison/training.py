@@ -69,7 +69,7 @@ def train(
     host = build(question, arm, seed, example)
     scales = gates.branch_scales(host, example)
     layout = layout or hosts.memory_format(host)
-    model = on_device(host, question, layout)
+    model = on_device(host, question.device, layout)
     loader = Loader(images, question, normaliser(mean, std, question.device, layout))
     optimiser = _optimiser(model, question, arm)
 

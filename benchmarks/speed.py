@@ -1,4 +1,4 @@
-"""Measure every gate against the floor and against other libraries; write docs/speed.md and its picture.
+"""Measure every gate against its lower bound and against other libraries; write docs/speed.md and its picture.
 
 Usage: python benchmarks/speed.py [--device cuda] [--again] [--page] [--rounds N] [--shapes LIST] [MECHANISM ...]
 
@@ -22,7 +22,7 @@ import resultfiles
 from regard.base.files import slug, write_text
 from regard.costs.bench import PASSES, SHAPES, bench
 from regard.costs.goals import GATES, MAPS, faster, goal, verdict
-from regard.costs.records import Record, as_used, best, by_name
+from regard.costs.records import Record, as_used, best, by_name, whose
 from regard.costs.speed import Speed
 from regard.costs.speed_table import spread
 
@@ -38,12 +38,12 @@ BASE = "8x256x28x28"  # from which batch, channels and side grow
 def pieces(name: str, device: str, shapes: Sequence[str], rounds: int) -> dict[str, dict[str, Any]]:
     """What is asked of one mechanism, in pieces that finish in minutes."""
     common = {"names": [name], "device": device, "rounds": rounds}
-    race = common | {"shapes": shapes, "peers": True}
-    asked: dict[str, dict[str, Any]] = {"compiled": race | {"shapes": shapes[:1], "compiled": True}}
+    contest = common | {"shapes": shapes, "peers": True}
+    asked: dict[str, dict[str, Any]] = {"compiled": contest | {"shapes": shapes[:1], "compiled": True}}
     if shapes[1:]:
-        asked["contiguous"] = race | {"shapes": shapes[1:]}
-    asked["channels_last"] = race | {"layouts": ["channels_last"]}
-    asked["bfloat16"] = race | {"shapes": shapes[:1], "dtypes": ["bfloat16"]}
+        asked["contiguous"] = contest | {"shapes": shapes[1:]}
+    asked["channels_last"] = contest | {"layouts": ["channels_last"]}
+    asked["bfloat16"] = contest | {"shapes": shapes[:1], "dtypes": ["bfloat16"]}
     asked["scaling"] = common | {"shapes": [BASE], "scaling": True}
     if device == "cpu":
         asked["threads"] = common | {"shapes": shapes[:1], "threads": [1, 2]}
@@ -96,19 +96,20 @@ is said at the end.
 
 ## What is measured
 
-A gate has to read the map to squeeze it, to read it again, and to write the result; that is its *floor*, measured with
-torch's own sum and copy. Inference: `x.sum()` and `x.clone()`. Training, forward and backward pass: besides, `x.sum()`
-for the gradient of the gate, `dy.sum()` and `dy.clone()`. All that is compared runs in the same rounds, in turns, and
-each round has its ratios; shown is their median, with the quartiles in parentheses. 1 is a gate that costs what the
-memory costs. Below 1 is possible: a map that stays in the cache is not read from memory twice.
+A gate has to read the map to squeeze it, to read it again, and to write the result; that is its *lower bound*, measured
+with torch's own sum and copy. Inference: `x.sum()` and `x.clone()`. Training, forward and backward pass: besides,
+`x.sum()` for the gradient of the gate, `dy.sum()` and `dy.clone()`. What a row compares is timed side by side, in the
+same rounds, in turns, and each round has its ratios; shown is their median, with the quartiles in parentheses. 1 is a
+gate that costs what the memory costs. Below 1 is possible: a map that stays in the cache is not read from memory twice.
 
 Ours has a time only where it agrees with the reference in float64, outputs and gradients; otherwise it says `wrong`.
-Peers are modules of timm, torchvision and fightingcv-attention with their defaults; *best* is the fastest that runs, in
-that race. *Compiled* is `torch.compile` for exactly that shape, tried at the first one. None of ours needs it.
+The other libraries are timm, torchvision and fightingcv-attention, their modules with their defaults; *best* is the
+fastest of them that runs, in that row. *Compiled* is `torch.compile` for exactly that shape, tried at the first one.
+None of ours needs it.
 
-The goals, in times the floor: on maps of 4 million numbers or more 1.2 for inference and 1.5 for training, for triplet
-2 and 2.5; on smaller ones, from 1 million, 1.5 and 2.2; on a GPU 1.3. Besides, at most {MAPS} maps kept for the
-backward pass, and never slower than the best peer, compiled ones included."""
+The goals, in times the lower bound: on maps of 4 million numbers or more 1.2 for inference and 1.5 for training, for
+triplet 2 and 2.5; on smaller ones, from 1 million, 1.5 and 2.2; on a GPU 1.3. Besides, at most {MAPS} maps kept for the
+backward pass, and never slower than the best other library, compiled or not."""
     ]
     for device, found in results.items():
         parts += [
@@ -125,22 +126,22 @@ backward pass, and never slower than the best peer, compiled ones included."""
 
 def summary(found: dict[str, Any]) -> str:
     """How many goals are reached, and each that is not."""
-    rows = [row for race in Speed({"records": found["races"]}).contests() for row in by_name(race).values()]
+    rows = [row for contest in Speed({"records": found["races"]}).contests() for row in by_name(contest).values()]
     asked = [row for row in rows if (ours := as_used(row)) and goal(ours)]
     missed = [row for row in asked if "missed" in verdict(row)]
     slower = [row for row in asked if faster(row)]
     greedy = {r["name"]: r["maps_kept"] for r in map(as_used, asked) if r and (r["maps_kept"] or 0) > MAPS}
     wrong = [row[0] for row in rows if any((r["refused"] or "").startswith("wrong") for r in row)]
     lines = [
-        f"**{len(asked) - len(missed)} of {len(asked)} times reach their goal; in {len(slower)} a peer is faster; "
-        f"{len(greedy)} of {len(by_name(found['races']))} mechanisms keep more than {MAPS} maps.**"
+        f"**{len(asked) - len(missed)} of {len(asked)} times reach their goal; in {len(slower)} another library is "
+        f"faster; {len(greedy)} of {len(by_name(found['races']))} mechanisms keep more than {MAPS} maps.**"
     ]
     for shape in dict.fromkeys(_shape(row[0]) for row in asked):
         there = [row for row in asked if _shape(row[0]) == shape]
         lines.append(f"- on {shape}: {sum(row in missed for row in there)} of {len(there)} missed")
     lines += [f"- wrong: {_where(record)}" for record in wrong]
     lines += [f"- {_where(row[0])}: {_ours(row)}, {verdict(row).partition(', ')[2]}" for row in missed]
-    lines += [f"- {_where(row[0])}: {_ours(row)}, {_cell(peer)}" for row in slower for peer in faster(row)]
+    lines += [f"- {_where(row[0])}: {_ours(row)}, {_cell(other)}" for row in slower for other in faster(row)]
     lines += [f"- {name} keeps {maps:.2f} maps" for name, maps in greedy.items()]
     if found["missing"]:
         lines[0] += f"\n\n{resultfiles.LATER.capitalize()}: {', '.join(found['missing'])}."
@@ -150,12 +151,13 @@ def summary(found: dict[str, Any]) -> str:
 def sections(device: str, found: dict[str, Any]) -> list[str]:
     """The picture and the tables of one device."""
     picture = Speed({"records": found["races"]}).draw(ROOT / "docs" / "images" / f"{NAMES[device]}.svg")
-    parts = [f"![Time over the floor: ours, the best of other libraries, and both compiled](images/{picture.name})"]
-    for race in Speed({"records": found["races"]}).contests():
-        first = race[0]
+    parts = [f"![Time over the lower bound: ours, the best other library, and both compiled](images/{picture.name})"]
+    for contest in Speed({"records": found["races"]}).contests():
+        first = contest[0]
         title = f"### {first['pass'].capitalize()}, {_shape(first)}, {first['dtype']}, {first['layout']}"
-        floors = f"The floor takes {1e3 * first['floor_seconds'][1]:.3g} ms, a copy reaches {_copies(race)} GB/s."
-        parts.append(f"{title}\n\n{floors}\n\n{_race(race)}")
+        milliseconds = 1e3 * first["floor_seconds"][1]
+        bound = f"The lower bound takes {milliseconds:.3g} ms, a copy reaches {_copies(contest)} GB/s."
+        parts.append(f"{title}\n\n{bound}\n\n{_contest(contest)}")
     parts.append(f"### Memory\n\n{MEMORY}\n\n{_memory(found['races'])}")
     if found["threads"]:
         parts.append(f"### Threads\n\n{THREADS}\n\n{_threads(found['threads'])}")
@@ -170,21 +172,21 @@ THREADS = "Milliseconds with one thread and with two, and how many times as fast
 SCALING = f"""\
 The slope of the logarithm of time over the logarithm of size, by least squares; median of the rounds, quartiles in
 parentheses. Sizes are powers of two around {BASE}. In proportion to the map is 1 along batch and channels and 2 along
-the side. Less is a cost that does not grow with the map, such as that of the calls; more, as in the floor itself, is a
-map that leaves the cache."""
+the side. Less is a cost that does not grow with the map, such as that of the calls; more, as in the lower bound itself,
+is a map that leaves the cache."""
 
 
-def _race(race: list[Record]) -> str:
-    cuda = race[0]["device"] != "cpu"
-    head = ["mechanism", "ours", "goal", "ours, compiled", "best peer", "best peer, compiled"]
+def _contest(contest: list[Record]) -> str:
+    cuda = contest[0]["device"] != "cpu"
+    head = ["mechanism", "ours", "goal", "ours, compiled", "best other library", "best other library, compiled"]
     rows = [[*head, "of copy bandwidth"] if cuda else head]
-    for name, row in by_name(race).items():
+    for name, row in by_name(contest).items():
         compiled = next((r for r in row if r["source"] == "ours" and r["compiled"]), None)
         cells = [f"[{name}](mechanisms/{name}.md)", _ours(row), verdict(row), _cell(compiled)]
         cells += [_cell(best(row, compiled=False)), _cell(best(row, compiled=True))]
         ours = as_used(row)
         rows.append([*cells, f"{ours['of_copy_bandwidth']:.0%}" if ours else ""] if cuda else cells)
-    silent = [f"{r['source']}'s {r['name']} {r['refused']}" for r in race if r["refused"] and r["source"] != "ours"]
+    silent = [f"{r['source']}'s {r['name']} {r['refused']}" for r in contest if r["refused"] and r["source"] != "ours"]
     return _markdown(rows) + ("\n\n" + "; ".join(dict.fromkeys(silent)) + "." if silent else "")
 
 
@@ -228,7 +230,7 @@ def _scaling(slopes: Sequence[Record]) -> str:
     axes = list(dict.fromkeys(slope["axis"] for slope in slopes))
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
     for slope in slopes:
-        row = rows.setdefault((slope["name"], slope["pass"], slope["source"]), {})
+        row = rows.setdefault((slope["name"], slope["pass"], whose(slope)), {})
         row[slope["axis"]] = spread(slope["slope"])
     cells = [[*who, *(row.get(axis, "") for axis in axes)] for who, row in rows.items()]
     return _markdown([["mechanism", "pass", "whose", *axes], *cells])
@@ -241,7 +243,7 @@ def whole(found: dict[str, Any]) -> str:
     """Attention inside a network."""
     asked, machine = found["settings"], found["machine"]
     head = ["layout", "pass", "mechanism", "step time over the network without", "over timm's"]
-    rows = [[*head, "floor's share", "goal"]]
+    rows = [[*head, "lower bound's share", "goal"]]
     for r in found["records"]:
         share, met = f"{100 * r['floor']:.1f} %", ""
         if r["goal"]:
@@ -253,9 +255,9 @@ def whole(found: dict[str, Any]) -> str:
 ## In a whole network
 
 Made by `make whole`: {asked["model"]}, batch {asked["batch"]}, {asked["side"]} px, {machine["threads"]} threads, one
-gate at the end of each residual branch; {asked["rounds"]} rounds in turns. The floor's share is what the gates' maps
-would cost at the speed of memory, over the step of the network without gates. timm's are its own modules at the same
-places, called by the block; ours are called by a hook on the layer before, whose input is held for as long. All
+gate at the end of each residual branch; {asked["rounds"]} rounds in turns. The lower bound's share is what the gates'
+maps would cost at the speed of memory, over the step of the network without gates. timm's are its own modules at the
+same places, called by the block; ours are called by a hook on the layer before, whose input is held for as long. All
 networks share their convolutions: the places of weights in memory alone make networks differ. *Busy*: the step without
 gates varied by more than 10 %, too much to tell small differences.
 
@@ -314,7 +316,7 @@ def origin(found: dict[str, Any]) -> str:
         f"The processes had {', '.join(f'{k}={v}' for k, v in settings.items() if v)}. The load "
         f"before each piece was {loads[0]:.1f} to {loads[-1]:.1f}, {loads[len(loads) // 2]:.1f} in the middle; a piece "
         "is a process that runs minutes and keeps the cores busy itself. Times vary with the machine: the ratios hold "
-        "inside one race alone. All records, with their agreement, are in `benchmarks/results/`.",
+        "inside one row alone. All records, with their agreement, are in `benchmarks/results/`.",
         120,
     )
 
@@ -332,8 +334,8 @@ def _cell(record: Record | None) -> str:
     return f"{who}{spread(record['over_floor'])}"
 
 
-def _copies(race: Iterable[Record]) -> str:
-    rates = sorted(record["copy_gb_per_second"] for record in race)
+def _copies(contest: Iterable[Record]) -> str:
+    rates = sorted(record["copy_gb_per_second"] for record in contest)
     return f"{rates[len(rates) // 2]:.3g}"
 
 

@@ -3,8 +3,8 @@
 Usage: python benchmarks/whole.py [--quick] [--batch N] [--side N] [--rounds N] [--out FILE] [MECHANISM ...]
 
 The mechanism stands at the end of every residual branch. Step times are over those of the same network without
-attention, round by round. The floor's share is what the maps at the sites would cost at the speed of memory (see
-docs/speed.md), measured in the same rounds. Nothing else may run meanwhile; it takes about eight minutes.
+attention, round by round. The lower bound's share is what the maps at the sites would cost at the speed of memory
+(see docs/speed.md), measured in the same rounds. Nothing else may run meanwhile; it takes about eight minutes.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from regard.costs.timing import ALLOCATOR, Spread, allocator_hint, interleave, n
 RESULTS = Path(__file__).parent / "results" / "whole.json"
 MECHANISMS = ("se", "eca", "cbam", "coordinate")
 THEIRS = {"se": "se", "eca": "eca", "cbam": "cbam", "gc": "gc"}  # timm's names; what is not here it does not attach
-GOALS = {"se": 0.02, "eca": 0.02, "cbam": 0.05, "coordinate": 0.05}  # over the floor's share
+GOALS = {"se": 0.02, "eca": 0.02, "cbam": 0.05, "coordinate": 0.05}  # over the lower bound's share
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -72,14 +72,14 @@ def step(net: nn.Module, x: Tensor) -> Callable[[], None]:
 def shares(x: Tensor, mode: str, model: str) -> Callable[[], None]:
     """The lower bound of every site, one after the other."""
     plain: nn.Module = timm.create_model(model)
-    found = regard.sites(plain, at="branches", example=x[:1])
+    sites = regard.sites(plain, at="branches", example=x[:1])
     layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-    maps = [torch.randn(len(x), *site.shape[1:]).contiguous(memory_format=layout) for site in found]
-    passes = [lower_bound(a, training=mode == "training") for a in maps]
+    maps = [torch.randn(len(x), *site.shape[1:]).contiguous(memory_format=layout) for site in sites]
+    bounds = [lower_bound(a, training=mode == "training") for a in maps]
 
     def call() -> None:
-        for one in passes:
-            one()
+        for bound in bounds:
+            bound()
 
     return call
 
@@ -98,12 +98,12 @@ def measure(mechanisms: list[str], batch: int, side: int, rounds: int, model: st
                 if name in THEIRS:
                     arms[f"timm's {name}"] = network(name, plain, x, theirs=True, model=model)
             calls = {name: run(net.to(memory_format=memory_format), x) for name, net in arms.items()}
-            calls["floor"] = shares(x, mode, model)
+            calls["lower bound"] = shares(x, mode, model)
             timings = interleave(calls, rounds=rounds, warmup=2)
-            share = ratio(timings["floor"], timings["none"])
+            share = ratio(timings["lower bound"], timings["none"])
             for name in list(arms)[1:]:
-                over, peer = ratio(timings[name], timings["none"]), timings.get(f"timm's {name}")
-                theirs = ratio(timings[name], peer) if peer else None
+                over, timms = ratio(timings[name], timings["none"]), timings.get(f"timm's {name}")
+                theirs = ratio(timings[name], timms) if timms else None
                 points = GOALS.get(name)
                 goal = None if points is None else 1 + share[1] + points
                 records.append(record(layout, mode, name, over, theirs, share, goal, noisy(timings["none"].spread)))
@@ -121,7 +121,7 @@ def record(
     restless: str | None,
 ) -> dict[str, Any]:
     print(
-        f"{layout:13} {mode:9} {name:18} {over[1]:.3f} [{over[0]:.3f}, {over[2]:.3f}]  floor's share {share[1]:.3f}"
+        f"{layout:13} {mode:9} {name:18} {over[1]:.3f} [{over[0]:.3f}, {over[2]:.3f}]  lower bound {share[1]:.3f}"
         + (f"  over timm's {theirs[1]:.3f} [{theirs[0]:.3f}, {theirs[2]:.3f}]" if theirs else "")
         + (f"  goal {goal:.3f} {'met' if over[1] <= goal else 'missed'}" if goal else "")
         + ("  (noisy)" if restless else ""),

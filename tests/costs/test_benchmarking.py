@@ -201,7 +201,7 @@ def test_the_lower_bound_reads_and_writes_what_it_says():
     assert [result.dim() for result in results] == [0, 3, 0, 0, 3]  # three sums, two copies
 
 
-def test_a_peer_that_does_not_run_says_so(monkeypatch):
+def test_another_librarys_module_that_does_not_run_says_so(monkeypatch):
     monkeypatch.setitem(OTHER_LIBRARIES, "se", {"broken": lambda channels: nn.Conv2d(channels + 1, 2, 1)})
     (record,) = contest(SETTING, [Contestant("broken", None)], rounds=1)
     assert record["refused"].startswith("does not run: RuntimeError: Given groups=1")
@@ -280,7 +280,7 @@ def test_the_compiler_itself_runs_in_the_other_process():
     assert compiled["maps_kept"] == pytest.approx(eager["maps_kept"], abs=0.5)
 
 
-def test_peers_are_of_known_mechanisms_and_keep_the_shape(monkeypatch):
+def test_other_libraries_modules_are_of_known_mechanisms_and_keep_the_shape(monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path, str(Path(regard.__file__).parents[2] / ".venv" / "peers")])
     here = [(name, library, build) for name, by in OTHER_LIBRARIES.items() for library, build in by.items()]
     assert {name for name, _, _ in here} <= set(regard.names())
@@ -319,14 +319,17 @@ def test_a_benchmark_in_a_process_of_its_own(tmp_path):
     assert [record for record in speed.records if not fits(record, SCHEMA)] == []
     assert [record for record in speed.records if not fits(record["agreement"], AGREEMENT)] == []
     assert [slope for slope in found["scaling"] if not fits(slope, SLOPE)] == []
-    assert len(found["scaling"]) == 2 * 2 * 3  # passes, ours and the floor, axes
+    assert len(found["scaling"]) == 2 * 2 * 3  # passes, ours and the lower bound, axes
     assert not speed.wrong
     assert len(said) == 4 + 6
     assert said[0].startswith("1/10 inference eca[kernel_size=3] 2x8x7x9 float32 contiguous: auto ")
     assert [path.name for path in speed.save(tmp_path)] == ["bench.json", "bench.svg"]
     assert json.loads((tmp_path / "bench.json").read_text()) == found
-    assert "</svg>" in (tmp_path / "bench.svg").read_text()
+    picture = (tmp_path / "bench.svg").read_text()
+    assert "</svg>" in picture
+    assert speed.draw(tmp_path / "again.svg").read_text() == picture
     assert "gate:spatial 2x20x7x13" in str(speed)
+    assert "floor" not in str(speed)  # a word of the files alone
 
 
 def dies(asked, tell):
@@ -456,7 +459,7 @@ def test_tables_say_what_is_missed_and_who_is_faster():
     ]  # fmt: skip
     assert "another library is faster: cbam (timm 1.20), cbam (timm compiled 1.50)" in text
     assert "ge, timm: does not run: TypeError: no" in text
-    assert lines["ge"].endswith(" -")  # no gate with a goal, no peer
+    assert lines["ge"].endswith(" -")  # no gate with a goal, no other library
 
 
 @pytest.mark.parametrize(

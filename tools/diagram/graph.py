@@ -9,13 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
 from diagram.flow import Node
 from diagram.letters import Letters
+from regard.base.functions import tensors
+from regard.base.noted import Noted
 
-LIBRARIES = ("torch.", f"{__package__}.", "regard.ops")  # whose lines are not where something was computed
+LIBRARIES = (
+    "torch.",
+    f"{__package__}.",
+    "regard.base.",
+    "regard.ops",
+)  # whose lines are not where something was computed
 
 
 class Graph:
@@ -32,10 +37,10 @@ class Graph:
     def __init__(self, module: nn.Module, letters: Mapping[int, str]) -> None:
         self.nodes: list[Node] = []
         self.letters = Letters(letters)
-        self.constants: Any = WeakIdKeyDictionary()
+        self.constants = Noted[str]()
         self.modules: list[nn.Module] = []
         self.hidden = 0
-        self._made: Any = WeakIdKeyDictionary()  # tensor -> its node, and the tensor as that node made it
+        self._made = Noted[tuple[Node, Tensor]]()  # tensor -> its node, and the tensor as that node made it
         for name, constant in (*module.named_parameters(), *module.named_buffers()):
             self.constants[constant] = name
 
@@ -106,10 +111,6 @@ class Graph:
             yield
         finally:
             self.hidden -= 1
-
-
-def tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _line() -> tuple[str, int]:

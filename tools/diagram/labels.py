@@ -11,7 +11,7 @@ from torch import Tensor
 from diagram.flow import Node
 from diagram.letters import Letters, by
 
-SPELLINGS = {"truediv": "div", "iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div", "bmm": "matmul"}
+# functions whose operands stand in the other order than they are read
 SWAPPED = {"rsub": "sub", "rdiv": "div", "rtruediv": "div", "rpow": "pow", "rmatmul": "matmul"}
 PAIRS = {  # of two operands: the sign before a constant, and the word between two maps
     "add": ("+", "add"), "sub": ("−", "subtract"), "mul": ("×", "multiply"), "div": ("÷", "divide"),
@@ -36,8 +36,8 @@ ROLES = {"sub": ("", "subtracted"), "div": ("", "divisor"), "scaled_dot_product_
 
 
 @dataclass
-class Call:
-    """One call of a function of torch.
+class Operation:
+    """A call of a function of torch, as it is read.
 
     Attributes:
         name: of the function, as in the tables.
@@ -57,7 +57,8 @@ class Call:
     origin: Callable[[Any], Node | str]
 
     def __post_init__(self) -> None:
-        self.name = SPELLINGS.get(self.name, self.name)
+        if self.name == "bmm":
+            self.name = "matmul"
         if self.name in ("max", "min") and len(self.tensors) == 2:
             self.name += "imum"
         if self.name in SWAPPED:
@@ -77,56 +78,56 @@ class Call:
         return [dim % rank for dim in ([dims] if isinstance(dims, int) else dims or range(rank))]
 
 
-def label(call: Call) -> str:
-    """What a call computes, in words."""
-    rule = RULES.get(call.name, pool if "pool" in call.name else named)
-    return rule(call)
+def label(operation: Operation) -> str:
+    """What is computed, in words."""
+    rule = RULES.get(operation.name, pool if "pool" in operation.name else named)
+    return rule(operation)
 
 
-def named(call: Call) -> str:
-    return WORDS.get(call.name, call.name.replace("_", " "))
+def named(operation: Operation) -> str:
+    return WORDS.get(operation.name, operation.name.replace("_", " "))
 
 
-def pair(call: Call) -> str:
+def pair(operation: Operation) -> str:
     """An operation of two operands, of which one may be a number or a constant."""
-    if len(call.operands) < 2:
-        return named(call)
-    left, right = map(call.origin, call.operands)
+    if len(operation.operands) < 2:
+        return named(operation)
+    left, right = map(operation.origin, operation.operands)
     if isinstance(left, Node) and isinstance(right, Node):
-        return _of_two_maps(call, left, right)
-    sign, _ = PAIRS[call.name]
+        return _of_two_maps(operation, left, right)
+    sign, _ = PAIRS[operation.name]
     constant = right if isinstance(left, Node) else left
-    if call.name == "pow" and constant is right:
+    if operation.name == "pow" and constant is right:
         return POWERS.get(str(constant), f"{sign} {constant}")
-    return f"{sign} {constant}" if constant is right or call.name in COMMUTE else f"{constant} {sign} it"
+    return f"{sign} {constant}" if constant is right or operation.name in COMMUTE else f"{constant} {sign} it"
 
 
-def _of_two_maps(call: Call, left: Node, right: Node) -> str:
-    _, word = PAIRS[call.name]
-    if call.operands[0] is call.operands[1]:
-        return TWICE.get(call.name, word)
-    if call.name == "matmul":
-        return f"{word} over {call.letters.size(call.operands[0].shape[-1])}"
+def _of_two_maps(operation: Operation, left: Node, right: Node) -> str:
+    _, word = PAIRS[operation.name]
+    if operation.operands[0] is operation.operands[1]:
+        return TWICE.get(operation.name, word)
+    if operation.name == "matmul":
+        return f"{word} over {operation.letters.size(operation.operands[0].shape[-1])}"
     taps = [node for node in (left, right) if node.kind == "tap"]
-    return f"times {taps[0]}" if call.name == "mul" and taps else word
+    return f"times {taps[0]}" if operation.name == "mul" and taps else word
 
 
-def over(call: Call) -> str:
-    return call.letters.over(OVER[call.name], call.tensors[0], call.dims)
+def over(operation: Operation) -> str:
+    return operation.letters.over(OVER[operation.name], operation.tensors[0], operation.dims)
 
 
-def total(call: Call) -> str:
+def total(operation: Operation) -> str:
     """A sum; of what was stacked just before, it is an addition."""
-    origin = call.origin(call.tensors[0])
+    origin = operation.origin(operation.tensors[0])
     if isinstance(origin, Node) and str(origin) == "stack":
         stacked = {source.shape for source in origin.sources}
-        return "add" if stacked == {call.letters.shape(call.result)} else over(call)
-    return over(call)
+        return "add" if stacked == {operation.letters.shape(operation.result)} else over(operation)
+    return over(operation)
 
 
-def pool(call: Call) -> str:
-    kernel = call.args[1] if len(call.args) > 1 else call.kwargs.get("kernel_size")
-    return pooled(call.name, call.tensors[0], call.result, kernel, call.letters)
+def pool(operation: Operation) -> str:
+    kernel = operation.args[1] if len(operation.args) > 1 else operation.kwargs.get("kernel_size")
+    return pooled(operation.name, operation.tensors[0], operation.result, kernel, operation.letters)
 
 
 def pooled(name: str, x: Tensor, result: Tensor, kernel: Any, letters: Letters) -> str:
@@ -139,21 +140,21 @@ def pooled(name: str, x: Tensor, result: Tensor, kernel: Any, letters: Letters) 
     return f"{what} pool {by(kernel if isinstance(kernel, tuple) else [kernel] * (x.dim() - 2))}"
 
 
-def windows(call: Call) -> str:
-    return f"windows of {call.args[2]}" if len(call.args) == 4 else named(call)
+def windows(operation: Operation) -> str:
+    return f"windows of {operation.args[2]}" if len(operation.args) == 4 else named(operation)
 
 
-def einsum(call: Call) -> str:
-    terms, _, kept = call.args[0].replace(" ", "").partition("->")
+def einsum(operation: Operation) -> str:
+    terms, _, kept = operation.args[0].replace(" ", "").partition("->")
     lengths: dict[str, int] = {}
-    for term, x in zip(terms.split(","), call.tensors, strict=False):
+    for term, x in zip(terms.split(","), operation.tensors, strict=False):
         left, _, right = term.partition("...")
         lengths |= dict(zip(left, x.shape, strict=False)) | dict(zip(right[::-1], x.shape[::-1], strict=False))
     gone = [length for letter, length in lengths.items() if letter not in kept]
-    return f"matrix product over {call.letters.sizes(gone)}" if gone else "multiply"
+    return f"matrix product over {operation.letters.sizes(gone)}" if gone else "multiply"
 
 
-RULES: dict[str, Callable[[Call], str]] = {
+RULES: dict[str, Callable[[Operation], str]] = {
     **dict.fromkeys(PAIRS, pair),
     **dict.fromkeys(OVER, over),
     "sum": total,

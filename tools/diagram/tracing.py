@@ -11,26 +11,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten_with_path
 
 from diagram.flow import Flow, Node
-from diagram.graph import Graph, tensors
-from diagram.labels import ROLES, Call, label
+from diagram.graph import Graph
+from diagram.labels import ROLES, Operation, label
 from diagram.layers import layer
 from diagram.ops import watched_ops
 from diagram.tidying import rolled, tidied
+from regard.base.functions import LISTED, PARTS, REGROUPINGS, TURNS, Call, tensors
+from regard.base.tracing import Tracer
 from regard.layers.tap import Tap
 from regard.networks.replica import borrowed
 
 MOST = 40  # boxes of a picture; what would take more is drawn coarser
 
 # What only changes how a tensor is stored or seen; an arrow says so where it takes a part or changes the order.
-HOUSEKEEPING = re.compile(
-    "(view|reshape|expand|type)(_as)?|flatten|unflatten|ravel|squeeze|unsqueeze|transpose|permute|movedim|swapaxes|t|"
-    "contiguous|clone|detach|to|float|double|half|bfloat16|broadcast_(to|tensors)|get|getitem|split|chunk|unbind|narrow|"
-    "select|flip|roll|dropout[123d]*|requires_grad"
-)
+HOUSEKEEPING = REGROUPINGS | TURNS | PARTS | {
+    "ravel", "expand", "expand_as", "broadcast_to", "broadcast_tensors", "flip", "roll", "contiguous", "clone",
+    "detach", "data", "to", "type", "type_as", "float", "double", "half", "bfloat16",
+    "dropout", "dropout1d", "dropout2d", "dropout3d",
+}  # fmt: skip
 FRESH = re.compile("new_.*|.*_like")  # tensors that take no more than their shape from another
 NOISE = re.compile("rand.*|normal|bernoulli")
 NOTHING = ("Identity", "Dropout", "Flatten", "Unflatten")  # how the classes of modules begin that are not drawn
@@ -58,14 +59,14 @@ def trace(module: nn.Module, inputs: Sequence[Tensor], letters: Mapping[int, str
     depths = {name.count(".") + 1 for name, child in module.named_modules() if name and child._modules}
     for depth, roll in product((sys.maxsize, *sorted(depths, reverse=True)), (False, True)):
         with borrowed(module) as replica:
-            nodes = _Tracer(replica, letters, depth).watch(inputs)
+            nodes = _GraphTracer(replica, letters, depth).watch(inputs)
         nodes = tidied(rolled(nodes) if roll else nodes)
         if len(nodes) <= MOST:
             break
     return Flow(nodes)
 
 
-class _Tracer(TorchFunctionMode):
+class _GraphTracer(Tracer):
     """Fills a graph while a module runs."""
 
     def __init__(self, module: nn.Module, letters: Mapping[int, str], depth: int) -> None:
@@ -75,7 +76,7 @@ class _Tracer(TorchFunctionMode):
             letters: length of an axis -> its name.
             depth: from which on a child module is one box.
         """
-        super().__init__()
+        super().__init__({})
         self.module = module
         self.depth = depth
         self.graph = Graph(module, letters)
@@ -98,22 +99,23 @@ class _Tracer(TorchFunctionMode):
             self.graph.add("output", str(name), [tensor], tensor)
         return self.graph.nodes
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        name = getattr(func, "__name__", "").strip("_")
-        results = tensors(args[0] if name == "setitem" else result)
-        if self.graph.hidden or not results:
-            return result
-        inputs = tensors((args, kwargs))
+    @property
+    def awake(self) -> bool:
+        """Not inside of what is drawn as one box."""
+        return not self.graph.hidden
+
+    def follow(self, call: Call) -> None:
+        results = tensors(call.args[0] if call.word == "setitem" else call.result)
+        if not results:
+            return
+        inputs = tensors((call.args, call.kwargs))
         traced = [tensor for tensor in inputs if tensor in self.graph]
-        if not traced or FRESH.fullmatch(name):
-            self.name_constants(name, inputs, results)
-        elif HOUSEKEEPING.fullmatch(name) or _does_nothing(name, inputs, results):
+        if not traced or FRESH.fullmatch(call.word):
+            self.name_constants(call.word, inputs, results)
+        elif call.word in HOUSEKEEPING or _does_nothing(call.word, inputs, results):
             self.graph.pass_on(traced, results)
         else:
-            self.compute(Call(name, args, kwargs, inputs, results[0], self.graph.letters, self.graph.origin), results)
-        return result
+            self.compute(call, inputs, results)
 
     def name_constants(self, function: str, inputs: list[Tensor], results: list[Tensor]) -> None:
         """What is computed without the inputs is named by the parameters that it comes from."""
@@ -124,11 +126,14 @@ class _Tracer(TorchFunctionMode):
             named = " and ".join(dict.fromkeys(names)) if function == "cat" else names[0]
             constants.update((tensor, named) for tensor in results if named)
 
-    def compute(self, call: Call, results: list[Tensor]) -> None:
+    def compute(self, call: Call, inputs: list[Tensor], results: list[Tensor]) -> None:
         """Add what a function of torch computes."""
-        names = [name for x in call.tensors for name in self.graph.constants.get(x, "").split(" and ")]
+        origin, letters = self.graph.origin, self.graph.letters
+        operation = Operation(call.word, call.args, call.kwargs, inputs, results[0], letters, origin)
+        names = [name for x in inputs for name in self.graph.constants.get(x, "").split(" and ")]
         kind = "step" if self.learnt.isdisjoint(names) else "layer"
-        self.graph.add(kind, label(call), call.operands, results, roles=ROLES.get(call.name, ()))
+        roles = ROLES.get(operation.name, ())
+        self.graph.add(kind, label(operation), operation.operands, results, roles=roles)
 
     def enter(self, module: nn.Module, args: Any) -> None:
         self.graph.modules.append(module)
@@ -168,4 +173,4 @@ class _Tracer(TorchFunctionMode):
 
 def _does_nothing(name: str, inputs: list[Tensor], results: list[Tensor]) -> bool:
     """Whether one tensor was joined to no other, or pooled over single pixels."""
-    return (name in ("cat", "stack") and len(inputs) == 1) or ("pool" in name and torch.equal(inputs[0], results[0]))
+    return (name in LISTED and len(inputs) == 1) or ("pool" in name and torch.equal(inputs[0], results[0]))

@@ -14,6 +14,11 @@ MEASURED = ("seconds", "over_floor", "of_copy_bandwidth", "maps_kept", "peak_map
 Record = dict[str, Any]
 
 
+def whose(record: Record) -> str:
+    """Ours, a library's, or the lower bound's, which files call "floor"."""
+    return "lower bound" if record["source"] == "floor" else record["source"]
+
+
 def best(records: Iterable[Record], *, compiled: bool) -> Record | None:
     """The fastest module of another library that ran."""
     others = [r for r in records if r["source"] != "ours" and r["compiled"] == compiled and r["over_floor"]]

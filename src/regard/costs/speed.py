@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+
 from regard.base.files import whole, write_text
 from regard.costs.records import Record
 from regard.costs.speed_picture import picture
@@ -63,7 +65,8 @@ class Speed:
 
         It is of the first dtype, layout, device and number of threads that were measured.
         """
-        with whole(path) as temporary:
+        # the salt makes the ids in the file depend on what is drawn alone
+        with whole(path) as temporary, matplotlib.rc_context({"svg.hashsalt": "regard"}):
             picture(self.records).savefig(temporary, format=path.suffix[1:], metadata={"Date": None})
         return path
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from regard.base.tables import aligned
 from regard.costs.goals import MAPS, faster, goal, verdict
-from regard.costs.records import OWN, Record, as_used, best, by_name
+from regard.costs.records import OWN, Record, as_used, best, by_name, whose
 from regard.costs.timing import noisy
 
 
@@ -36,7 +36,7 @@ def times(shape: Sequence[int]) -> str:
 
 
 def _who(record: Record) -> str:
-    name = record["source"] if record["source"] != "ours" else record["implementation"]
+    name = whose(record) if record["source"] != "ours" else record["implementation"]
     return f"{name} compiled" if record.get("compiled") else name
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from regard.base.errors import UserError
+from regard.insertion.attended_class import give_attended_class, give_own_class
 from regard.insertion.layout import Layout
-from regard.insertion.marks import mark, unmark
 from regard.insertion.survey import CHILD
 
 
@@ -66,7 +66,7 @@ def hang(site: nn.Module, inserted: Inserted) -> None:
     """Put the child at a site, with its hook."""
     site.add_module(CHILD, inserted)
     site.register_forward_hook(_send_through)
-    mark(site)
+    give_attended_class(site)
 
 
 def is_hooked(site: nn.Module) -> bool:
@@ -116,7 +116,7 @@ def take_out(modules: Mapping[str, nn.Module], name: str, label: str) -> None:
         del site._modules[CHILD]
         for key in _hooks(site):
             del site._forward_hooks[key]
-        unmark(site)
+        give_own_class(site)
 
 
 def host_keys(model: nn.Module) -> list[str]:

@@ -62,10 +62,10 @@ class Pass:
             self.images = len(self.scores) if self.scores.dim() else next(iter(counts), None)
             odd = {key for key, kept in self.kept.items() if self.scores.dim() and len(kept) != len(self.scores)}
             if self.scores.requires_grad:
-                found = torch.autograd.grad(
+                gradients = torch.autograd.grad(
                     self.scores.sum(), [*self.kept.values()], allow_unused=True, retain_graph=bool(odd)
                 )
-                self.gradients = dict(zip(self.kept, found, strict=True))
+                self.gradients = dict(zip(self.kept, gradients, strict=True))
             for key in self.kept if self.scores.dim() and len(self.scores) > 1 else ():
                 if key in odd and self.moves(key) and len(self.kept[key]) % len(self.scores) == 0:
                     self._assign_frames(key)

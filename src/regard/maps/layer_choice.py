@@ -59,7 +59,7 @@ def explained_layers(
         UserError: there is no such layer, it gives no map, or the target does not depend on it.
     """
     if callable(target) and layer == "auto":  # the layers that it reads need not be those that a class reads
-        survey = _known(model, example).survey
+        survey = _cache_entry(model, example).survey
         passed = Pass.of(model, example, target, _map_layouts(survey), cut=False)
         return passed, _last_read(passed, survey, blank=blank)
     layers = _layers(model, example, layer)
@@ -72,7 +72,7 @@ def explained_layers(
 
 
 @dataclass
-class _Known:
+class _CacheEntry:
     """What is remembered of a model: a pass that was watched, and by `layer` the calls that are explained.
 
     Attributes:
@@ -84,16 +84,16 @@ class _Known:
     layers: dict[str, dict[Key, Layout]] = field(default_factory=dict)
 
 
-_known_models: Any = WeakIdKeyDictionary()  # model -> _Known
+_cache: Any = WeakIdKeyDictionary()  # model -> _CacheEntry
 
 
-def _known(model: nn.Module, example: Any) -> _Known:
+def _cache_entry(model: nn.Module, example: Any) -> _CacheEntry:
     shapes = tuple(tuple(leaf.shape) for leaf in tree_leaves(example) if isinstance(leaf, Tensor))
     sign = shapes, tuple((name, id(module)) for name, module in model.named_modules())
-    known: _Known | None = _known_models.get(model)
-    if known is None or known.sign != sign:
-        _known_models[model] = known = _Known(sign, dry_run(model, _first(example)))
-    return known
+    entry: _CacheEntry | None = _cache.get(model)
+    if entry is None or entry.sign != sign:
+        _cache[model] = entry = _CacheEntry(sign, dry_run(model, _first(example)))
+    return entry
 
 
 def _first(example: Any) -> Any:
@@ -104,17 +104,17 @@ def _first(example: Any) -> Any:
 def _layers(model: nn.Module, example: Any, layer: str) -> dict[Key, Layout]:
     """The calls of the layers of this name, or of those that the scores of classes read; and how they hold their
     maps."""
-    known = _known(model, example)
-    if layer not in known.layers:
-        maps = _map_layouts(known.survey)
+    entry = _cache_entry(model, example)
+    if layer not in entry.layers:
+        maps = _map_layouts(entry.survey)
         if layer == "auto":
             passed = Pass.of(model, _first(example), None, maps, cut=False)
-            keys = _last_read(passed, known.survey, blank=True)
+            keys = _last_read(passed, entry.survey, blank=True)
         else:
-            names = [_named(known.survey, maps, name) for name in layer.split(BETWEEN)]
-            keys = [(name, call) for name in names for call in range(len(known.survey.outputs[name]))]
-        known.layers[layer] = {key: maps[key[0]] for key in keys}
-    return known.layers[layer]
+            names = [_named(entry.survey, maps, name) for name in layer.split(BETWEEN)]
+            keys = [(name, call) for name in names for call in range(len(entry.survey.outputs[name]))]
+        entry.layers[layer] = {key: maps[key[0]] for key in keys}
+    return entry.layers[layer]
 
 
 def _map_layouts(survey: Survey) -> dict[str, Layout]:
@@ -222,8 +222,8 @@ def _merged(passed: Pass, levels: list[Key], able: Sequence[Key], ancestors: Anc
     return list(dict.fromkeys(levels))
 
 
-def _related(one: Key, other: Key, ancestors: Ancestors) -> bool:
-    return one == other or one in ancestors[other] or other in ancestors[one]
+def _related(first: Key, second: Key, ancestors: Ancestors) -> bool:
+    return first == second or first in ancestors[second] or second in ancestors[first]
 
 
 def _refuse_several_inputs(passed: Pass, keys: Sequence[Key]) -> None:

@@ -45,12 +45,12 @@ class Map:
         value = self.value.detach().float()
         sizes = " x ".join(map(str, value.shape))
         low, high = (float(value.min()), float(value.max())) if value.numel() else (0.0, 0.0)
-        said = notebook.paragraph(f"{self.name}: {self.kind}, {sizes}, {low:.3g} to {high:.3g}")
+        line = notebook.paragraph(f"{self.name}: {self.kind}, {sizes}, {low:.3g} to {high:.3g}")
         if self.kind == "channel":  # a row for each image
             value = value.flatten(1)[:, None]
         while value.dim() > 3:
             value = value.mean(1)
-        return said + (notebook.pictures(value.cpu().numpy(), self.name) if value.dim() == 3 else "")
+        return line + (notebook.pictures(value.cpu().numpy(), self.name) if value.dim() == 3 else "")
 
 
 class Maps(list[Map]):
@@ -139,10 +139,10 @@ def record(
             handle.remove()
 
 
-def _check_kinds(kinds: Collection[str], known: Collection[str]) -> None:
+def _check_kinds(kinds: Collection[str], allowed: Collection[str]) -> None:
     """Raise a `UserError` where these are no kinds of maps."""
-    if isinstance(kinds, str) or (unknown := sorted(set(kinds) - {*known})):
-        wrong = f"the string {kinds!r}" if isinstance(kinds, str) else f"{unknown[0]!r}{near(unknown[0], [*known])}"
+    if isinstance(kinds, str) or (unknown := sorted(set(kinds) - {*allowed})):
+        wrong = f"the string {kinds!r}" if isinstance(kinds, str) else f"{unknown[0]!r}{near(unknown[0], [*allowed])}"
         raise UserError(f"kinds is a collection of {', '.join(KINDS)}, got {wrong}")
 
 
@@ -157,5 +157,5 @@ def _check_queries(queries: Any) -> None:
             continue
         pair = isinstance(query, Sequence) and len(query) == 2 and all(isinstance(at, int | float) for at in query)
         if not pair or not all(0 <= at <= 1 for at in query):
-            one = ": write queries=[(0.5, 0.5)] for one place" if isinstance(query, float) else ""
-            raise UserError(f"a place is (row, column) as shares of the sides, from 0 to 1, got {query!r}{one}")
+            hint = ": write queries=[(0.5, 0.5)] for one place" if isinstance(query, float) else ""
+            raise UserError(f"a place is (row, column) as shares of the sides, from 0 to 1, got {query!r}{hint}")

@@ -134,14 +134,14 @@ def evidence(
 
 def _joined(maps: Sequence[Tensor]) -> Tensor:
     """Maps (B, 1, \\*spatial) of the same pictures, at the size of the finest; the sum of each stays what it was."""
-    finest = max(maps, key=lambda one: one[0].numel())
-    if len({one.dim() for one in maps}) > 1:
+    finest = max(maps, key=lambda level: level[0].numel())
+    if len({level.dim() for level in maps}) > 1:
         raise UserError("the layers that the target reads hold maps of different kinds: name one of them with layer=")
     total = torch.zeros_like(finest)
     mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[finest.dim()]
-    for one in maps:
-        if one.shape != finest.shape:
-            share = one[0].numel() / finest[0].numel()
-            one = share * nn.functional.interpolate(one, finest.shape[2:], mode=mode)
-        total = total + one
+    for level in maps:
+        if level.shape != finest.shape:
+            share = level[0].numel() / finest[0].numel()
+            level = share * nn.functional.interpolate(level, finest.shape[2:], mode=mode)
+        total = total + level
     return total

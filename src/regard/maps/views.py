@@ -17,30 +17,30 @@ def views(maps: Sequence[Map], query: tuple[float, float] = (0.5, 0.5)) -> Itera
         maps: recorded with ``queries=[query]``, or with all.
         query: the place (row, column) as shares of the sides.
     """
-    for found in joined_axes(maps):
-        value = found.value
-        if found.kind == "position" and value.dim() == 6:  # a mechanism that builds all of them anyway
+    for recorded in joined_axes(maps):
+        value = recorded.value
+        if recorded.kind == "position" and value.dim() == 6:  # a mechanism that builds all of them anyway
             row, column = (min(side - 1, int(at * side)) for at, side in zip(query, value.shape[2:4], strict=True))
             value = value[:, :, row, column].unsqueeze(2)
         value = value.float().cpu()
-        if found.kind == "position" and value.dim() == 5:
-            yield Map(found.name, "token", value.flatten(3), Layout("tokens", 0, tuple(value.shape[3:])))
+        if recorded.kind == "position" and value.dim() == 5:
+            yield Map(recorded.name, "token", value.flatten(3), Layout("tokens", 0, tuple(value.shape[3:])))
         else:
-            yield replace(found, value=value)
+            yield replace(recorded, value=value)
 
 
 def joined_axes(maps: Sequence[Map]) -> Iterator[Map]:
     """The gates along the axes of one mechanism multiply, so they are one map."""
     axes: dict[str, Map] = {}
-    for found in maps:
-        if found.kind != "axis":
-            yield found
+    for recorded in maps:
+        if recorded.kind != "axis":
+            yield recorded
             continue
-        where = found.name.rpartition(".")[0] if found.name.rpartition(".")[2].isdigit() else found.name
+        where = recorded.name.rpartition(".")[0] if recorded.name.rpartition(".")[2].isdigit() else recorded.name
         before = axes.get(where)
-        sides = [i for i in range(2, found.value.dim()) if found.value.shape[i] > 1]
+        sides = [i for i in range(2, recorded.value.dim()) if recorded.value.shape[i] > 1]
         if before is None or (sides and all(before.value.shape[i] > 1 for i in sides)):
-            axes[where] = Map(where, "axis", found.value)
+            axes[where] = Map(where, "axis", recorded.value)
         else:
-            axes[where] = Map(where, "axis", before.value * found.value)
+            axes[where] = Map(where, "axis", before.value * recorded.value)
     yield from axes.values()

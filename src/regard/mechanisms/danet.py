@@ -151,8 +151,8 @@ def _translate_head(
     out_channels: int | None = None,
     norm_layer: object = None,  # the tensors of another than a batch norm do not fit
 ) -> Translation:
-    width, found = tensors["conv5a.0.weight"].shape[:2]
-    channels = in_channels or channels or found
+    width, weight_channels = tensors["conv5a.0.weight"].shape[:2]
+    channels = in_channels or channels or weight_channels
     options = {"classes": out_channels or tensors["conv8.1.weight"].shape[0], "reduction": channels // width}
     names = {"conv5a": "position_in", "conv51": "position_out", "conv5c": "channel_in", "conv52": "channel_out"}
     names |= {"sa.query_conv": "position.query", "sa.key_conv": "position.key", "sa.value_conv": "position.value"}

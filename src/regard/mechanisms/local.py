@@ -42,8 +42,8 @@ def _translate(
     avg_down: bool = False,  # says how a stride is made
     feat_size: Sequence[int] | None = None,  # they use it nowhere
 ) -> Translation:
-    width, found = tensors["q.weight"].shape[:2]
-    channels = dim or channels or found
+    width, weight_channels = tensors["q.weight"].shape[:2]
+    channels = dim or channels or weight_channels
     if dim_out not in (None, channels) or stride != 1 or scale_pos_embed:
         raise ValueError("local answers with the map's own size and channels and unscaled positions: dim_out, stride "
                          "and scale_pos_embed are left at their defaults")  # fmt: skip

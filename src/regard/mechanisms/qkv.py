@@ -16,9 +16,9 @@ from regard.registry.registration import register
 def _parameters(
     channels: int, *, width: int | None, value_width: int | None, bias: bool, projection: bool, **_: Any
 ) -> int:
-    asked, answered = width or channels, value_width or channels
-    count = (channels + bias) * (2 * asked + answered)
-    return count + projection * (answered + bias) * channels
+    width, value_width = width or channels, value_width or channels
+    count = (channels + bias) * (2 * width + value_width)
+    return count + projection * (value_width + bias) * channels
 
 
 def _translate(
@@ -31,9 +31,10 @@ def _translate(
     heads: int = 1,
     bias: bool | None = None,
 ) -> Translation:
-    width, found = tensors["q.weight"].shape[:2]
+    width, weight_channels = tensors["q.weight"].shape[:2]
     options = {"heads": heads, "width": dk or width, "value_width": dv or tensors["v.weight"].shape[0]}
-    return C or channels or found, options | {"bias": "q.bias" in tensors}, {"q": "query", "k": "key", "v": "value"}
+    channels = C or channels or weight_channels
+    return channels, options | {"bias": "q.bias" in tensors}, {"q": "query", "k": "key", "v": "value"}
 
 
 def _translate_torch(

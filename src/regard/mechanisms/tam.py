@@ -30,8 +30,8 @@ def _translate(
     stride: int = 1,
     padding: int | None = None,
 ) -> Translation:
-    hidden, width, found = tensors["L.0.weight"].shape
-    kernel_size = kernel_size or found
+    hidden, width, kernel = tensors["L.0.weight"].shape
+    kernel_size = kernel_size or kernel
     if stride != 1 or padding not in (None, kernel_size // 2):
         raise ValueError(f"as many frames come out as go in, so stride is 1 and padding {kernel_size // 2}")
     channels = in_channels or channels or width

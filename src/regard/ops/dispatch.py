@@ -31,7 +31,7 @@ FAST = ("triton", "cpu")
 NAMES = ("auto", "reference", *FAST)
 
 # the name of an implementation, or what answers in place of all
-_asked: Blocks[str | Callable[..., Any]] = Blocks("regard.use_impl", "auto")
+_choice: Blocks[str | Callable[..., Any]] = Blocks("regard.use_impl", "auto")
 
 
 def use_impl(name: str) -> AbstractContextManager[None]:
@@ -54,12 +54,12 @@ def use_impl(name: str) -> AbstractContextManager[None]:
     """
     if name not in NAMES:
         raise UserError(f"there is no implementation {name!r}: the names are {', '.join(NAMES)}{near(name, NAMES)}")
-    return _asked.enter(name)
+    return _choice.enter(name)
 
 
 def answered(by: Callable[..., Any]) -> AbstractContextManager[None]:
     """Ask a function instead of every op inside the block: ``by(op, *args)``."""
-    return _asked.enter(by)
+    return _choice.enter(by)
 
 
 def not_plain(*args: Any) -> str | None:
@@ -146,8 +146,8 @@ class Op:
     def __call__(self, *args: Any) -> Any:
         if torch.compiler.is_compiling():
             return self.reference(*args)
-        asked = _asked.last()
-        if asked == "auto":
+        choice = _choice.last()
+        if choice == "auto":
             if not self.fast:
                 return self.reference(*args)
             try:
@@ -156,12 +156,12 @@ class Op:
             except (RuntimeError, TypeError):  # no strides, or sizes that are symbols
                 return self.reference(*args)
             return (run or self._choose(seen, args))(*args)
-        if callable(asked):
-            return asked(self, *args)
-        reason = self.why_not(asked, *args)
+        if callable(choice):
+            return choice(self, *args)
+        reason = self.why_not(choice, *args)
         if reason is not None:
-            raise UserError(f"{self.name}[{asked}]: {reason}")
-        return self.reference(*args) if asked == "reference" else self._implementation(asked).run(*args)
+            raise UserError(f"{self.name}[{choice}]: {reason}")
+        return self.reference(*args) if choice == "reference" else self._implementation(choice).run(*args)
 
     def _choose(self, seen: tuple[Any, ...], args: tuple[Any, ...]) -> Callable[..., Any]:
         """What `auto` takes for these arguments, remembered for all that look like them."""

@@ -22,20 +22,20 @@ CAPTIONS = {
 
 
 def caption(
-    found: Map, kind: str, head: int | None = None, smooth: bool = True, target: str = "the predicted class"
+    recorded: Map, kind: str, head: int | None = None, smooth: bool = True, target: str = "the predicted class"
 ) -> str:
     """What a picture of a map shows, in sentences.
 
     Args:
-        found: that is drawn.
+        recorded: that is drawn.
         kind: its kind, or of evidence the method.
         head, smooth: as in `regard.draw`.
         target: of evidence, the class in words.
     """
-    words = f"Evidence for {target} ({PAPERS[kind]} at {found.name})" if kind in METHODS else CAPTIONS[kind]
+    words = f"Evidence for {target} ({PAPERS[kind]} at {recorded.name})" if kind in METHODS else CAPTIONS[kind]
     if words.endswith("."):
         return words
-    if kind == "token" and found.value.shape[1] > 1:
+    if kind == "token" and recorded.value.shape[1] > 1:
         words += f", {'mean of the heads' if head is None else f'head {head}'}"
-    sides = found.layout.grid if found.layout else found.value.shape[-2:]
+    sides = recorded.layout.grid if recorded.layout else recorded.value.shape[-2:]
     return f"{words}. {' x '.join(map(str, sides))} values, {'interpolated' if smooth else 'as blocks'}."

@@ -12,11 +12,11 @@ from regard.maps.recording import Map
 View = tuple[np.ndarray, tuple[float, float] | None]  # (h, w) of weights; the query's own place, where that is known
 
 
-def view_from(found: Map, values: np.ndarray, query: Query, head: int | None) -> View:
+def view_from(recorded: Map, values: np.ndarray, query: Query, head: int | None) -> View:
     """Where a query looks.
 
     Args:
-        found: of the kind ``"position"``, ``"token"`` or ``"criss-cross"``.
+        recorded: of the kind ``"position"``, ``"token"`` or ``"criss-cross"``.
         values: of one image.
         query: whose view it is: a place (row, column) as shares of the sides, or the number of a token; of a map that
             was recorded for some queries, the number of one of them.
@@ -25,18 +25,18 @@ def view_from(found: Map, values: np.ndarray, query: Query, head: int | None) ->
     Raises:
         UserError: there is no such head or query, or the weights lie on no picture.
     """
-    if found.kind == "criss-cross":
+    if recorded.kind == "criss-cross":
         return _criss_cross(values, query)
     if head is not None and not 0 <= head < len(values):
         raise UserError(f"draw: the map has {len(values)} heads, there is no number {head}")
     values = values.mean(0) if head is None else values[head]
-    if found.kind == "position":
+    if recorded.kind == "position":
         return _position(values, query)
-    if found.layout is None:
+    if recorded.layout is None:
         raise UserError(
-            f"draw: the tokens of {found.name} are those of windows or of no picture, and cannot be drawn on it"
+            f"draw: the tokens of {recorded.name} are those of windows or of no picture, and cannot be drawn on it"
         )
-    return _token(values, found.layout, query)
+    return _token(values, recorded.layout, query)
 
 
 def _criss_cross(values: np.ndarray, query: Query) -> View:

@@ -80,8 +80,7 @@ class _Agree(Function):
             return None, *differentiate(run, given, (dy,)), *[None] * (4 - len(given))
         sums = x.new_empty(3, len(x), len(weight), dtype=torch.float32)
         dy = dy if dy.stride() == x.stride() else torch.empty_like(x).copy_(dy)
-        found = {"means": means, "scales": scales, "dy": dy, "sums": sums}
-        dx = _call(x, weight, bias, strength, ctx.options, **found)
+        dx = _call(x, weight, bias, strength, ctx.options, means=means, scales=scales, dy=dy, sums=sums)
         dweight, dbias, dstrength = sums.sum(1)
         faded = None if strength is None else dstrength.sum().view(strength.shape).to(strength.dtype)
         return None, dx, dweight.to(weight.dtype), dbias.to(bias.dtype), faded

@@ -62,8 +62,8 @@ class _Excite(Function):
         needed, dtype = ctx.needs_input_grad, gate.dtype
         dgate, gate, down, up, *squeezed = (tensor.float() for tensor in (dgate, gate, down, up, *squeezed))
         dsqueezed, *dweights = excite_backward(dgate, gate, activations, squeezed, down, up, needed)
-        found = (*dweights, *(dsqueezed.chunk(len(squeezed)) if any(needed[4:]) else [None] * len(squeezed)))
-        return found if dtype == torch.float32 else tuple(d if d is None else d.to(dtype) for d in found)
+        gradients = (*dweights, *(dsqueezed.chunk(len(squeezed)) if any(needed[4:]) else [None] * len(squeezed)))
+        return gradients if dtype == torch.float32 else tuple(d if d is None else d.to(dtype) for d in gradients)
 
 
 def excite_backward(
@@ -104,8 +104,8 @@ def _differentiate_reference(
         inputs = [present[at] for at in range(4, 4 + len(squeezed))]
         return (reference.run(inputs, present[0], present.get(1), present[2], present.get(3)),)
 
-    found = dict(zip(given, differentiate(run, [*given.values()], (dgate,)), strict=True))
-    return tuple(map(found.get, range(4 + len(squeezed))))
+    gradients = dict(zip(given, differentiate(run, [*given.values()], (dgate,)), strict=True))
+    return tuple(map(gradients.get, range(4 + len(squeezed))))
 
 
 def prepare(

@@ -66,21 +66,21 @@ def _chosen() -> tuple[str, ctypes.CDLL] | str:
     Raises:
         UserError: the environment asks for a level that there is not.
     """
-    asked, here = os.environ.get("REGARD_LEVEL"), levels()
-    if asked and asked not in LEVELS:
-        raise UserError(f"REGARD_LEVEL={asked}: the levels are {', '.join(LEVELS)}{near(asked, LEVELS)}")
-    if asked and asked not in here:
-        raise UserError(f"REGARD_LEVEL={asked}: this machine lacks it and has {', '.join(here)}")
+    choice, here = os.environ.get("REGARD_LEVEL"), levels()
+    if choice and choice not in LEVELS:
+        raise UserError(f"REGARD_LEVEL={choice}: the levels are {', '.join(LEVELS)}{near(choice, LEVELS)}")
+    if choice and choice not in here:
+        raise UserError(f"REGARD_LEVEL={choice}: this machine lacks it and has {', '.join(here)}")
     reasons: list[str] = []
-    for level in (asked,) if asked else here:
-        found = _open(level)
-        if isinstance(found, ctypes.CDLL):
-            return level, found
-        if asked:
-            raise UserError(f"REGARD_LEVEL={asked}: {found}")
+    for level in (choice,) if choice else here:
+        outcome = _open(level)
+        if isinstance(outcome, ctypes.CDLL):
+            return level, outcome
+        if choice:
+            raise UserError(f"REGARD_LEVEL={choice}: {outcome}")
         if _path(level).is_file() and not reasons:
-            warnings.warn(f"{found}; slower code runs in their place", stacklevel=2)
-        reasons.append(found)
+            warnings.warn(f"{outcome}; slower code runs in their place", stacklevel=2)
+        reasons.append(outcome)
     return reasons[0]
 
 
@@ -93,16 +93,16 @@ def missing() -> str | None:
 def overview() -> dict[str, Any]:
     """The level that runs, None where none does, and for each level of this machine why it cannot, or None."""
     chosen = _chosen()
-    reasons = {level: found if isinstance(found := _open(level), str) else None for level in levels()}
+    reasons = {level: outcome if isinstance(outcome := _open(level), str) else None for level in levels()}
     return {"level": None if isinstance(chosen, str) else chosen[0], "levels": reasons}
 
 
 @cache
 def function(name: str) -> Callable[..., Any]:
     """A kernel, to be called with the address of its plan and an array of pointers, see `call`."""
-    found = getattr(_chosen()[1], f"regard_{name}")
-    found.argtypes, found.restype = [c_void_p, c_void_p], None
-    return found
+    kernel = getattr(_chosen()[1], f"regard_{name}")
+    kernel.argtypes, kernel.restype = [c_void_p, c_void_p], None
+    return kernel
 
 
 def call(name: str, plan: Structure, pointers: Sequence[int] = ()) -> None:

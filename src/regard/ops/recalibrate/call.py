@@ -117,8 +117,8 @@ def _struct(spec: RecalibrateSpec) -> interface.Recalibrate:
     plan.affine = cpu.plan_affine(
         cpu.AffineSpec(shape, axes, spec.stride, steps(shape, axes), bfloat16, threads, factors=(small,), stream=stream)
     )
-    asked = ((pixels, ("sum",), ()),)
-    plan.reduce, _ = cpu.plan_reduce(cpu.ReduceSpec(shape, spec.stride, axes, bfloat16, asked, threads))
+    requests = ((pixels, ("sum",), ()),)
+    plan.reduce, _ = cpu.plan_reduce(cpu.ReduceSpec(shape, spec.stride, axes, bfloat16, requests, threads))
     plan.reduce.request[0].count = prod(shape[2:])
     if kernel is not None:
         plan.convolve = cpu.plan_convolve((batch, 1, channels), kernel, threads)

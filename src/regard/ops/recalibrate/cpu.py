@@ -117,5 +117,5 @@ def _differentiate_reference(x: Tensor, weights: Weights, fades: bool, dy: Tenso
         kernel, down, down_bias, up, up_bias, strength = map(present.get, range(1, 7))
         return (reference.run(present[0], kernel, down, down_bias, up, up_bias, strength, fades),)
 
-    found = dict(zip(given, differentiate(run, [*given.values()], (dy,)), strict=True))
-    return tuple(map(found.get, range(7)))
+    gradients = dict(zip(given, differentiate(run, [*given.values()], (dy,)), strict=True))
+    return tuple(map(gradients.get, range(7)))

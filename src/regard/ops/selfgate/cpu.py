@@ -106,8 +106,8 @@ def _differentiate_reference(
         assert x is not None
         return (reference.run(x, slope, level, bias, strength, *options, None),)
 
-    found = dict(zip(given, differentiate(run, [*given.values()], (dy,)), strict=True))
-    return tuple(map(found.get, range(5)))
+    gradients = dict(zip(given, differentiate(run, [*given.values()], (dy,)), strict=True))
+    return tuple(map(gradients.get, range(5)))
 
 
 def _period(x: Tensor, parameters: Parameters) -> int:

@@ -64,18 +64,18 @@ def _kernel_kinds(kinds: tuple[str, ...], places: bool) -> list[tuple[str, ...]]
         "max": "max" in kinds,
         "place": "max" in kinds and places,
     }
-    asked = [
+    groups = [
         tuple(name for name, wanted in plain.items() if wanted),
         ("moments",) * ("var" in kinds),
         ("squares",) * ("lp" in kinds),
     ]
-    return [names for names in asked if names]
+    return [names for names in groups if names]
 
 
 def _squeezed(
     kernels: Kernels, x: Tensor, dims: Dims, kinds: tuple[str, ...], gates: tuple[Tensor, ...], places: bool
 ) -> list[dict[str, Tensor]]:
-    """For each of `dims` what was found, the kinds among it."""
+    """For each of `dims` what the kernel gave, the kinds among it."""
     wanted = requests(dims, kinds, gates, places)
     results = iter(kernels.reduce(x, wanted))
     answers = []

@@ -27,7 +27,7 @@ RESULTS = {  # what each kind fills: the name of the result, and of its place in
 }
 
 Shape = tuple[int, ...]
-Asked = tuple[tuple[int, ...], tuple[str, ...], tuple[Shape, ...]]
+RequestSpec = tuple[tuple[int, ...], tuple[str, ...], tuple[Shape, ...]]
 """A `Request`, with the shapes of its factors in their place."""
 
 
@@ -47,7 +47,7 @@ class ReduceSpec(NamedTuple):
     stride: tuple[int, ...]
     axes: tuple[int, ...]
     bfloat16: bool
-    requests: tuple[Asked, ...]
+    requests: tuple[RequestSpec, ...]
     threads: int
     other: tuple[int, ...] | None = None
 
@@ -146,8 +146,8 @@ def cannot_reduce(x: Tensor, requests: Sequence[Request]) -> str | None:
 def _spec(
     x: Tensor, axes: tuple[int, ...], requests: Sequence[Request], other: tuple[int, ...] | None = None
 ) -> ReduceSpec:
-    asked = tuple([(r.dims, r.kinds, tuple([factor.shape for factor in r.factors])) for r in requests])
-    return ReduceSpec(x.shape, x.stride(), axes, x.dtype == torch.bfloat16, asked, torch.get_num_threads(), other)
+    specs = tuple([(r.dims, r.kinds, tuple([factor.shape for factor in r.factors])) for r in requests])
+    return ReduceSpec(x.shape, x.stride(), axes, x.dtype == torch.bfloat16, specs, torch.get_num_threads(), other)
 
 
 def plan_reduce(spec: ReduceSpec) -> tuple[interface.Reduce, list[list[int]]]:
@@ -169,13 +169,15 @@ def plan_reduce(spec: ReduceSpec) -> tuple[interface.Reduce, list[list[int]]]:
     plan.x = operands.next()
     if spec.other is not None:
         plan.other = operands.next()
-    for into, asked, shape in zip(plan.request, spec.requests, shapes, strict=False):
-        _plan_request(into, asked, prod(shape), sizes, operands)
+    for into, request, shape in zip(plan.request, spec.requests, shapes, strict=False):
+        _plan_request(into, request, prod(shape), sizes, operands)
     return plan, shapes
 
 
-def _plan_request(into: interface.Request, asked: Asked, numel: int, sizes: Sequence[int], operands: Operands) -> None:
-    _, kinds, shapes = asked
+def _plan_request(
+    into: interface.Request, request: RequestSpec, numel: int, sizes: Sequence[int], operands: Operands
+) -> None:
+    _, kinds, shapes = request
     factors = [operands.next() for _ in shapes]
     if len(factors) > 3 or sum(map(varies, factors)) > (2 if kinds == ("sum",) else 1):
         raise Cannot("too many factors vary along the fastest axis")

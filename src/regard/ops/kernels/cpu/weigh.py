@@ -19,10 +19,10 @@ def cannot_weigh(x: Tensor, gates: Sequence[Tensor], mean: bool, shift: Tensor |
     shapes = tuple(gate.shape for gate in gates)
     terms = () if shift is None else ((shift.shape,),)
     others = [() if mean else (*shapes[:at], *shapes[at + 1 :]) for at in range(len(gates))]
-    asked = tuple((broadcast_along(gate, x.shape), ("sum",), more) for gate, more in zip(gates, others, strict=True))
+    requests = tuple((broadcast_along(gate, x.shape), ("sum",), more) for gate, more in zip(gates, others, strict=True))
     try:
         cached_affine_plan(AffineSpec(x.shape, axes, stride, stride, bfloat16, threads, shapes, mean, terms))
-        cached_reduce_plan(ReduceSpec(x.shape, stride, axes, bfloat16, asked, threads, other=stride))
+        cached_reduce_plan(ReduceSpec(x.shape, stride, axes, bfloat16, requests, threads, other=stride))
     except Cannot as reason:
         return str(reason)
     return None

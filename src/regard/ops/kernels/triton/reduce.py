@@ -17,7 +17,7 @@ from regard.ops.kernels.triton.launch import bits_along, blocks_of, compiler_opt
 from regard.ops.kernels.triton.reduce_kernel import Results, combine_rows, reduce_tile
 
 Shape = tuple[int, ...]
-Asked = tuple[tuple[int, ...], tuple[str, ...], tuple[Shape, ...]]
+RequestSpec = tuple[tuple[int, ...], tuple[str, ...], tuple[Shape, ...]]
 """A `Request`, with the shapes of its factors in their place."""
 
 
@@ -35,7 +35,7 @@ class ReduceSpec(NamedTuple):
     shape: Shape
     stride: tuple[int, ...]
     axes: tuple[int, ...]
-    requests: tuple[Asked, ...]
+    requests: tuple[RequestSpec, ...]
     other: tuple[int, ...] | None = None
     places: Shape | None = None
 
@@ -57,17 +57,17 @@ def reduce_at(
             x.shape,
             x.stride(),
             axes,
-            tuple(map(_asked, requests)),
+            tuple(map(_spec_of, requests)),
             other=None if other is None else other.stride(),
             places=None if places is None else places.shape,
         )
     )
     factors = tuple(tuple(dense(factor, axes) for factor in request.factors) for request in requests)
     results = [_room(r.kinds, shape, axes, x.device) for r, shape in zip(requests, plan.shapes, strict=True)]
-    found = tuple(it if rows == 1 else _rows(it, rows) for it, rows in zip(results, plan.rows, strict=True))
+    partial = tuple(it if rows == 1 else _rows(it, rows) for it, rows in zip(results, plan.rows, strict=True))
     with torch.cuda.device_of(x):
-        reduce_tile[plan.grid](x, other, places, factors, found, *plan.arguments, **plan.options)
-        for rows, many, result in zip(plan.rows, found, results, strict=True):
+        reduce_tile[plan.grid](x, other, places, factors, partial, *plan.arguments, **plan.options)
+        for rows, many, result in zip(plan.rows, partial, results, strict=True):
             _join(rows, many, result)
     return [{kind: tensor for kind, tensor in result._asdict().items() if tensor is not None} for result in results]
 
@@ -80,13 +80,13 @@ def cannot_reduce(x: Tensor, requests: Sequence[Request]) -> str | None:
         if "place" in request.kinds and (0 in reduced or reduced != sorted(reduced)):
             return "takes the maximum not over images, and over channels and pixels together of contiguous maps only"
     try:
-        plan_reduce(ReduceSpec(x.shape, x.stride(), axes, tuple(map(_asked, requests))))
+        plan_reduce(ReduceSpec(x.shape, x.stride(), axes, tuple(map(_spec_of, requests))))
     except Cannot as reason:
         return str(reason)
     return None
 
 
-def _asked(request: Request) -> Asked:
+def _spec_of(request: Request) -> RequestSpec:
     return request.dims, request.kinds, tuple(factor.shape for factor in request.factors)
 
 

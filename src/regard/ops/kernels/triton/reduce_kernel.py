@@ -68,7 +68,7 @@ def _first(place: tl.tensor, held: tl.tensor, KEPT: tl.constexpr) -> tl.tensor:
 def _answer(
     value: tl.tensor,
     inside: tl.tensor,
-    found: tl.tuple,
+    results: tl.tuple,
     tile: tl.tuple,
     at: tl.tuple,
     size: tl.tuple,
@@ -97,23 +97,23 @@ def _answer(
     else:
         row = row * tl.cdiv(size[3], R) + tile[3]
     to, there = beside(row * length, at, size, KEPT), inside_of(at, size, KEPT)
-    if found.sum is not None:
-        tl.store(found.sum + to, _sum(value, KEPT), mask=there)
-    if found.squares is not None:
-        tl.store(found.squares + to, _sum(value * value, KEPT), mask=there)
-    if found.max is not None:
+    if results.sum is not None:
+        tl.store(results.sum + to, _sum(value, KEPT), mask=there)
+    if results.squares is not None:
+        tl.store(results.squares + to, _sum(value * value, KEPT), mask=there)
+    if results.max is not None:
         best, held = _top(value, inside, KEPT)
-        tl.store(found.max + to, best, mask=there)
-        if found.place is not None:
-            tl.store(found.place + to, _first(place_of(at, size), held, KEPT), mask=there)
-    if found.mean is not None:
+        tl.store(results.max + to, best, mask=there)
+        if results.place is not None:
+            tl.store(results.place + to, _first(place_of(at, size), held, KEPT), mask=there)
+    if results.mean is not None:
         count = _sum(inside.to(tl.float32), KEPT)
         mean = _sum(value, KEPT) / tl.maximum(count, 1)
         deviation = tl.where(inside, value - mean, 0)
-        tl.store(found.mean + to, mean, mask=there)
-        tl.store(found.deviations + to, _sum(deviation * deviation, KEPT), mask=there)
-        if found.counted is not None:
-            tl.store(found.counted + to, count, mask=there)
+        tl.store(results.mean + to, mean, mask=there)
+        tl.store(results.deviations + to, _sum(deviation * deviation, KEPT), mask=there)
+        if results.counted is not None:
+            tl.store(results.counted + to, count, mask=there)
 
 
 @triton.jit
@@ -122,7 +122,7 @@ def reduce_tile(
     other: tl.tensor,
     places: tl.tensor,
     factors: tl.tuple,
-    found: tl.tuple,
+    results: tl.tuple,
     size: tl.tuple,
     x_stride: tl.tuple,
     other_stride: tl.tuple,
@@ -150,11 +150,11 @@ def reduce_tile(
     for k in tl.static_range(len(KEPT)):
         # a factor may be infinite, and where nothing was read stands 0
         value = tl.where(read, whole * product_of(factors[k], at, size, FACTORS[k]), 0)
-        _answer(value, inside, found[k], tile, at, size, KEPT[k], P, Q, R)
+        _answer(value, inside, results[k], tile, at, size, KEPT[k], P, Q, R)
 
 
 @triton.jit
-def combine_rows(rows: tl.tuple, found: tl.tuple, size: tl.tuple, C: tl.constexpr, N: tl.constexpr) -> None:
+def combine_rows(rows: tl.tuple, results: tl.tuple, size: tl.tuple, C: tl.constexpr, N: tl.constexpr) -> None:
     """Of C rows of results one.
 
     Traffic: reads the rows, which together are a small part of the map, and writes one for each C.
@@ -162,21 +162,21 @@ def combine_rows(rows: tl.tuple, found: tl.tuple, size: tl.tuple, C: tl.constexp
     tile, (_, _, c, n) = tile_of(size, 1, C, N)
     at = (0, 0, c.to(tl.int64), n)
     to, there = beside(tile[2].to(tl.int64) * size[3], at, size, 8), inside_of(at, size, 8)
-    if found.sum is not None:
-        tl.store(found.sum + to, _sum(load(rows.sum, at, size, 12), 8), mask=there)
-    if found.squares is not None:
-        tl.store(found.squares + to, _sum(load(rows.squares, at, size, 12), 8), mask=there)
-    if found.max is not None:
+    if results.sum is not None:
+        tl.store(results.sum + to, _sum(load(rows.sum, at, size, 12), 8), mask=there)
+    if results.squares is not None:
+        tl.store(results.squares + to, _sum(load(rows.squares, at, size, 12), 8), mask=there)
+    if results.max is not None:
         best, held = _top(load(rows.max, at, size, 12), inside_of(at, size, 12), 8)
-        tl.store(found.max + to, best, mask=there)
-        if found.place is not None:
-            tl.store(found.place + to, _first(load(rows.place, at, size, 12), held, 8), mask=there)
-    if found.mean is not None:
+        tl.store(results.max + to, best, mask=there)
+        if results.place is not None:
+            tl.store(results.place + to, _first(load(rows.place, at, size, 12), held, 8), mask=there)
+    if results.mean is not None:
         counts, means = load(rows.counted, at, size, 12), load(rows.mean, at, size, 12)
         count = _sum(counts, 8)
         mean = _sum(counts * means, 8) / tl.maximum(count, 1)
         apart = counts * (means - mean) * (means - mean)
-        tl.store(found.mean + to, mean, mask=there)
-        tl.store(found.deviations + to, _sum(load(rows.deviations, at, size, 12) + apart, 8), mask=there)
-        if found.counted is not None:
-            tl.store(found.counted + to, count, mask=there)
+        tl.store(results.mean + to, mean, mask=there)
+        tl.store(results.deviations + to, _sum(load(rows.deviations, at, size, 12) + apart, 8), mask=there)
+        if results.counted is not None:
+            tl.store(results.counted + to, count, mask=there)

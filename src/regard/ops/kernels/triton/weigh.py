@@ -17,10 +17,10 @@ def cannot_weigh(x: Tensor, gates: Sequence[Tensor], mean: bool, shift: Tensor |
     shapes = tuple(gate.shape for gate in gates)
     terms = () if shift is None else ((shift.shape,),)
     others = [() if mean else (*shapes[:at], *shapes[at + 1 :]) for at in range(len(gates))]
-    asked = tuple((broadcast_along(gate, x.shape), ("sum",), more) for gate, more in zip(gates, others, strict=True))
+    requests = tuple((broadcast_along(gate, x.shape), ("sum",), more) for gate, more in zip(gates, others, strict=True))
     try:
         plan_affine(AffineSpec(x.shape, axes, (stride,) * 3, shapes, terms))
-        plan_reduce(ReduceSpec(x.shape, stride, axes, asked, other=stride))
+        plan_reduce(ReduceSpec(x.shape, stride, axes, requests, other=stride))
     except Cannot as reason:
         return str(reason)
     return None

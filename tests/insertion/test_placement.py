@@ -216,7 +216,7 @@ def test_sk_keeps_what_was_learnt_and_goes_without_trace(tmp_path):
 def test_sk_where_there_is_no_convolution_to_stand_beside():
     model = zoo("resnet18")
     assert regard.attach(model, "sk", at="layer1.0.conv1", example=X).sites == ["layer1.0.act1"]
-    with refused("sk stands beside a convolution.*'layer2.0.bn2' is the end of none: try 'layer1.0.act1'"):
+    with refused("sk stands beside a spatial convolution.*'layer2.0.bn2' is the end of none: try 'layer1.0.act1'"):
         regard.attach(model, "sk", at="layer2.0.bn2", example=X, label="second")
     with refused("at='kernels' finds nothing"):
         regard.attach(timm.create_model("mixer_s32_224", img_size=64), "sk", example=X)

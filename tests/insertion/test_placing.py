@@ -40,7 +40,8 @@ def test_there_is_one_list_of_words():
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
     for word in WORDS.values():
         with pytest.raises(
-            UserError, match=f"^at={word.name!r} finds nothing in this Seq.*: the dry run saw no {word.missing};"
+            UserError,
+            match=f"^at={word.name!r} finds nothing in this Seq.*: the dry run saw no {re.escape(word.missing)};",
         ):
             regard.sites(net, word.name, example=X)
 

@@ -1,6 +1,7 @@
 """Where things go, against where attaching puts them."""
 
 import json
+import re
 
 import pytest
 import timm
@@ -39,9 +40,9 @@ def test_there_is_one_list_of_words():
     assert tuple(WORDS) == ("auto", *PLACES)
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
     for word in WORDS.values():
+        missing = re.escape(word.missing)
         with pytest.raises(
-            UserError,
-            match=f"^at={word.name!r} finds nothing in this Seq.*: the dry run saw no {re.escape(word.missing)};",
+            UserError, match=f"^at={word.name!r} finds nothing in this Seq.*: the dry run saw no {missing};"
         ):
             regard.sites(net, word.name, example=X)
 

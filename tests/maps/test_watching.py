@@ -101,12 +101,7 @@ WEIGHTS = {
         (5, (4, 4)),
     ),
     "torchvision's vit": (lambda: torchvision.models.vit_b_32(image_size=64), 12, (2, 12, 5, 5), (1, (2, 2))),
-    "bottleneck": (
-        lambda: timm.create_model("botnet26t_256", img_size=128),
-        None,
-        None,
-        None,
-    ),
+    "bottleneck": (lambda: timm.create_model("botnet26t_256", img_size=128), 3, None, None),
     "non-local": (
         lambda: timm.create_model("resnet18", block_args={"attn_layer": "nl"}),
         8,
@@ -129,8 +124,7 @@ def test_weights_between_tokens(name, fused):
             module.fused_attn = fused
     with torch.no_grad(), regard.record(model, kinds={"token"}) as maps:
         model(torch.randn(2, 3, side, side))
-    assert len(maps) == (count or len(maps))
-    assert maps
+    assert len(maps) == count
     for found in maps:
         assert found.value.dim() == 4
         assert torch.allclose(found.value.sum(-1), torch.ones(()), atol=1e-5)
